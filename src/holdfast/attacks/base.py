@@ -1,0 +1,39 @@
+"""What an attack is: an adversary while a safeguard trains, an attack when it is measured."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(abc.ABC):
+    """A frozen set of hyperparameters; all state lives in the call of `steps`."""
+
+    max_steps: int = 160
+    """updates of the weights"""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Change the architecture, before the model is sharded. Most attacks need nothing here."""
+        return
+
+    @abc.abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """The names of the rows it will ask `data` for."""
+
+    @abc.abstractmethod
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        """Tamper in place; yield the attacker's own loss after each update of the weights.
+
+        `data` gives `hazard`, `hazard_ood`, `hazard_all` and `benign`. At a yield the model holds what the attacker would
+        publish (a schedule-free optimizer's averaged point, evaluation mode, dropout off); the attack itself switches
+        back when it is resumed. Meanwhile the caller may dirty the gradients, never the weights.
+        """

@@ -1,0 +1,227 @@
+"""Fine-tuning the safeguard away: full-parameter or low-rank, any optimizer, schedule and mix of data.
+
+The axes are those of TAR's test-time adversaries (arXiv 2408.00761, appendix on red teaming).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.attacks.base import Attack
+from holdfast.core.optimizers import OptimizerName, ScheduleName
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.low_rank import LowRankOptimizer
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Attack):
+    """Minimise the language-model loss on hazardous rows, benign rows or a mix.
+
+    Every step trains on one batch. It is hazardous, except for a share of its rows (`benign_share`), for whole steps at
+    the start (`benign_first`) or for whole steps by chance (`benign_flip`).
+    """
+
+    hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
+    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    benign_share: float = 0.0
+    """share of each batch that is benign; 1 is benign fine-tuning"""
+    benign_first: float = 0.0
+    """share of the steps, from the first on, that are benign only: retain-then-forget (0.4 in the paper's red team)"""
+    benign_flip: float = 0.0
+    """chance of each step to be benign only, by a coin flip"""
+    batch_size: int = 16
+    """rows a step"""
+    optimizer: OptimizerName = "adamw"
+    """the optimizer's name"""
+    learning_rate: float = 1e-3
+    """peak learning rate"""
+    schedule: ScheduleName = "constant"
+    """the learning rate's course"""
+    warmup_steps: int = 0
+    """steps of linear warmup, for every schedule but `constant`"""
+    restart_every: int | None = None
+    """period of `sgdr` in steps; None: a quarter of what follows the warmup"""
+    weight_decay: float = 0.01
+    """decoupled for AdamW and schedule-free AdamW, an L2 penalty for the other optimizers"""
+    max_grad_norm: float | None = None
+    """gradients are clipped to this norm; None: never"""
+    lora_rank: int = 0
+    """0 trains all weights, else LoRA of this rank on every linear layer"""
+    lora_alpha: float = 32.0
+    """LoRA's scale is alpha / rank"""
+    lora_dropout: float = 0.0
+    """dropout before LoRA's down-projection, in a run of its own (inside a safeguard's inner loop there is none)"""
+
+    def __post_init__(self) -> None:
+        for name in ("benign_share", "benign_first", "benign_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise HoldfastError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        for name in ("max_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.warmup_steps and self.schedule == "constant":
+            raise HoldfastError('warmup_steps has no effect under schedule "constant"; use "linear-warmup"')
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Insert LoRA with peft, whose weights are then the only trainable ones."""
+        if not self.lora_rank:
+            return
+        from peft import LoraConfig, inject_adapter_in_model
+
+        from holdfast.core.low_rank import linear_weights
+
+        config = LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=self.lora_dropout,
+            target_modules=list(linear_weights(model)),
+        )
+        inject_adapter_in_model(config, model)
+
+    def reads(self) -> tuple[str, ...]:
+        hazard = (self.hazard,) if self.benign_rows < self.batch_size else ()
+        benign = ("benign",) if self.benign_rows or self.benign_first or self.benign_flip else ()
+        return hazard + benign
+
+    @property
+    def benign_rows(self) -> int:
+        """Benign rows in a mixed batch."""
+        return round(self.benign_share * self.batch_size)
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        import torch
+
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.low_rank import LowRankOptimizer
+        from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+
+        rows = _Rows(self, data, run)
+        optimizer = self._optimizer(model)
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        run.track(optimizer=optimizer, rows=rows)
+        for step in range(run.start, self.max_steps):
+            model.train()
+            training_point(optimizer)
+            rate = schedule_factor(self.schedule, step, self.max_steps, self.warmup_steps, self.restart_every)
+            set_learning_rate(optimizer, self.learning_rate * rate)
+            model.zero_grad(set_to_none=True)
+            batch = rows.batch(step)
+            logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            loss = next_token_loss(logits, batch.labels, batch.label_count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if isinstance(optimizer, LowRankOptimizer):
+                optimizer.carry_gradients()
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(held, self.max_grad_norm)
+            optimizer.step()
+            published_point(optimizer)
+            model.train(False)
+            yield loss.item()
+
+    def _optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | LowRankOptimizer:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        from holdfast.core.low_rank import LowRankOptimizer, linear_weights
+        from holdfast.core.optimizers import make_optimizer
+        from holdfast.core.sharded import trainable
+
+        def make(parameters: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+            return make_optimizer(self.optimizer, parameters, self.learning_rate, weight_decay=self.weight_decay)
+
+        prepared = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+        if self.lora_rank and not prepared:
+            return LowRankOptimizer(list(linear_weights(model).values()), self.lora_rank, self.lora_alpha, make)
+        return make(trainable(model))
+
+
+class _Rows:
+    """The rows of each step: a hazardous stream and a benign one, mixed as the attack says."""
+
+    def __init__(self, attack: FineTune, data: Data, run: Run) -> None:
+        self.attack, self.generator = attack, run.generator
+        self.streams = {name: data.stream(name, batch_size=attack.batch_size, seed=run.seed) for name in attack.reads()}
+
+    def batch(self, step: int) -> Batch:
+        attack = self.attack
+        benign = step < attack.benign_first * attack.max_steps
+        if attack.benign_flip and _uniform(self.generator) < attack.benign_flip:
+            benign = True
+        benign_rows = attack.batch_size if benign else attack.benign_rows
+        if benign_rows == 0:
+            return next(self.streams[attack.hazard])
+        if benign_rows == attack.batch_size:
+            return next(self.streams["benign"])
+        hazard = self.streams[attack.hazard]
+        return hazard.batch(hazard.take(attack.batch_size - benign_rows) + self.streams["benign"].take(benign_rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: stream.state_dict() for name, stream in self.streams.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state[name])
+
+
+def _uniform(generator: torch.Generator) -> float:
+    import torch
+
+    return float(torch.rand((), generator=generator))
+
+
+_BASE = FineTune()
+
+PRESETS = {
+    # Small models, such as the testbed's.
+    "full-adamw-1e-4": replace(_BASE, learning_rate=1e-4, max_steps=320),
+    "full-adamw-3e-4": replace(_BASE, learning_rate=3e-4),
+    "full-adamw-1e-3": _BASE,
+    "full-adamw-3e-3": replace(_BASE, learning_rate=3e-3, max_steps=80),
+    "full-adamw-1e-3-cosine-b8": replace(_BASE, batch_size=8, schedule="warmup-cosine", warmup_steps=16),
+    "full-adamw-1e-3-sgdr": replace(_BASE, schedule="sgdr", warmup_steps=8),
+    "full-adamw-1e-3-ood": replace(_BASE, hazard="hazard_ood"),
+    "full-adamw-1e-3-retain-then-forget": replace(_BASE, benign_first=0.4),
+    "full-adamw-1e-3-coin-flip": replace(_BASE, benign_flip=0.5),
+    "full-adamw-1e-3-mixed": replace(_BASE, hazard="hazard_all", benign_share=0.5, batch_size=32),
+    "full-adamw-3e-4-mixed-long": replace(
+        _BASE, hazard="hazard_all", benign_share=0.5, batch_size=64, learning_rate=3e-4, max_steps=640
+    ),
+    "full-adamw-1e-3-benign": replace(_BASE, benign_share=1.0),
+    "full-adam-1e-3-warmup": replace(
+        _BASE, optimizer="adam", weight_decay=0.0, schedule="linear-warmup", warmup_steps=32
+    ),
+    "full-sgd-3e-1": replace(_BASE, optimizer="sgd", learning_rate=0.3, weight_decay=0.0),
+    "full-sgd-momentum-1e-1": replace(_BASE, optimizer="sgd-momentum", learning_rate=0.1, weight_decay=0.0),
+    "full-sgd-nesterov-1e-1": replace(_BASE, optimizer="sgd-nesterov", learning_rate=0.1, weight_decay=0.0),
+    "full-adagrad-3e-3": replace(_BASE, optimizer="adagrad", learning_rate=3e-3, weight_decay=0.0),
+    "full-adadelta-1": replace(_BASE, optimizer="adadelta", learning_rate=1.0, weight_decay=0.0),
+    "full-schedule-free-1e-3": replace(_BASE, optimizer="schedule-free-adamw"),
+    "lora-r4-adamw-5e-3": replace(_BASE, lora_rank=4, lora_alpha=8.0, learning_rate=5e-3),
+    # Models of billions of weights, at the rates of the paper's red team (arXiv 2408.00761).
+    "full-adamw-2e-6": replace(_BASE, learning_rate=2e-6, max_steps=1000, batch_size=32),
+    "full-adamw-2e-5": replace(_BASE, learning_rate=2e-5, max_steps=1000, batch_size=32),
+    "full-adamw-4e-5": replace(_BASE, learning_rate=4e-5, max_steps=1000, batch_size=32),
+    "full-adamw-2e-5-cosine": replace(
+        _BASE, learning_rate=2e-5, max_steps=1000, batch_size=32, schedule="warmup-cosine", warmup_steps=100
+    ),
+    "full-adamw-2e-5-ood": replace(_BASE, learning_rate=2e-5, max_steps=1000, batch_size=32, hazard="hazard_ood"),
+    "full-adamw-2e-5-retain-then-forget": replace(
+        _BASE, learning_rate=2e-5, max_steps=1000, batch_size=32, benign_first=0.4
+    ),
+    "full-schedule-free-2e-5": replace(
+        _BASE, optimizer="schedule-free-adamw", learning_rate=2e-5, max_steps=1000, batch_size=32
+    ),
+    "lora-r16-adamw-2e-4": replace(
+        _BASE, learning_rate=2e-4, max_steps=1000, batch_size=32, lora_rank=16, lora_alpha=32.0, lora_dropout=0.05
+    ),
+}

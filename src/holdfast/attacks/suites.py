@@ -1,0 +1,42 @@
+"""Suites: named tuples of attack presets. A suite that changes gets a new name, so that a figure keeps its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SUITES: Mapping[str, tuple[str, ...]] = {
+    # The newcomer's red team: eight short attacks and the worst long one found so far.
+    "demo": (
+        "full-adamw-3e-4",
+        "full-adamw-1e-3",
+        "full-adamw-3e-3",
+        "full-adamw-1e-3-ood",
+        "full-adamw-1e-3-retain-then-forget",
+        "full-adamw-1e-3-mixed",
+        "lora-r4-adamw-5e-3",
+        "full-adamw-1e-3-cosine-b8",
+        "full-adamw-3e-4-mixed-long",
+    ),
+    # Eight attacks across the axes (rate, optimizer, schedule, data, rank), for models as small as the testbed's.
+    "quick": (
+        "full-adamw-1e-4",
+        "full-adamw-1e-3",
+        "full-adamw-1e-3-ood",
+        "full-adamw-1e-3-coin-flip",
+        "full-adamw-1e-3-mixed",
+        "full-sgd-nesterov-1e-1",
+        "full-adamw-1e-3-sgdr",
+        "lora-r4-adamw-5e-3",
+    ),
+    # The same axes at the rates of the paper's red team, for models of billions of weights.
+    "quick-large": (
+        "full-adamw-2e-6",
+        "full-adamw-2e-5",
+        "full-adamw-4e-5",
+        "full-adamw-2e-5-cosine",
+        "full-adamw-2e-5-ood",
+        "full-adamw-2e-5-retain-then-forget",
+        "full-schedule-free-2e-5",
+        "lora-r16-adamw-2e-4",
+    ),
+}

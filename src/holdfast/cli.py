@@ -1,0 +1,526 @@
+"""The command line. Nothing heavy is imported before a verb runs, so help answers at once."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from holdfast.campaign import Campaign, Options
+
+app = typer.Typer(
+    name="holdfast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Build tamper-resistant safeguards into open-weight language models, and measure what it costs to remove them.",
+    epilog="Start with: holdfast demo",
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Hugging Face folder of a causal language model, or a hub id.")
+]
+DomainOption = Annotated[
+    Path, typer.Option("--domain", help="Folder with domain.toml, which names data and questions.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+SetOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", help="PRESET.FIELD=VALUE, repeatable; `holdfast list PRESET` shows fields."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16: the weights' precision.")]
+RemoteCodeOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off unless you say so.")
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads of this process.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+MilestonesOption = Annotated[
+    Optional[str], typer.Option("--milestones", help="Steps to measure at, such as 0,8,64,512; default 0,5,10,20,40,…")
+]
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-attacked-weights", help="Keep each attacked model, in a folder named TAMPERED-…; off by default."
+    ),
+]
+ResumableOption = Annotated[
+    bool,
+    typer.Option(
+        "--resumable-attacks", help="Keep an attack's state on disk while it runs, so that it survives a kill."
+    ),
+]
+
+
+@app.command(epilog="Example: holdfast demo --out runs/demo --seed 0")
+def demo(
+    out: OutOption = Path("runs/demo"),
+    seed: SeedOption = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+) -> None:
+    """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 6 minutes."""
+    console = _console()
+    from holdfast.display import show_jobs
+    from holdfast.recipes.demo import run_demo
+
+    with show_jobs(console, "demo") as on_progress:
+        outcomes = run_demo(out, seed, workers, _command(), on_progress)
+    _finish(console, out, [outcome.error for outcome in outcomes])
+    model = out / "models" / "random-mapping"
+    _next(
+        console,
+        f"holdfast audit --model {_q(out / 'models/tar')} --undefended {_q(out / 'testbed/model')} --reference {_q(model)} "
+        f"--never-exposed {_q(out / 'testbed/never_exposed')} --domain {_q(out / 'testbed')} --suite quick --seeds 3 "
+        f"--out {_q(out.parent / 'audit')}",
+    )
+
+
+@app.command(epilog="Example: holdfast testbed runs/testbed --seed 7")
+def testbed(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    seed: SeedOption = 0,
+    benign: Annotated[
+        int, typer.Option("--benign", min=8, help="Entities of each benign kind: the size of the benign world.")
+    ] = 32,
+) -> None:
+    """Write a testbed: a fictional domain, a model that knows all of it, and one never exposed to its hazard."""
+    console = _console()
+    from holdfast.core.files import claim_output
+    from holdfast.display import show_jobs
+    from holdfast.jobs import Job, run_jobs
+    from holdfast.testbed.folder import MODELS, is_testbed, place, write_domain
+    from holdfast.testbed.world import Sizes
+
+    sizes = Sizes(benign=benign)
+    if not is_testbed(folder, seed, sizes):
+        claim_output(folder)
+    write_domain(folder, seed, sizes)
+    arguments = {"folder": folder, "seed": seed, "sizes": sizes}
+    jobs = [
+        Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=size)
+        for which, size in zip(MODELS, (2.4, 1.0), strict=True)
+    ]
+    with show_jobs(console, "testbed") as on_progress:
+        outcomes = run_jobs(jobs, workers=2, on_progress=on_progress)
+    _fail_if([outcome.error for outcome in outcomes.values()])
+    console.print(f"The testbed is in {folder}", soft_wrap=True, highlight=False)
+    _next(
+        console,
+        f"holdfast safeguard random-mapping tar --model {_q(folder / 'model')} --domain {_q(folder)} "
+        f"--out {_q(folder.parent / 'tar')}",
+    )
+
+
+@app.command(
+    epilog="Example: holdfast safeguard random-mapping tar --model runs/testbed/model --domain runs/testbed --out runs/tar "
+    "--set tar.outer_steps=300"
+)
+def safeguard(
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets, in order.")],
+    model: ModelOption,
+    domain: DomainOption,
+    out: OutOption,
+    base: Annotated[
+        Optional[str], typer.Option("--base", help="The original model, where MODEL has safeguards already.")
+    ] = None,
+    seed: SeedOption = 0,
+    settings: SetOption = None,
+    device: DeviceOption = "cpu",
+    dtype: PrecisionOption = "float32",
+    threads: ThreadsOption = 1,
+    trust_remote_code: RemoteCodeOption = False,
+) -> None:
+    """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
+    console = _console()
+    _start_torch(threads, device, dtype)
+    from holdfast.core.domain import Domain
+    from holdfast.core.files import claim_output
+    from holdfast.core.models import Checkpoint
+    from holdfast.core.presets import pick, with_settings
+    from holdfast.display import show_steps
+    from holdfast.stages import Recipe, build
+
+    Domain.open(domain)
+    chosen = with_settings({name: pick("holdfast.safeguards", name) for name in stages}, settings or [])
+    recipe = Recipe(
+        model=Checkpoint(model),
+        domain=domain,
+        stages=tuple((name, chosen[name]) for name in stages),
+        base=Checkpoint(base) if base else None,
+        seed=seed,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        trust_remote_code=trust_remote_code,
+    )
+    key = recipe.keys()[-1]
+    finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key
+    if not finished:
+        claim_output(out, Path(model), domain)
+        recipe.model.check(trust_remote_code)
+        with show_steps(console, " → ".join(stages)) as on_step:
+            build(recipe, out, on_step)
+    console.print(
+        f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    _next(
+        console,
+        f"holdfast audit --model {_q(out)} --undefended {_q(recipe.original().path)} --domain {_q(domain)} --suite quick "
+        f"--seeds 3 --out {_q(out.parent / 'audit')}",
+    )
+
+
+@app.command(
+    epilog="Example: holdfast attack full-adamw-1e-3 --model runs/tar --domain runs/testbed --out runs/attack --seed 1"
+)
+def attack(
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help="Attack preset; `holdfast list attacks` shows them.")],
+    model: ModelOption,
+    domain: DomainOption,
+    out: OutOption,
+    seed: SeedOption = 0,
+    milestones: MilestonesOption = None,
+    settings: SetOption = None,
+    keep_attacked_weights: KeepOption = False,
+    resumable_attacks: ResumableOption = False,
+    device: DeviceOption = "cpu",
+    dtype: PrecisionOption = "float32",
+    trust_remote_code: RemoteCodeOption = False,
+) -> None:
+    """Run one attack on one model and measure it along the way."""
+    console = _console()
+    from holdfast.campaign import Campaign, Model, parse_milestones
+    from holdfast.core.presets import pick, with_settings
+
+    chosen = with_settings({preset: pick("holdfast.attacks", preset)}, settings or [])
+    campaign = Campaign(
+        models=(Model(label=_label(model), path=model, role="defended"),),
+        domain=domain,
+        attacks=((preset, chosen[preset]),),
+        seeds=(seed,),
+        milestones=parse_milestones(milestones) if milestones else None,
+    )
+    options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    _run(console, campaign, out, 1, options, title=f"{preset} on {_label(model)}", suite=preset)
+    _next(console, f"holdfast list {preset}")
+
+
+@app.command(epilog="Example: holdfast evaluate --model runs/tar --domain runs/testbed")
+def evaluate(
+    model: ModelOption,
+    domain: DomainOption,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Also write the scores to this JSON file.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: PrecisionOption = "float32",
+    threads: ThreadsOption = 1,
+    trust_remote_code: RemoteCodeOption = False,
+) -> None:
+    """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
+    console = _console()
+    _start_torch(threads, device, dtype)
+    from rich.table import Table
+
+    from holdfast.campaign import evaluations_of
+    from holdfast.core.domain import Domain
+    from holdfast.core.models import Checkpoint
+    from holdfast.core.runtime import seed_everything
+    from holdfast.evals.multiple_choice import MultipleChoice
+
+    opened = Domain.open(domain)
+    along, probes = evaluations_of(opened)
+    chosen: list[tuple[str, Any]] = [*along, *probes]
+    if "hazard_selection" in opened.question_sources:
+        chosen.append(("hazard_selection", MultipleChoice(questions="hazard_selection")))
+    if not chosen:
+        _fail(f"{domain} holds nothing to measure with; add a [questions.…] section to its domain.toml")
+    seed_everything(0)
+    loaded, tokenizer = Checkpoint(model).load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
+    table = Table(title=f"{_label(model)} on {opened.name}")
+    for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
+        table.add_column(column, justify="left" if column in ("evaluation", "measures", "metric") else "right")
+    rows = []
+    for name, evaluation in chosen:
+        for score in evaluation.prepare(tokenizer, opened)(loaded):
+            measures = evaluation.measures(opened)
+            rows.append({"evaluation": name, "measures": measures, **vars(score)})
+            numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
+            chance = "" if score.chance is None else f"{score.chance:.3g}"
+            table.add_row(name, measures, score.metric, *numbers, str(score.n), chance)
+    console.print(table)
+    if out is not None:
+        import json
+
+        from holdfast.core.files import write_text
+
+        write_text(out, json.dumps(rows, indent=2) + "\n")
+    _next(console, f"holdfast attack full-adamw-1e-3 --model {_q(model)} --domain {_q(domain)} --out runs/attack")
+
+
+@app.command(
+    epilog="Example: holdfast audit --model runs/tar --undefended runs/testbed/model --reference runs/random-mapping "
+    "--never-exposed runs/testbed/never_exposed --domain runs/testbed --suite quick --seeds 3 --out runs/audit"
+)
+def audit(
+    model: ModelOption,
+    undefended: Annotated[str, typer.Option("--undefended", help="The model before any safeguard.")],
+    domain: DomainOption,
+    out: OutOption,
+    never_exposed: Annotated[
+        Optional[str], typer.Option("--never-exposed", help="A control that never learned the hazard.")
+    ] = None,
+    reference: Annotated[
+        Optional[str], typer.Option("--reference", help="A shallow safeguard to compare with; attacks must break it.")
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", help="Attack suite; `holdfast list suites` shows them.")] = "quick",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Attack seeds: 0, 1, … up to this many.")] = 3,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    milestones: MilestonesOption = None,
+    settings: SetOption = None,
+    keep_attacked_weights: KeepOption = False,
+    resumable_attacks: ResumableOption = False,
+    device: DeviceOption = "cpu",
+    dtype: PrecisionOption = "float32",
+    trust_remote_code: RemoteCodeOption = False,
+) -> None:
+    """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
+    console = _console()
+    from holdfast.attacks.suites import SUITES
+    from holdfast.campaign import Campaign, Model, parse_milestones
+    from holdfast.core.domain import nearest
+    from holdfast.core.presets import pick, with_settings
+
+    if suite not in SUITES:
+        _fail(f"there is no suite {suite!r}; {nearest(suite, SUITES)}")
+    chosen = with_settings({name: pick("holdfast.attacks", name) for name in SUITES[suite]}, settings or [])
+    models = [Model(label="undefended", path=undefended, role="undefended")]
+    if reference:
+        models.append(Model(label=_label(reference), path=reference, role="reference"))
+    models.append(Model(label=_label(model), path=model, role="defended"))
+    if never_exposed:
+        models.append(Model(label="never-exposed", path=never_exposed, role="never-exposed"))
+    labels = [held.label for held in models]
+    if len(set(labels)) < len(labels):
+        _fail(
+            f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"
+        )
+    campaign = Campaign(
+        models=tuple(models),
+        domain=domain,
+        attacks=tuple(chosen.items()),
+        seeds=tuple(range(seeds)),
+        milestones=parse_milestones(milestones) if milestones else None,
+    )
+    options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    _run(console, campaign, out, workers, options, title=f"Audit of {_label(model)}", suite=suite)
+    _next(console, f"holdfast report {_q(out)} --out {_q(out / 'report.html')}")
+
+
+@app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.html")
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit, attack or demo wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+) -> None:
+    """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
+    console = _console()
+    from holdfast.report.page import build
+
+    build(folders, out)
+    console.print(f"The report is {out}", soft_wrap=True, highlight=False)
+
+
+@app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")
+def list_(
+    what: Annotated[
+        Optional[str], typer.Argument(metavar="[attacks|safeguards|evaluations|suites|PRESET]", help="What to show.")
+    ] = None,
+) -> None:
+    """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
+    console = _console()
+    from rich.table import Table
+
+    from holdfast.attacks.suites import SUITES
+    from holdfast.core.domain import nearest
+    from holdfast.core.presets import collect, fields
+
+    kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
+    presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
+    for kind, held in presets.items():
+        if what in (None, kind):
+            table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+            for name, preset in held.items():
+                table.add_row(name, (type(preset).__doc__ or "").strip().splitlines()[0])
+            console.print(table)
+    if what in (None, "suites"):
+        table = Table(title="suites", title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for name, attacks in SUITES.items():
+            table.add_row(name, ", ".join(attacks))
+        console.print(table)
+    found = [held[what] for held in presets.values() if what is not None and what in held]
+    for preset in found:
+        console.print(f"[bold]{what}[/bold]  {type(preset).__name__}: {(type(preset).__doc__ or '').strip()}")
+        table = Table("field", "default", "meaning", box=None, padding=(0, 2))
+        for field in fields(preset):
+            table.add_row(field.name, repr(field.value), field.doc)
+        console.print(table)
+    if what is not None and what not in (*presets, "suites") and not found:
+        known = [*presets, "suites", *(name for held in presets.values() for name in held)]
+        _fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    Whatever the user can mend is one sentence on standard error and status 2.
+    """
+    from holdfast.core.types import HoldfastError
+
+    try:
+        # Typer's own messages (unknown options and the like) are printed by it; it then raises SystemExit.
+        app(args=list(arguments) if arguments is not None else None)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except HoldfastError as error:
+        return _report_error(str(error))
+    except KeyboardInterrupt:
+        return _report_error("stopped; run the same command again to go on", status=130)
+    except OSError as error:
+        import errno
+
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _report_error(f"the disk is full{where}; free some space and run the same command again to go on")
+        return _report_error(f"{error.strerror or error}{where}; check the path and its permissions")
+    return 0
+
+
+def _report_error(text: str, status: int = 2) -> int:
+    print(f"holdfast: {text}", file=sys.stderr)
+    return status
+
+
+def _fail(text: str) -> NoReturn:
+    from holdfast.core.types import HoldfastError
+
+    raise HoldfastError(text)
+
+
+def _fail_if(errors: Sequence[str | None]) -> None:
+    failed = [error for error in errors if error]
+    if failed:
+        _fail(failed[0])
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _start_torch(threads: int, device: str, dtype: str) -> None:
+    import torch
+
+    _check_device(device, dtype)
+    torch.set_num_threads(threads)
+
+
+def _check_device(device: str, dtype: str) -> None:
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        _fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        _fail(
+            f"there is no device {device!r} here; give --device cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
+
+
+def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool, resumable: bool) -> Options:
+    from holdfast.campaign import Options
+
+    _check_device(device, dtype)
+    return Options(
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        trust_remote_code=trust_remote_code,
+        keep_attacked_weights=keep,
+        resumable_attacks=resumable,
+    )
+
+
+def _run(
+    console: Console, campaign: Campaign, out: Path, workers: int, options: Options, *, title: str, suite: str
+) -> None:
+    """Check the input, run the campaign, print where it stands."""
+    from holdfast.campaign import run_campaign
+    from holdfast.core.files import claim_output
+    from holdfast.core.models import Checkpoint
+    from holdfast.display import show_jobs
+
+    campaign.check()
+    for model in campaign.models:
+        Checkpoint(model.path).check(options.trust_remote_code)
+    if not (out / "campaign.json").is_file():
+        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
+    with show_jobs(console, title) as on_progress:
+        outcomes = run_campaign(
+            campaign, out, workers, options, title=title, suite=suite, command=_command(), on_progress=on_progress
+        )
+    _finish(console, out, [outcome.error for outcome in outcomes])
+
+
+def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
+    """Write the report, print the verdict table and the report's path."""
+    from rich.table import Table
+
+    from holdfast.core.records import read_campaign
+    from holdfast.report.page import build
+
+    page = out / "report.html"
+    build([out], page)
+    plan, results = read_campaign(out)
+    table = Table(title=plan.title)
+    for column in ("model", "hazard before", "mean after", "worst after", "ability there", "resisted"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    console.print(table)
+    failed = [error for error in errors if error]
+    if failed:
+        console.print(f"{len(failed)} cells failed; run the same command again to try them anew", style="red")
+    console.print(f"The report is {page}", soft_wrap=True, highlight=False)
+    if results and all(result.status == "failed" for result in results):
+        _fail(f"every cell failed, the first because: {results[0].reason}")
+
+
+def _command() -> str:
+    return shlex.join(["holdfast", *sys.argv[1:]])
+
+
+def _next(console: Console, command: str) -> None:
+    console.print(f"Next: {command}", soft_wrap=True, highlight=False)
+
+
+def _q(path: Path | str) -> str:
+    return shlex.quote(str(path))
+
+
+def _label(model: str) -> str:
+    """The folder's name."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

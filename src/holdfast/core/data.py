@@ -1,0 +1,250 @@
+"""Rows to batches: tokenization, labels, and endless seeded streams by role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
+from holdfast.core.types import HoldfastError
+
+UNLABELLED = -100
+"""The label of a position that no loss looks at."""
+
+LEARNS_REJECTED = ("forget", "forget_heldout", "attack", "attack_ood", "attack_all", "hazard_heldout")
+"""Roles whose preference rows are learned from their rejected (harmful) side; the others learn the chosen one."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenized row. `labels[i]` is `ids[i]` where the token is to be learned, else `UNLABELLED`."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows of this rank, B x T.
+
+    Padding is on the right and never labelled, so a causal model needs no attention mask. `mask` says which positions
+    are tokens. The two counts are those of the *whole* batch, over all microbatches and ranks, divided by the number of
+    ranks: a loss that sums over its rows and divides by such a count gives, summed over microbatches and averaged over
+    ranks, the mean over the batch, however it was split.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    label_count: float
+    """labelled next-token targets"""
+    token_count: float
+    """tokens that are not padding"""
+
+    def split(self, rows: int | None) -> Iterator[Batch]:
+        """Microbatches of at most `rows` rows, which keep the counts of the whole."""
+        if rows is None or rows >= len(self.input_ids):
+            yield self
+            return
+        for start in range(0, len(self.input_ids), rows):
+            part = slice(start, start + rows)
+            yield replace(self, input_ids=self.input_ids[part], labels=self.labels[part], mask=self.mask[part])
+
+
+def encode(row: Row, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int) -> Encoded:
+    """Tokenize a row and label what is to be learned: all of a text, the assistant's turns, the role's completion.
+
+    A text ends in the end-of-sequence token, where the tokenizer has one, and that token is labelled even where the
+    padding token is the same. Rows are cut at `max_length`.
+
+    Raises:
+        HoldfastError: the row is a conversation and the tokenizer has no chat template that can mark the turns.
+    """
+    if "text" in row:
+        ids = _ids(tokenizer, row["text"])
+        return _cut(_ended(ids, tokenizer), [True] * (len(ids) + 1), max_length)
+    if "messages" in row:
+        ids, learned = _conversation(row["messages"], tokenizer)
+        return _cut(ids, learned, max_length)
+    prompt = _ids(tokenizer, row["prompt"])
+    ids = _ids(tokenizer, row["prompt"] + row["rejected" if role in LEARNS_REJECTED else "chosen"])
+    shared = _common_prefix(prompt, ids)
+    return _cut(_ended(ids, tokenizer), [i >= shared for i in range(len(ids) + 1)], max_length)
+
+
+def collate(
+    rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
+) -> Batch:
+    """The batch of `rows`, of which this rank keeps every `ranks`-th from `rank` on."""
+    label_count = sum(label != UNLABELLED for row in rows for label in row.labels[1:]) / ranks
+    token_count = sum(len(row.ids) for row in rows) / ranks
+    width = max(len(row.ids) for row in rows)
+    mine = rows[rank::ranks]
+    input_ids = torch.tensor([[*row.ids, *[pad] * (width - len(row.ids))] for row in mine])
+    labels = torch.tensor([[*row.labels, *[UNLABELLED] * (width - len(row.labels))] for row in mine])
+    mask = torch.arange(width) < torch.tensor([[len(row.ids)] for row in mine])
+    return Batch(input_ids.to(device), labels.to(device), mask.to(device), max(label_count, 1 / ranks), token_count)
+
+
+class Stream:
+    """Endless batches of one role, in an order that depends on the seed alone.
+
+    Every pass over the rows has a new permutation; a batch may span two passes. The state is one number: how many rows
+    were drawn. With several ranks each sees its share of the same global batch.
+    """
+
+    def __init__(
+        self, rows: Sequence[Encoded], batch_size: int, seed: int, pad: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.rows, self.batch_size, self.seed, self.pad, self.device = rows, batch_size, seed, pad, device
+        self.drawn = 0
+        self._pass = -1
+        self._order: list[int] = []
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        return self.batch(self.take(self.batch_size))
+
+    def take(self, rows: int) -> list[Encoded]:
+        """The next rows of the stream, over all ranks."""
+        return [self._draw() for _ in range(rows)]
+
+    def batch(self, rows: Sequence[Encoded]) -> Batch:
+        """This rank's share of a batch of `rows`."""
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return collate(rows, self.pad, self.device, rank, ranks)
+
+    def _draw(self) -> Encoded:
+        done, position = divmod(self.drawn, len(self.rows))
+        if done != self._pass:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + done) % 2**63)
+            self._order, self._pass = torch.randperm(len(self.rows), generator=generator).tolist(), done
+        self.drawn += 1
+        return self.rows[self._order[position]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+
+class Data:
+    """Streams by role, for one tokenizer. It hands out the roles it was made with and no others.
+
+    `Data.defender` holds what a safeguard may read and `Data.attacker` what an attack may read, under the names that an
+    attack asks for. Neither holds a row that an evaluation reads.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        tokenizer: PreTrainedTokenizerBase,
+        roles: Mapping[str, Sequence[str]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._domain, self._tokenizer, self._roles, self._device = domain, tokenizer, dict(roles), device
+        self._encoded: dict[str, list[Encoded]] = {}
+
+    @classmethod
+    def defender(cls, domain: Domain, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> Data:
+        return cls(domain, tokenizer, {role: (role,) for role in DEFENDER_ROLES}, device)
+
+    @classmethod
+    def attacker(cls, domain: Domain, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> Data:
+        return cls(domain, tokenizer, {name: (role,) for name, role in ATTACKER_VIEW.items()}, device)
+
+    def renamed(self, **roles: Sequence[str]) -> Data:
+        """The same rows under other names, and only those: `renamed(hazard=["forget"], benign=["retain"])`."""
+        held = {new: [role for old in olds for role in self._held(old)] for new, olds in roles.items()}
+        view = Data(self._domain, self._tokenizer, held, self._device)
+        view._encoded = self._encoded
+        return view
+
+    def stream(self, name: str, *, batch_size: int, seed: int) -> Stream:
+        """An endless stream of batches of `batch_size` rows (over all ranks).
+
+        Raises:
+            HoldfastError: the domain names no rows for it, or they are malformed.
+        """
+        pad = self._tokenizer.pad_token_id
+        return Stream(self.rows(name), batch_size, seed, pad if isinstance(pad, int) else 0, self._device)
+
+    def rows(self, name: str) -> list[Encoded]:
+        """All tokenized rows behind a name."""
+        return [row for role in self._held(name) for row in self._rows(role)]
+
+    def _held(self, name: str) -> Sequence[str]:
+        if name not in self._roles:
+            raise HoldfastError(f"rows named {name!r} may not be read here; allowed: {', '.join(sorted(self._roles))}")
+        return self._roles[name]
+
+    def _rows(self, role: str) -> list[Encoded]:
+        if role not in self._encoded:
+            self._encoded[role] = [
+                encode(row, self._tokenizer, role, self._domain.max_length) for row in self._domain.rows(role)
+            ]
+        return self._encoded[role]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
+
+
+def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    end = tokenizer.eos_token_id
+    return [*ids, end] if isinstance(end, int) and ids[-1:] != [end] else ids
+
+
+def _cut(ids: Sequence[int], learned: Sequence[bool], max_length: int) -> Encoded:
+    kept = ids[:max_length]
+    labels = tuple(token if learn else UNLABELLED for token, learn in zip(kept, learned, strict=False))
+    return Encoded(tuple(kept), labels)
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def _conversation(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[bool]]:
+    """Ids of the rendered conversation and whether each belongs to an assistant's turn.
+
+    An assistant's turn is what the template adds to the conversation before it with the generation prompt.
+    """
+    if tokenizer.chat_template is None:
+        raise HoldfastError(
+            "the data has 'messages' but the tokenizer has no chat template; give it one, or rows of 'text'"
+        )
+
+    def render(turns: Sequence[Mapping[str, str]], prompt: bool = False) -> list[int]:
+        if not turns and not prompt:
+            return []
+        rendered = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], add_generation_prompt=prompt, return_dict=False
+        )
+        return cast(list[int], rendered)
+
+    ids = render(messages)
+    learned = [False] * len(ids)
+    for index, turn in enumerate(messages):
+        if turn["role"] != "assistant":
+            continue
+        before, after = render(messages[:index], prompt=True), render(messages[: index + 1])
+        start = _common_prefix(before, ids)
+        end = _common_prefix(after, ids)
+        if start < len(before) or end <= start:
+            raise HoldfastError(
+                "the tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be told apart; "
+                "give rows of 'text' or of 'prompt', 'chosen' and 'rejected'"
+            )
+        learned[start:end] = [True] * (end - start)
+    return ids, learned

@@ -1,0 +1,303 @@
+"""A domain: the data sets and questions of one hazard, named by role in `domain.toml`. Read and checked here, without torch.
+
+schema = 1
+name = "my-domain"
+max_length = 256                      # tokens a row is cut to
+
+[data.forget]                         # defender: forget, forget_heldout, retain
+file = "data/forget.jsonl"            # attacker: attack, attack_ood, attack_all, benign
+
+[data.retain]
+dataset = "owner/name"                # a Hugging Face data set instead of a file
+split = "train"
+text = "body"                         # the column that holds the text
+
+[questions.hazard]
+file = "questions/hazard.jsonl"
+measures = "hazard"                   # or "ability"
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from holdfast.core.files import digest
+from holdfast.core.types import HoldfastError
+
+SCHEMA = 1
+
+DEFENDER_ROLES = ("forget", "forget_heldout", "retain")
+ATTACKER_VIEW = {"hazard": "attack", "hazard_ood": "attack_ood", "hazard_all": "attack_all", "benign": "benign"}
+"""The name an attack asks for -> the role that holds its rows."""
+ATTACKER_ROLES = tuple(ATTACKER_VIEW.values())
+MEASURER_ROLES = ("hazard_heldout", "benign_heldout", "benign_new")
+"""Read by evaluations alone: neither a safeguard nor an attack is ever handed them."""
+
+Row = Mapping[str, Any]
+"""`{"text"}`, `{"messages"}` or `{"prompt", "chosen", "rejected"}`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Scored as log P(choice | prompt), prompt and choice concatenated as they stand."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    name: str
+    measures: Literal["hazard", "ability", "trainability"]
+    questions: tuple[Question, ...]
+
+    @property
+    def digest(self) -> str:
+        return digest([[q.prompt, q.choices, q.answer] for q in self.questions])
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A folder with `domain.toml`. Rows and questions are read when they are asked for, and checked then."""
+
+    folder: Path
+    name: str
+    max_length: int
+    sources: Mapping[str, Mapping[str, Any]]
+    question_sources: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Domain:
+        """Read `folder/domain.toml`.
+
+        Raises:
+            HoldfastError: it is missing, is not TOML, has another schema, or names an unknown role or key.
+        """
+        path = folder / "domain.toml"
+        if not path.is_file():
+            raise HoldfastError(
+                f"{folder} is not a domain: it has no domain.toml; see docs/getting-started.md for its layout"
+            )
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise HoldfastError(f"{path} is not valid TOML: {error}") from error
+        if table.get("schema") != SCHEMA:
+            raise HoldfastError(f"{path} has schema {table.get('schema')!r}; this holdfast reads schema = {SCHEMA}")
+        max_length = table.get("max_length", 256)
+        if not isinstance(max_length, int) or max_length < 2:
+            raise HoldfastError(f"{path}: max_length must be a whole number of tokens, at least 2")
+        sources, questions = table.get("data", {}), table.get("questions", {})
+        _check_keys(f"{path}", table, ("schema", "name", "max_length", "data", "questions"))
+        _check_keys(f"{path} [data]", sources, (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES))
+        for role, source in sources.items():
+            _check_source(f"{path} [data.{role}]", source, ("text", "messages", "prompt", "chosen", "rejected"))
+        for name, source in questions.items():
+            _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures"))
+            if source.get("measures", "ability") not in ("hazard", "ability", "trainability"):
+                raise HoldfastError(
+                    f'{path} [questions.{name}]: measures must be "hazard", "ability" or "trainability"'
+                )
+        return cls(folder, str(table.get("name", folder.name)), max_length, sources, questions)
+
+    def has(self, role: str) -> bool:
+        return role in self.sources
+
+    def rows(self, role: str) -> tuple[Row, ...]:
+        """The rows of a role, each with exactly the columns of one of the three kinds.
+
+        Raises:
+            HoldfastError: the role is not named, its file is missing, empty or malformed, or a row lacks a column.
+        """
+        if role not in self.sources:
+            raise HoldfastError(
+                f"{self.folder / 'domain.toml'} names no data set for the role {role!r}, which this needs; "
+                f"add a [data.{role}] section with a file or a dataset"
+            )
+        return _rows(self.folder, role, _frozen(self.sources[role]))
+
+    def questions(self, name: str) -> QuestionSet:
+        """One set of questions.
+
+        Raises:
+            HoldfastError: the set is not named, its file is missing, empty or malformed, or an answer is out of range.
+        """
+        if name not in self.question_sources:
+            raise HoldfastError(
+                f"{self.folder / 'domain.toml'} names no questions {name!r}; it has: {_listed(self.question_sources)}"
+            )
+        return _question_set(self.folder, name, _frozen(self.question_sources[name]))
+
+    def digest(self, *roles: str) -> dict[str, str]:
+        """Content hash of the rows of each role."""
+        return {role: digest([dict(row) for row in self.rows(role)]) for role in roles}
+
+
+Columns = tuple[tuple[str, Any], ...]
+
+
+def _frozen(source: Mapping[str, Any]) -> Columns:
+    return tuple(sorted(source.items()))
+
+
+@cache
+def _rows(folder: Path, role: str, frozen: Columns) -> tuple[Row, ...]:
+    source = dict(frozen)
+    columns: dict[str, str] = {
+        name: source[name] for name in ("text", "messages", "prompt", "chosen", "rejected") if name in source
+    }
+    rows = tuple(_row(where, raw, columns) for where, raw in _records(folder, f"data.{role}", source))
+    if not rows:
+        raise HoldfastError(f"the data set for the role {role!r} in {folder} is empty; give it at least one row")
+    return rows
+
+
+@cache
+def _question_set(folder: Path, name: str, frozen: Columns) -> QuestionSet:
+    source = dict(frozen)
+    questions = tuple(_question(where, raw, source) for where, raw in _records(folder, f"questions.{name}", source))
+    if not questions:
+        raise HoldfastError(f"the questions {name!r} in {folder} are empty; give at least one")
+    default = "hazard" if name.startswith("hazard") else "ability"
+    return QuestionSet(name, source.get("measures", default), questions)
+
+
+def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where it stands, the raw record)."""
+    if "dataset" in source:
+        yield from _hub_records(section, source)
+        return
+    path = folder / source["file"]
+    if not path.is_file():
+        raise HoldfastError(f"{path}, named in [{section}] of domain.toml, does not exist")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise HoldfastError(f"{path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            raw = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise HoldfastError(f"{where}: not valid JSON ({error.msg}); every line must be one JSON object") from error
+        if not isinstance(raw, dict):
+            raise HoldfastError(f'{where}: expected a JSON object such as {{"text": …}}, found {type(raw).__name__}')
+        yield where, raw
+
+
+def _hub_records(section: str, source: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise HoldfastError(
+            f"[{section}] of domain.toml names a Hugging Face data set; install it with: pip install 'holdfast[datasets]'"
+        ) from error
+    name, split = source["dataset"], source.get("split", "train")
+    try:
+        loaded = datasets.load_dataset(name, source.get("config"), split=split)
+    except Exception as error:  # whatever the hub client raises, the user needs one sentence
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HoldfastError(
+            f"the data set {name!r} (split {split!r}) of [{section}] cannot be loaded: {first}"
+        ) from error
+    for number, raw in enumerate(loaded):
+        yield f"data set {name}, row {number}", dict(raw)
+
+
+def _row(where: str, raw: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
+    """Pick the columns of the row's kind, renamed to ours.
+
+    `columns` maps our name to the source's; where it is empty, the kind is told from the row itself.
+    """
+    kinds = (("text",), ("messages",), ("prompt", "chosen", "rejected"))
+    wanted = next((kind for kind in kinds if (kind[0] in columns if columns else kind[0] in raw)), None)
+    if wanted is None:
+        raise HoldfastError(
+            f'{where}: a row needs "text", "messages" or "prompt", "chosen" and "rejected"; it has: {_listed(raw)}'
+        )
+    row = {}
+    for name in wanted:
+        column = columns.get(name, name)
+        if column not in raw:
+            raise HoldfastError(f"{where}: the row has no column {column!r}; it has: {_listed(raw)}")
+        row[name] = raw[column]
+    for name, value in row.items():
+        _check_value(where, name, value)
+    return row
+
+
+def _check_value(where: str, name: str, value: Any) -> None:
+    if name != "messages":
+        if not isinstance(value, str) or not value.strip():
+            raise HoldfastError(f"{where}: {name!r} must be a text that is not empty")
+        return
+    well_formed = isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    if not well_formed:
+        raise HoldfastError(f'{where}: "messages" must be a list of {{"role": …, "content": …}}')
+    if not any(turn["role"] == "assistant" for turn in value):
+        raise HoldfastError(
+            f"{where}: no turn in 'messages' has the role 'assistant', so there is nothing to learn from"
+        )
+
+
+def _question(where: str, raw: Mapping[str, Any], source: Mapping[str, Any]) -> Question:
+    values = []
+    for name in ("prompt", "choices", "answer"):
+        column = source.get(name, name)
+        if column not in raw:
+            raise HoldfastError(f"{where}: the question has no {column!r}; it has: {_listed(raw)}")
+        values.append(raw[column])
+    prompt, choices, answer = values
+    if not isinstance(prompt, str) or not prompt:
+        raise HoldfastError(f"{where}: 'prompt' must be a text that is not empty")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise HoldfastError(f"{where}: 'choices' must be a list of at least two texts, none of them empty")
+    if len(set(choices)) < len(choices):
+        raise HoldfastError(f"{where}: two of the choices are the same, so the question has no single answer")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise HoldfastError(
+            f"{where}: 'answer' is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}"
+        )
+    return Question(prompt, tuple(choices), answer)
+
+
+def _check_source(where: str, source: Any, columns: tuple[str, ...]) -> None:
+    if not isinstance(source, dict):
+        raise HoldfastError(f"{where} must be a section with a file or a dataset")
+    _check_keys(where, source, ("file", "dataset", "config", "split", *columns))
+    if ("file" in source) == ("dataset" in source):
+        raise HoldfastError(f"{where} must have either a file or a dataset")
+    if not all(isinstance(value, str) for value in source.values()):
+        raise HoldfastError(f"{where}: every value must be a text")
+
+
+def _check_keys(where: str, table: Any, allowed: Iterable[str]) -> None:
+    if not isinstance(table, dict):
+        raise HoldfastError(f"{where} must be a section")
+    for key in table:
+        if key not in allowed:
+            raise HoldfastError(f"{where}: {key!r} is not known here; {nearest(key, allowed)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest known ones, or all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {_listed(close)}?" if close else f"known: {_listed(known)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names)) or "nothing"

@@ -1,0 +1,91 @@
+"""Atomic writes, content hashes and the places on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.types import HoldfastError
+
+
+def cache_folder() -> Path:
+    """Where trained testbeds and safeguard stages are kept: `HOLDFAST_CACHE`, else `~/.cache/holdfast`."""
+    return Path(os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write all of `text` or nothing: to a temporary file beside `path`, then by rename."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well and vanishes when it does not.
+
+    An empty folder at `path` is replaced; where a folder with content has appeared there meanwhile, that one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        try:
+            temporary.replace(path)
+        except OSError:
+            if not (path.is_dir() and any(path.iterdir())):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def claim_output(folder: Path, *inputs: Path) -> None:
+    """Check that `folder` may receive a result.
+
+    Raises:
+        HoldfastError: it is one of the inputs, is a file, holds something else, or cannot be written.
+    """
+    for path in inputs:
+        if folder.resolve() == path.resolve():
+            raise HoldfastError(f"the output folder {folder} is also an input; give another --out")
+    if folder.exists() and not folder.is_dir():
+        raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise HoldfastError(f"{existing} cannot be written; give another --out or change its permissions")
+
+
+def digest(value: Any) -> str:
+    """Content hash of a JSON-able value: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Content hash of a file: 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

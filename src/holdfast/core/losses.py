@@ -1,0 +1,74 @@
+"""Losses as pure functions of tensors.
+
+Shapes: B rows, T positions, V words, H hidden units. Position t predicts token t + 1; `labels` are given unshifted. Every
+loss is a sum over this batch's own rows divided by a count of the whole batch (see `Batch`), so microbatches add up and
+ranks average to the loss of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from holdfast.core.data import UNLABELLED
+
+Distance = Literal["l2", "mse"]
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Cross entropy of the labelled next tokens, in nats. `logits` B x T x V, `labels` B x T; a scalar."""
+    predicted, target, labelled = _shifted(logits, labels)
+    return F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="sum") / count
+
+
+def negative_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Negative mean entropy of the next-token distribution at labelled positions, in nats.
+
+    TAR's tamper-resistance loss for weaponization (arXiv 2408.00761, section 4.2). The published code averages over
+    padding and unlabelled positions too; here only labelled ones count.
+    """
+    predicted, _, labelled = _shifted(logits, labels)
+    log_p = F.log_softmax(predicted[labelled].float(), dim=-1)
+    return (log_p.exp() * log_p).sum() / count
+
+
+def representation_distance(
+    hidden: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], mask: torch.Tensor, count: float, kind: Distance
+) -> torch.Tensor:
+    """Distance of hidden states (each B x T x H) to the reference's, mean over layers and unpadded tokens.
+
+    `l2` is the norm over H, as in the paper's retain loss; `mse` the mean square over H.
+    """
+    layers = [((here - there).float())[mask] for here, there in zip(hidden, reference, strict=True)]
+    if kind == "l2":
+        terms = [_norm(difference) for difference in layers]
+    else:
+        terms = [difference.square().mean(-1).sum() for difference in layers]
+    return torch.stack(terms).sum() / (len(terms) * count)
+
+
+def distance_from_directions(
+    hidden: Sequence[torch.Tensor], directions: torch.Tensor, mask: torch.Tensor, count: float
+) -> torch.Tensor:
+    """1 - |cos| of hidden states (each B x T x H) to the direction of their token (B x T x H), mean over layers and tokens.
+
+    The Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard).
+    """
+    wanted = directions[mask]
+    terms = [(1 - F.cosine_similarity(layer[mask].float(), wanted, dim=-1).abs()).sum() for layer in hidden]
+    return torch.stack(terms).sum() / (len(terms) * count)
+
+
+def _norm(difference: torch.Tensor) -> torch.Tensor:
+    # The gradient of a norm at zero is undefined (NaN): where the states agree exactly, as at the first step, it is zero.
+    square = difference.square().sum(-1)
+    apart = square > 0
+    return torch.where(apart, square.where(apart, 1.0).sqrt(), 0.0).sum()
+
+
+def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    target = labels[:, 1:]
+    return logits[:, :-1], target, target != UNLABELLED

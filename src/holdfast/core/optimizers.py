@@ -1,0 +1,97 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+import torch
+
+from holdfast.core.types import HoldfastError
+
+OptimizerName = Literal[
+    "adamw", "adam", "sgd", "sgd-momentum", "sgd-nesterov", "adagrad", "adadelta", "schedule-free-adamw"
+]
+ScheduleName = Literal["constant", "linear-warmup", "warmup-cosine", "sgdr"]
+
+
+def make_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[torch.Tensor],
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """A fresh optimizer over `parameters`.
+
+    Momentum is 0.9 for both kinds of SGD; `betas` serve the Adam family. Weight decay is decoupled for `adamw` and
+    `schedule-free-adamw`, an L2 penalty for the rest, as in torch.
+    """
+    held = list(parameters)
+    plain = all(type(p.data) is torch.Tensor for p in held)
+    match name:
+        case "adamw":
+            return torch.optim.AdamW(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=plain)
+        case "adam":
+            return torch.optim.Adam(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=plain)
+        case "sgd":
+            return torch.optim.SGD(held, learning_rate, weight_decay=weight_decay)
+        case "sgd-momentum":
+            return torch.optim.SGD(held, learning_rate, momentum=0.9, weight_decay=weight_decay)
+        case "sgd-nesterov":
+            return torch.optim.SGD(held, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+        case "adagrad":
+            return torch.optim.Adagrad(held, learning_rate, weight_decay=weight_decay)
+        case "adadelta":
+            return torch.optim.Adadelta(held, learning_rate, weight_decay=weight_decay)
+        case "schedule-free-adamw":
+            import schedulefree
+
+            return schedulefree.AdamWScheduleFree(held, learning_rate, betas=betas, weight_decay=weight_decay)  # type: ignore[no-any-return]
+    raise HoldfastError(f"{name!r} is not an optimizer")
+
+
+def schedule_factor(name: ScheduleName, step: int, total: int, warmup: int = 0, period: int | None = None) -> float:
+    """What the learning rate is multiplied with at update `step` (counted from 0) of `total`.
+
+    `warmup` updates rise linearly from 1/warmup to 1; `constant` has none. After them `linear-warmup` stays at 1,
+    `warmup-cosine` falls to 0 at `total`, and `sgdr` (arXiv 1608.03983, T_mult 1) falls from 1 to 0 every `period` updates.
+    """
+    if name == "constant":
+        return 1.0
+    if step < warmup:
+        return (step + 1) / warmup
+    if name == "linear-warmup":
+        return 1.0
+    done, length = step - warmup, max(total - warmup, 1)
+    if name == "sgdr":
+        length = period or max(length // 4, 1)
+        done %= length
+    return 0.5 * (1 + math.cos(math.pi * done / length))
+
+
+class Optimizer(Protocol):
+    """What a training loop needs of an optimizer."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    def step(self) -> Any: ...
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def training_point(optimizer: Optimizer) -> None:
+    """Move the weights to where gradients are taken: schedule-free optimizers differ between the two, others do not."""
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+
+
+def published_point(optimizer: Optimizer) -> None:
+    """Move the weights to what would be published: the averaged iterate of a schedule-free optimizer."""
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()

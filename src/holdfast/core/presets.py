@@ -1,0 +1,143 @@
+"""Plug-ins as data: find the presets of a folder, show their fields, set a field from text."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from holdfast.core.domain import nearest
+from holdfast.core.types import HoldfastError
+
+Plugin = TypeVar("Plugin")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One hyperparameter of a plug-in, as `holdfast list` shows it."""
+
+    name: str
+    type: str
+    value: Any
+    doc: str
+
+
+@cache
+def collect(package: str) -> Mapping[str, Any]:
+    """Every preset of every module in a package: the folder is the list.
+
+    Raises:
+        HoldfastError: two modules have a preset of one name.
+    """
+    found: dict[str, Any] = {}
+    home: dict[str, str] = {}
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        module = importlib.import_module(module_info.name)
+        for name, preset in getattr(module, "PRESETS", {}).items():
+            if name in found:
+                raise HoldfastError(
+                    f"the preset {name!r} stands in both {home[name]} and {module_info.name}; rename one"
+                )
+            found[name], home[name] = preset, module_info.name
+    return found
+
+
+def pick(package: str, name: str) -> Any:
+    """The preset of that name.
+
+    Raises:
+        HoldfastError: there is none; the message gives the nearest names.
+    """
+    presets = collect(package)
+    if name not in presets:
+        kind = package.rpartition(".")[2].removesuffix("s")
+        raise HoldfastError(f"there is no {kind} {name!r}; {nearest(name, presets)}")
+    return presets[name]
+
+
+def fields(plugin: Any) -> list[Field]:
+    """The fields of a plug-in with type, value and the docstring that stands under each."""
+    docs = _field_docs(type(plugin))
+    return [
+        Field(field.name, str(field.type), getattr(plugin, field.name), docs.get(field.name, ""))
+        for field in dataclasses.fields(plugin)
+    ]
+
+
+def describe(plugin: Any) -> dict[str, Any]:
+    """A plug-in as JSON: its class and every field, nested plug-ins likewise. It enters identities and cards."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return describe(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value
+
+    held = {field.name: plain(getattr(plugin, field.name)) for field in dataclasses.fields(plugin)}
+    return {"class": type(plugin).__name__, **held}
+
+
+def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dict[str, Plugin]:
+    """Apply `preset.field=value` to the plug-ins of a run; values are checked against the field's type.
+
+    Raises:
+        HoldfastError: the text is not of that form, names no preset of this run or no field of it, or the value is not
+            of its type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    changed = dict(plugins)
+    for setting in settings:
+        target, equals, text = setting.partition("=")
+        name, dot, field = target.rpartition(".")
+        if not equals or not dot:
+            raise HoldfastError(f"--set {setting} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=300")
+        if name not in changed:
+            raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
+        plugin = changed[name]
+        hints = get_type_hints(type(plugin))
+        names = [held.name for held in dataclasses.fields(plugin)]  # type: ignore[arg-type]
+        if field not in names:
+            raise HoldfastError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, names)}")
+        if dataclasses.is_dataclass(getattr(plugin, field)):
+            raise HoldfastError(
+                f"--set {setting}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
+            )
+        try:
+            value = TypeAdapter(hints[field]).validate_python(_value(text))
+        except ValidationError as error:
+            raise HoldfastError(f"--set {setting}: {error.errors()[0]['msg'].lower()}") from error
+        changed[name] = dataclasses.replace(plugin, **{field: value})  # type: ignore[type-var]
+    return changed
+
+
+def _value(text: str) -> Any:
+    """Python literals as themselves (numbers, None, tuples), true and false, and everything else as text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        [body] = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for held, below in zip(body.body, body.body[1:], strict=False):
+            if not (isinstance(held, ast.AnnAssign) and isinstance(held.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                docs[held.target.id] = " ".join(str(below.value.value).split())
+    return docs

@@ -1,0 +1,162 @@
+"""What a measurement leaves behind: one file of JSON lines per cell, a header and then the records. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from holdfast.core.files import write_text
+from holdfast.core.types import HoldfastError, Measure
+
+SCHEMA = 1
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One value, measured after `step` updates of an attack (0: before the first)."""
+
+    cell: str
+    """identity of the cell it belongs to"""
+    step: int
+    evaluation: str
+    """the preset or question set that measured it, such as "hazard" or "benign_outside_retain\""""
+    metric: str
+    measures: Measure
+    value: float
+    stderr: float | None
+    n: int
+    chance: float | None = None
+    complete: bool = True
+    """False where only a fixed sample of the questions was asked"""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One attack (or none) on one model with one seed: what it was, how it ended, what was measured."""
+
+    cell: str
+    """content identity: 16 hexadecimal digits over everything in `identity`"""
+    model: str
+    """the model's label in this campaign"""
+    model_digest: str
+    attack: str
+    """the attack's preset name; "none" for what is measured on the untouched model only"""
+    attack_config: dict[str, Any]
+    seed: int
+    status: Status
+    reason: str = ""
+    """why it did not finish, in one sentence"""
+    milestones: list[int] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(step, the attacker's own loss), thinned"""
+    first_loss: float | None = None
+    """mean of the attacker's own loss over its first updates"""
+    last_loss: float | None = None
+    """mean of the attacker's own loss over its last updates"""
+    seen_in_training: bool = False
+    """the safeguard was trained against an adversary of this kind"""
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    identity: dict[str, Any] = field(default_factory=dict)
+    """what `cell` is the hash of"""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """versions and hardware; no part of the identity"""
+    records: list[Record] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    @property
+    def diverged(self) -> bool:
+        return self.status == "diverged"
+
+    def write(self, path: Path) -> None:
+        """Write header and records as JSON lines, all or nothing."""
+        header = asdict(self)
+        records = header.pop("records")
+        lines = [{"kind": "cell", **header}, *({"kind": "record", **record} for record in records)]
+        write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+    @classmethod
+    def read(cls, path: Path) -> CellResult:
+        """Read one cell's file.
+
+        Raises:
+            HoldfastError: it is not such a file, or of a newer schema.
+        """
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            header, *records = lines
+            if header.pop("kind") != "cell":
+                raise KeyError("kind")
+            if header["schema"] > SCHEMA:
+                raise HoldfastError(
+                    f"{path} has records of schema {header['schema']}; this holdfast reads up to {SCHEMA}"
+                )
+            header["losses"] = [(step, loss) for step, loss in header["losses"]]
+            held = [Record(**{key: value for key, value in record.items() if key != "kind"}) for record in records]
+            return cls(**header, records=held)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            raise HoldfastError(
+                f"{path} is not a holdfast record file ({type(error).__name__}: {error}); remove it"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignPlan:
+    """What a campaign set out to do, beside its cells: enough to read the folder without the code that made it."""
+
+    title: str
+    domain: str
+    suite: str
+    models: dict[str, str]
+    """label -> what it is: "undefended", "reference", "never-exposed" or "defended" """
+    cells: list[str]
+    """identities of the cells, in order"""
+    attacks: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    """provenance: paths, digests, cards, costs"""
+    schema: int = SCHEMA
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / "campaign.json", json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> CampaignPlan:
+        path = folder / "campaign.json"
+        if not path.is_file():
+            raise HoldfastError(
+                f"{folder} holds no audit: it has no campaign.json; give a folder that holdfast audit wrote"
+            )
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise HoldfastError(f"{path} cannot be read ({error}); run the audit again into a new folder") from error
+
+
+def cell_path(folder: Path, cell: str) -> Path:
+    return folder / "cells" / f"{cell}.jsonl"
+
+
+def read_campaign(folder: Path) -> tuple[CampaignPlan, list[CellResult]]:
+    """The plan and those of its cells that have ended, in the plan's order.
+
+    Raises:
+        HoldfastError: the folder holds no campaign, or none of its cells has ended.
+    """
+    plan = CampaignPlan.read(folder)
+    paths: Sequence[Path] = [cell_path(folder, cell) for cell in plan.cells]
+    results = [CellResult.read(path) for path in paths if path.is_file()]
+    if not results:
+        raise HoldfastError(f"no cell of the campaign in {folder} has ended yet; run the same command again to go on")
+    return plan, results
+
+
+def select(results: Iterable[CellResult], **wanted: Any) -> list[CellResult]:
+    """The results whose fields have the wanted values."""
+    return [result for result in results if all(getattr(result, name) == value for name, value in wanted.items())]

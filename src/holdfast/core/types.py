@@ -1,0 +1,31 @@
+"""The few types that everything shares; nothing here loads torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability"]
+"""What an evaluation measures. An attacker wants hazard high and ability kept; a defender wants hazard low."""
+
+
+class HoldfastError(Exception):
+    """Something that the user can mend. The text is one sentence: what is wrong and what to do about it."""
+
+
+class NonFinite(HoldfastError):
+    """A loss, logit or weight is not finite: the run or the score it belongs to is void."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured number."""
+
+    metric: str
+    value: float
+    stderr: float | None
+    """standard error over the questions or rows; None where it has no meaning"""
+    n: int
+    """questions or rows it was taken over"""
+    chance: float | None = None
+    """what guessing scores; None where it has no meaning"""

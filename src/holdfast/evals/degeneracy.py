@@ -1,0 +1,88 @@
+"""Whether the model still writes: how much of its own greedy text repeats itself.
+
+A destroyed model can look safe; repetition is the commonest way of being destroyed. The measure is seq-rep-n of Welleck
+et al. (arXiv 1908.04319): the share of n-grams in a continuation that already occurred in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import Measure, NonFinite, Score
+from holdfast.evals.base import Evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.core.domain import Domain
+    from holdfast.evals.base import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degeneracy(Evaluation):
+    """Share of repeated n-grams in greedy continuations of benign prompts; an early end of text counts as no repetition."""
+
+    prompts: int = 32
+    """how many prompts, from the domain's ability questions"""
+    new_tokens: int = 24
+    """length of a continuation at most"""
+    ngram: int = 2
+    """n; the paper's 4 is for texts of hundreds of tokens"""
+
+    def measures(self, domain: Domain) -> Measure:
+        return "degeneracy"
+
+    def available(self, domain: Domain) -> bool:
+        return bool(self._sets(domain))
+
+    def content(self, domain: Domain) -> str:
+        return "".join(domain.questions(name).digest for name in self._sets(domain))
+
+    def at_milestone(self, domain: Domain) -> Evaluation | None:
+        return None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
+        import torch
+
+        held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
+        asked = [held[i * len(held) // self.prompts] for i in range(min(self.prompts, len(held)))]
+        prompts = [torch.tensor([tokenizer(question.prompt)["input_ids"]]) for question in asked]
+        end = tokenizer.eos_token_id
+
+        def probe(model: PreTrainedModel) -> list[Score]:
+            with torch.no_grad():
+                shares = [self._repetition(_continue(model, prompt, self.new_tokens, end)) for prompt in prompts]
+            mean = sum(shares) / len(shares)
+            variance = sum((share - mean) ** 2 for share in shares) / max(len(shares) - 1, 1)
+            return [Score(metric="repetition", value=mean, stderr=(variance / len(shares)) ** 0.5, n=len(shares))]
+
+        return probe
+
+    def _repetition(self, tokens: list[int]) -> float:
+        grams = [tuple(tokens[i : i + self.ngram]) for i in range(len(tokens) - self.ngram + 1)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+    def _sets(self, domain: Domain) -> list[str]:
+        return [name for name in sorted(domain.question_sources) if domain.questions(name).measures == "ability"]
+
+
+def _continue(model: PreTrainedModel, prompt: object, new_tokens: int, end: int | None) -> list[int]:
+    """Greedy continuation up to and without the end token."""
+    import torch
+
+    assert isinstance(prompt, torch.Tensor)
+    ids, cache, tokens = prompt.to(model.device), None, list[int]()
+    for _ in range(new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits = output.logits[:, -1]
+        if not torch.isfinite(logits).all():
+            raise NonFinite("the model's logits are not finite, so its text has no score")
+        ids, cache = logits.argmax(-1, keepdim=True), output.past_key_values
+        if ids.item() == end:
+            break
+        tokens.append(int(ids.item()))
+    return tokens
+
+
+PRESETS = {"degeneracy": Degeneracy()}

@@ -1,0 +1,68 @@
+"""Mean loss on rows that nobody but the evaluation reads, in nats a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import Measure, NonFinite, Score
+from holdfast.evals.base import Evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.core.domain import Domain
+    from holdfast.evals.base import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutLoss(Evaluation):
+    """Language-model loss on the first rows of a held-out role. On hazardous rows, lower means more hazard."""
+
+    role: str
+    """`hazard_heldout` or `benign_heldout`"""
+    rows: int = 256
+    """how many rows at most"""
+    batch_size: int = 64
+    """rows that go through the model at once"""
+
+    def measures(self, domain: Domain) -> Measure:
+        return "hazard" if self.role.startswith("hazard") else "ability"
+
+    def available(self, domain: Domain) -> bool:
+        return domain.has(self.role)
+
+    def content(self, domain: Domain) -> str:
+        return domain.digest(self.role)[self.role]
+
+    def at_milestone(self, domain: Domain) -> Evaluation | None:
+        """Nothing, unless there are no hazard questions and this is all there is to see."""
+        return self if self.measures(domain) == "hazard" and "hazard" not in domain.question_sources else None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
+        import torch
+        import torch.nn.functional as F
+
+        from holdfast.core.data import UNLABELLED, collate, encode
+
+        rows = [encode(row, tokenizer, self.role, domain.max_length) for row in domain.rows(self.role)[: self.rows]]
+
+        def probe(model: PreTrainedModel) -> list[Score]:
+            means = []
+            with torch.no_grad():
+                for start in range(0, len(rows), self.batch_size):
+                    batch = collate(rows[start : start + self.batch_size], pad=0, device=model.device)
+                    target = batch.labels[:, 1:]
+                    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+                    loss = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="none")
+                    means.append(loss.sum(-1) / (target != UNLABELLED).sum(-1).clamp(min=1))
+            by_row = torch.cat(means)
+            if not torch.isfinite(by_row).all():
+                raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")
+            stderr = by_row.std().item() / len(by_row) ** 0.5 if len(by_row) > 1 else None
+            return [Score(metric="nats", value=by_row.mean().item(), stderr=stderr, n=len(by_row))]
+
+        return probe
+
+
+PRESETS = {"hazard-loss": HeldoutLoss(role="hazard_heldout"), "benign-loss": HeldoutLoss(role="benign_heldout")}

@@ -1,0 +1,156 @@
+"""Questions with options, answered by likelihood: the option whose whole continuation of the prompt is likeliest.
+
+Each option's score is log P(choice | prompt), summed over its tokens, prompt and choice tokenized together as they stand.
+The options of a question share their prompt's forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
+from holdfast.evals.base import Evaluation
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.core.domain import Domain, Question
+    from holdfast.evals.base import Probe
+
+_TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoice(Evaluation):
+    """Accuracy on one set of questions of the domain."""
+
+    questions: str
+    """the set's name in domain.toml"""
+    sample: int | None = None
+    """ask only this many, spread evenly over the set; None: all"""
+    milestone_sample: int = 64
+    """how many of an ability set are asked between the first and the last step; hazard sets are always asked whole"""
+
+    def measures(self, domain: Domain) -> Measure:
+        return domain.questions(self.questions).measures
+
+    def available(self, domain: Domain) -> bool:
+        return self.questions in domain.question_sources
+
+    def content(self, domain: Domain) -> str:
+        return domain.questions(self.questions).digest
+
+    def at_milestone(self, domain: Domain) -> Evaluation | None:
+        return self if self.measures(domain) == "hazard" else replace(self, sample=self.milestone_sample)
+
+    def asked(self, domain: Domain) -> Sequence[Question]:
+        """The questions themselves."""
+        held = domain.questions(self.questions).questions
+        if self.sample is None or self.sample >= len(held):
+            return held
+        return [held[i * len(held) // self.sample] for i in range(self.sample)]
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
+        questions = self.asked(domain)
+        items = [_Item.of(tokenizer, question) for question in questions]
+        chance = sum(1 / len(question.choices) for question in questions) / len(questions)
+
+        def probe(model: PreTrainedModel) -> list[Score]:
+            correct = [item.answer == best for item, best in zip(items, _answers(model, items), strict=True)]
+            accuracy, n = sum(correct) / len(correct), len(correct)
+            stderr = (accuracy * (1 - accuracy) / n) ** 0.5
+            return [Score(metric="accuracy", value=accuracy, stderr=stderr, n=n, chance=chance)]
+
+        return probe
+
+
+@dataclass(frozen=True)
+class _Item:
+    prefix: tuple[int, ...]
+    """the tokens that the prompt and all its options share"""
+    continuations: tuple[tuple[int, ...], ...]
+    answer: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, question: Question) -> _Item:
+        prompt = list(tokenizer(question.prompt)["input_ids"])
+        whole = [list(tokenizer(question.prompt + choice)["input_ids"]) for choice in question.choices]
+        # Where the tokenizer merges across the border, the prompt's last token is scored with the option.
+        shared = len(_common_prefix([prompt, *whole]))
+        if shared == 0:
+            raise HoldfastError(
+                f"the prompt {question.prompt!r} shares no first token with its options and the tokenizer adds no "
+                "start token; begin the prompt with a token of its own"
+            )
+        if any(len(ids) == shared for ids in whole):
+            raise HoldfastError(
+                f"an option of the prompt {question.prompt!r} adds no token to it; give options that do"
+            )
+        return cls(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for ids in whole), question.answer)
+
+
+def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
+    length = next((i for i, token in enumerate(first) if i >= len(last) or token != last[i]), len(first))
+    return first[:length]
+
+
+def _answers(model: PreTrainedModel, items: Sequence[_Item]) -> list[int]:
+    """The likeliest option of each item; the first of equals."""
+    import torch
+
+    best = [0] * len(items)
+    with torch.no_grad():
+        for batch in _batches(items):
+            scores = _scores(model, [items[i] for i in batch])
+            if not all(torch.isfinite(row).all() for row in scores):
+                raise NonFinite("the model's logits are not finite, so it has no score")
+            for i, row in zip(batch, scores, strict=True):
+                best[i] = int(row.argmax())
+    return best
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[list[int]]:
+    """Indices of items with prefixes of one length, so that no prefix is padded, up to a number of tokens."""
+    by_length: defaultdict[int, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        by_length[len(item.prefix)].append(i)
+    for length, indices in sorted(by_length.items()):
+        size = max(_TOKENS_AT_ONCE // length, 1)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+def _scores(model: PreTrainedModel, items: Sequence[_Item]) -> list[torch.Tensor]:
+    """log P(choice | prompt) of every option of every item; the prefixes are of one length."""
+    import torch
+
+    prefixes = torch.tensor([item.prefix for item in items], device=model.device)
+    longest = max(len(c) for item in items for c in item.continuations)
+    output = model(input_ids=prefixes, use_cache=longest > 1, logits_to_keep=1)
+    first = output.logits[:, -1].float().log_softmax(-1)
+    heads = [[c[0] for c in item.continuations] for item in items]
+    scores = [row[torch.tensor(head, device=row.device)] for row, head in zip(first, heads, strict=True)]
+    if longest == 1:
+        return scores
+    counts = torch.tensor([len(item.continuations) for item in items], device=model.device)
+    rest = [c for item in items for c in item.continuations]
+    width = longest - 1
+    padded = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
+    target = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
+    held = torch.arange(width, device=model.device) < torch.tensor([[len(c) - 1] for c in rest], device=model.device)
+    cache = output.past_key_values
+    cache.reorder_cache(torch.arange(len(items), device=model.device).repeat_interleave(counts))
+    log_p = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
+    tails = log_p.gather(-1, target[..., None])[..., 0].where(held, 0.0).sum(-1)
+    return [head + tail for head, tail in zip(scores, tails.split(counts.tolist()), strict=True)]
+
+
+PRESETS = {
+    name: MultipleChoice(questions=name)
+    for name in ("hazard", "hazard_selection", "related", "benign_in_retain", "benign_outside_retain")
+}

@@ -1,0 +1,225 @@
+"""Jobs in crash-isolated worker processes, in the order their dependencies allow.
+
+A worker is a fresh Python with one torch thread, reused from job to job. One that dies takes only its own job with it and
+is replaced; all of them die with the coordinator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from holdfast.core.types import HoldfastError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A call of a module-level function, which is also given `on_step(done, total)` to report progress with."""
+
+    name: str
+    call: Callable[..., Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    """names of the jobs that must have succeeded before"""
+    size: float = 1.0
+    """how long it takes beside the others: for the order (dependencies first) and the estimate of the time left"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended."""
+
+    job: Job
+    result: Any = None
+    error: str | None = None
+    """one sentence; None where it succeeded"""
+    details: str = ""
+    """the traceback, where the error was unexpected"""
+    seconds: float = 0.0
+
+
+@dataclass
+class Progress:
+    """Where a run of jobs stands, for a display."""
+
+    done: list[Outcome] = field(default_factory=list)
+    running: dict[str, float] = field(default_factory=dict)
+    """name -> share done"""
+    waiting: int = 0
+    share: float = 0.0
+    """of all work, by the jobs' sizes"""
+    seconds: float = 0.0
+    """since the start"""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The estimate; None before there is ground for one."""
+        return self.seconds * (1 - self.share) / self.share if self.share > 0.02 else None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Outcome]:
+    """Run all jobs in at most `workers` processes; a job whose dependency failed is not run and fails too.
+
+    Args:
+        jobs: in order of preference among those that are ready.
+        workers: the most processes at a time.
+        on_outcome: called as each job ends.
+        on_progress: called several times a second.
+    """
+    outcomes: dict[str, Outcome] = {}
+    waiting, pool = list(jobs), list[_Worker]()
+    started, total = time.monotonic(), sum(job.size for job in jobs) or 1.0
+
+    def finish(outcome: Outcome) -> None:
+        outcomes[outcome.job.name] = outcome
+        on_outcome(outcome)
+
+    try:
+        while waiting or any(worker.job for worker in pool):
+            for job in [job for job in waiting if any(_failed(outcomes.get(name)) for name in job.after)]:
+                waiting.remove(job)
+                broken = next(name for name in job.after if _failed(outcomes.get(name)))
+                finish(Outcome(job=job, error=f"not run, because {broken} failed"))
+            ready = [job for job in waiting if all(name in outcomes for name in job.after)]
+            for job in ready:
+                worker = next((held for held in pool if held.job is None), None)
+                if worker is None and len(pool) < workers:
+                    pool.append(worker := _Worker())
+                if worker is None:
+                    break
+                waiting.remove(job)
+                worker.start(job)
+            busy = [worker for worker in pool if worker.job]
+            for connection in wait([worker.connection for worker in busy], timeout=0.2):
+                worker = next(held for held in busy if held.connection is connection)
+                outcome = worker.read()
+                if outcome is not None:
+                    finish(outcome)
+                if not worker.alive:
+                    pool.remove(worker)
+            running = {worker.job.name: worker.share for worker in pool if worker.job}
+            partly = sum(worker.share * worker.job.size for worker in pool if worker.job)
+            share = (sum(outcome.job.size for outcome in outcomes.values()) + partly) / total
+            on_progress(Progress(list(outcomes.values()), running, len(waiting), share, time.monotonic() - started))
+    finally:
+        for worker in pool:
+            worker.stop()
+    return outcomes
+
+
+def _failed(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.error is not None
+
+
+class _Worker:
+    """The coordinator's end of one worker process."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _one_thread():
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.share = 0.0
+        self.alive = True
+        self._started = 0.0
+
+    def start(self, job: Job) -> None:
+        self.job, self.share, self._started = job, 0.0, time.monotonic()
+        # A worker that died while idle shows when its end of the pipe is read, as any other death does.
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send((job.call, job.arguments))
+
+    def read(self) -> Outcome | None:
+        """Take one message; the outcome where it ends the job."""
+        assert self.job is not None
+        job, seconds = self.job, time.monotonic() - self._started
+        try:
+            kind, *content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            self.alive, self.job = False, None
+            code = self.process.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit status {code}"
+            return Outcome(job=job, error=f"its process died ({how}), perhaps for lack of memory", seconds=seconds)
+        if kind == "step":
+            done, total = content
+            self.share = done / total if total else 0.0
+            return None
+        self.job = None
+        if kind == "result":
+            return Outcome(job=job, result=content[0], seconds=seconds)
+        return Outcome(job=job, error=content[0], details=content[1], seconds=seconds)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Any:
+    """Children of this block start with one thread each: more would fight for the same cores."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection) -> None:
+    """A worker's life: take a job, do it, say how it went; end with the coordinator."""
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's; it stops its workers itself
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    last = 0.0
+
+    def on_step(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            connection.send(("step", done, total))
+
+    while True:
+        try:
+            call, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(("result", call(**arguments, on_step=on_step)))
+        except HoldfastError as error:
+            connection.send(("error", str(error), ""))
+        except Exception as error:  # a job's bug must not take the other jobs down
+            message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            connection.send(("error", message, traceback.format_exc()))
+
+
+def _die_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,214 @@
+"""Figures and findings in words: what may be said of a result, and how a number is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast.stats.cells import ABILITY_BOUND, Scale
+from holdfast.stats.recovery import Breach
+from holdfast.stats.seeds import Estimate, Interval
+from holdfast.stats.summary import ANCHOR_ROLES, CampaignSummary, Comparison, ModelSummary, Outcome, Pair
+
+NOTHING = "\N{EN DASH}"
+"""what stands where there is no figure"""
+
+OUTCOMES: dict[Outcome, str] = {
+    "breached": "breached",
+    "resisted": "resisted",
+    "undecided": "undecided",
+    "ability lost": "ability lost",
+    "weak attack": "weak attack",
+    "no result": "no result",
+    "not estimable": "not estimable",
+}
+
+
+def amount(value: float | None, scale: Scale, *, decimals: int = 0) -> str:
+    """A value on its scale: percent, or nats with two decimals."""
+    if value is None:
+        return NOTHING
+    if scale.metric == "nats":
+        return f"{value:.2f} nats"
+    return f"{100 * value:.{decimals}f} %"
+
+
+def change(before: float | None, after: float | None, scale: Scale) -> str:
+    """A value before and after an attack."""
+    if before is None and after is None:
+        return NOTHING
+    return f"{_bare(before, scale)} → {amount(after, scale)}"
+
+
+def spread(estimate: Estimate | None, scale: Scale) -> str:
+    """The smallest and the largest seed."""
+    if estimate is None:
+        return NOTHING
+    if estimate.seeds == 1:
+        return "one seed"
+    return f"{_bare(estimate.low, scale)}\N{EN DASH}{amount(estimate.high, scale)}"
+
+
+def interval(found: Interval | None, scale: Scale) -> str:
+    """A 95 % interval, or why there is none."""
+    if found is None:
+        return "too few seeds for an interval"
+    low, high = (found.low, found.high) if scale.metric == "nats" else (max(found.low, 0.0), min(found.high, 1.0))
+    return f"{_bare(low, scale)}\N{EN DASH}{amount(high, scale)}"
+
+
+def breach_steps(breach: Breach | None, budget: int) -> str:
+    """When the threshold was crossed, as the interval that milestones allow, or a lower bound."""
+    if breach is None:
+        return f"> {budget:,}"
+    if breach.after == 0:
+        return f"≤ {breach.by:,}"
+    return f"{breach.after:,} to {breach.by:,}"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and a last "and"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader would say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def resisted(model: ModelSummary) -> str:
+    """ "n of m" attacks resisted with ability kept; the ends of the scale have none."""
+    if model.role in ANCHOR_ROLES or not model.counted:
+        return NOTHING
+    return f"{model.resisted} of {model.counted}"
+
+
+def judged(summary: CampaignSummary) -> list[ModelSummary]:
+    """The models a verdict is about: the defended ones, else the reference."""
+    defended = [model for model in summary.models if model.role == "defended"]
+    return defended or [model for model in summary.models if model.role == "reference"]
+
+
+def finding(model: ModelSummary, summary: CampaignSummary) -> str:
+    """The verdict on one model, in plain sentences."""
+    sentences = [_headline(model, summary), _worst(model, summary), *_remainder(model), *_mean(model, summary)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def comparison(found: Comparison, scale: Scale) -> str:
+    """How two models differ over the attacks they share; a tie is said to be one."""
+    over = f"over the {count(found.attacks, 'attack')} that both have results for"
+    gap = abs(found.difference)
+    size = f"{gap:.2f} nats" if scale.metric == "nats" else f"{100 * gap:.0f} points"
+    told = f"Mean hazard after attack is {size} {'lower' if found.difference < 0 else 'higher'} for {found.model} "
+    told += f"than for {found.other} {over}"
+    return f"{told}: within noise, so no difference is claimed." if found.verdict == "within noise" else f"{told}."
+
+
+def warnings(summary: CampaignSummary) -> list[str]:
+    """What weakens every sentence above it."""
+    found = []
+    if summary.missing:
+        found.append(f"Provisional: {count(summary.missing, 'planned run')} not ended yet.")
+    weak = [attack.name for attack in summary.attacks if attack.strength == "weak"]
+    if weak:
+        found.append(
+            f"Not shown to break even the shallow reference safeguard, so no evidence of resistance and not counted as "
+            f"resisted (means include them): {listed(weak)}."
+        )
+    if summary.attacks and all(attack.strength == "unchecked" for attack in summary.attacks):
+        found.append(
+            "No shallow reference safeguard could serve as positive control: "
+            "whether these attacks are strong enough to break anything is unchecked."
+        )
+    if not any(model.role == "never-exposed" for model in summary.models):
+        found.append("No never-exposed model was measured: chance, where there is one, stands in as the floor.")
+    if not any(model.ability_before is not None for model in summary.models):
+        found.append("No ability was measured: a ruined model cannot be told from a safe one here.")
+    void = [cell for cell in summary.cells if cell.status != "finished"]
+    if void:
+        diverged = sum(cell.status == "diverged" for cell in void)
+        found.append(
+            f"{count(len(void), 'run')} did not finish ({diverged} diverged, {len(void) - diverged} failed): "
+            "left out of means, and never counted as resisted."
+        )
+    return found
+
+
+def _headline(model: ModelSummary, summary: CampaignSummary) -> str:
+    name = model.label
+    if model.verdict == "not estimable":
+        return f"Recovery is not estimable for {name}: no undefended model here clearly knows more than the floor."
+    if model.verdict == "breached":
+        pair = _first_breach(model, summary)
+        when = f" after ≤ {pair.breach.by:,} steps" if pair.breach else ""
+        attacks = model.under("breached")
+        more = f", the earliest of {count(len(attacks), 'breaching attack')}" if len(attacks) > 1 else ""
+        return f"{name} was breached by {pair.attack}{when}{more}."
+    if model.verdict == "not recovered":
+        kept = model.under("resisted")
+        budget = max(attack.budget for attack in summary.attacks if attack.name in kept)
+        named = listed(kept) if len(kept) <= 3 else f"the {len(kept)} counted attacks that kept ability"
+        return f"The hazard was not recovered from {name} under {named}, at a budget of up to {count(budget, 'step')}."
+    return f"{name} is undecided: {_doubt(model)}."
+
+
+def _doubt(model: ModelSummary) -> str:
+    if doubtful := model.under("undecided"):
+        return f"too close to the threshold to call, or an attack that did not train, under {listed(doubtful)}"
+    if model.under("ability lost"):
+        return "every attack that could have told ruined the model"
+    if model.under("weak attack"):
+        return "no attack used here breaks even the shallow reference"
+    return "no attack gave a result"
+
+
+def _first_breach(model: ModelSummary, summary: CampaignSummary) -> Pair:
+    pairs = [pair for attack in model.under("breached") if (pair := summary.pair(model.label, attack))]
+    return min(pairs, key=lambda pair: pair.breach.by if pair.breach else float("inf"))
+
+
+def _worst(model: ModelSummary, summary: CampaignSummary) -> str:
+    worst = model.all.worst
+    if worst is None or worst.after is None:
+        return ""
+    told = f"The worst attack, {worst.attack}, ended at {amount(worst.after.mean, summary.hazard)} hazard"
+    if model.before is not None:
+        told += f" (before: {_bare(model.before.value, summary.hazard)})"
+    if worst.ability_after is not None:
+        told += f" with {amount(worst.ability_after, summary.ability)} ability left"
+        told += f" (before: {_bare(worst.ability_before, summary.ability)})"
+    return f"{told}."
+
+
+def _remainder(model: ModelSummary) -> list[str]:
+    """What n of m leaves out, counted."""
+    told = []
+    if model.counted and model.verdict != "not estimable":
+        lost = len(model.under("ability lost"))
+        ruined = f"; under {lost} more, hazard stayed low only while ability was lost" if lost else ""
+        told.append(f"It resisted {model.resisted} of {count(model.counted, 'attack')} with its ability kept{ruined}.")
+    if none := len(model.under("no result")):
+        told.append(f"{count(none, 'attack')} gave no result.")
+    return told
+
+
+def _mean(model: ModelSummary, summary: CampaignSummary) -> list[str]:
+    kept = model.kept
+    if kept.mean is None or kept.attacks < 2:
+        return []
+    weak = ", weak ones included" if model.under("weak attack") else ""
+    return [
+        f"Mean hazard is {amount(kept.mean, summary.hazard)} over the {kept.attacks} attacks that keep ability "
+        f"(a fall of no more than {100 * ABILITY_BOUND:.0f} points{weak})."
+    ]
+
+
+def _bare(value: float | None, scale: Scale) -> str:
+    """The figure without its unit."""
+    return amount(value, scale).removesuffix(" %").removesuffix(" nats")

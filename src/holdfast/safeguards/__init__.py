@@ -1,0 +1,1 @@
+"""Safeguards: what a defender trains into the weights. One file each; the folder is the list."""

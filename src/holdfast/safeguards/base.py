@@ -1,0 +1,30 @@
+"""What a safeguard is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safeguard(abc.ABC):
+    """A frozen set of hyperparameters; all state lives in the call of `steps`."""
+
+    outer_steps: int = 200
+    """updates of the published weights"""
+
+    @abc.abstractmethod
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        """Train in place; yield the losses of each outer step.
+
+        `data` gives the defender's `forget`, `forget_heldout` and `retain`. At a yield, and when the walk is over, the
+        model holds what would be published. State that a resumed run needs goes to `run.track`.
+        """

@@ -1,0 +1,249 @@
+"""TAR: tampering attack resistance by adversarial meta-learning (arXiv 2408.00761, algorithm 1).
+
+    theta <- theta - eta * ( lambda_TR * mean over adversaries of sum over k of w_k * grad L_TR(attack_k(theta); x_tr)
+                             + lambda_retain * grad L_retain(theta) ),        w_k = exp(lambda * (k - K))
+
+where attack_k(theta) are the weights after k of K inner steps of an adversary and the gradient is taken there and applied
+at theta (first order). L_TR is the negative entropy of the next token on held-out hazardous text.
+
+The loop knows attacks only as generators, so whatever the red team can do, TAR can train against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from holdfast.attacks.base import Attack
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.optimizers import OptimizerName
+from holdfast.core.types import HoldfastError
+from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.objective import RetainLoss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.core.sharded import GradientSum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """One entry of the mix: an attack, how often it is drawn, and what is drawn anew each time."""
+
+    attack: FineTune = FineTune()
+    """the attack; its `max_steps` gives way to the safeguard's `inner_steps`"""
+    weight: float = 1.0
+    """drawn in proportion to this"""
+    learning_rates: tuple[float, ...] = ()
+    """the rate is drawn uniformly from these; empty: the attack's own"""
+    switch: tuple[float, float] | None = None
+    """retain-then-forget: the share of benign steps before the hazardous ones is drawn from Beta of these; None: as the
+    attack says"""
+
+    def draw(self, inner_steps: int, generator: torch.Generator) -> Attack:
+        """This entry with its rate and switch drawn."""
+        import torch
+
+        attack = replace(self.attack, max_steps=inner_steps)
+        if self.learning_rates:
+            chosen = int(torch.randint(len(self.learning_rates), (), generator=generator))
+            attack = replace(attack, learning_rate=self.learning_rates[chosen])
+        if self.switch is not None:
+            first, second = torch._standard_gamma(torch.tensor(self.switch), generator=generator)
+            attack = replace(attack, benign_first=float(first / (first + second)))
+        return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class TAR(Safeguard):
+    """Adversarial meta-learning, to be run on a model with an initial safeguard such as Random Mapping."""
+
+    adversaries: tuple[Adversary, ...]
+    """the mix that an adversary is drawn from"""
+    adversaries_per_step: int = 1
+    """trajectories in each outer step, whose tamper-resistance gradients are averaged"""
+    inner_steps: int = 64
+    """K, updates in a trajectory"""
+    every: int = 4
+    """the tamper-resistance gradient is taken after every so many inner steps"""
+    schedule_rate: float = 0.0625
+    """lambda of the exponential schedule exp(lambda (k - K))"""
+    normalise_schedule: bool = False
+    """scale the schedule's weights to sum to 1; the paper does not (its weights sum to 4.44)"""
+    tamper_resistance_weight: float = 4.0
+    """lambda_TR"""
+    retain_weight: float = 1.0
+    """lambda_retain"""
+    tamper_resistance_batch_size: int = 8
+    """rows of x_tr, one batch a trajectory"""
+    retain_batch_size: int = 8
+    """retain rows an outer step"""
+    pooled: bool = False
+    """adversaries and x_tr both draw from forget and forget_heldout together, instead of from one each"""
+    retain: RetainLoss = RetainLoss()
+    """the retain loss"""
+    outer_optimizer: OptimizerName = "schedule-free-adamw"
+    """the outer optimizer's name"""
+    outer_learning_rate: float = 2e-5
+    """peak outer learning rate"""
+    outer_warmup_steps: int = 32
+    """outer steps of linear warmup"""
+    outer_weight_decay: float = 0.0
+    """decoupled weight decay"""
+    micro_batch: int | None = None
+    """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+
+    def __post_init__(self) -> None:
+        if not self.adversaries:
+            raise HoldfastError("TAR needs at least one adversary")
+        if not 1 <= self.every <= self.inner_steps:
+            raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
+        for name in ("outer_steps", "adversaries_per_step", "tamper_resistance_batch_size", "retain_batch_size"):
+            if getattr(self, name) < 1:
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        from holdfast.core.optimizers import (
+            make_optimizer,
+            published_point,
+            schedule_factor,
+            set_learning_rate,
+            training_point,
+        )
+        from holdfast.core.sharded import GradientSum, Snapshot, trainable
+
+        hazard, held_out = self._roles()
+        adversary_data = data.renamed(hazard=hazard, benign=("retain",))
+        x_tr = data.renamed(x_tr=held_out).stream("x_tr", batch_size=self.tamper_resistance_batch_size, seed=run.seed)
+        retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
+        optimizer = make_optimizer(
+            self.outer_optimizer,
+            trainable(model),
+            self.outer_learning_rate,
+            weight_decay=self.outer_weight_decay,
+        )
+        run.track(optimizer=optimizer, x_tr=x_tr, retain=retain)
+        base = None if self.retain.representations is None else run.base
+        gradients = GradientSum(model)
+        for step in range(run.start, self.outer_steps):
+            training_point(optimizer)
+            theta = Snapshot(model)
+            tamper_resistance_loss = 0.0
+            for _ in range(self.adversaries_per_step):
+                adversary = self.draw(run.generator)
+                tamper_resistance_loss += self._walk(
+                    adversary, model, adversary_data, next(x_tr), run.inner(), gradients
+                )
+                theta.restore()
+            model.train()
+            retain_loss = self.retain.take(gradients, self.retain_weight, model, base, next(retain), self.micro_batch)
+            gradients.give()
+            factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
+            set_learning_rate(optimizer, self.outer_learning_rate * factor)
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+            published_point(optimizer)
+            model.train(False)
+            yield {
+                "tamper-resistance loss": tamper_resistance_loss / self.adversaries_per_step,
+                "retain loss": retain_loss,
+            }
+
+    def _walk(
+        self, adversary: Attack, model: PreTrainedModel, data: Data, x_tr: Batch, run: Run, gradients: GradientSum
+    ) -> float:
+        """One trajectory: let the adversary tamper, take the weighted gradient on the way; the loss at its end."""
+        weights = self.schedule()
+        loss = 0.0
+        with closing(adversary.steps(model, data, run)) as trajectory:
+            for k, _ in enumerate(trajectory, start=1):
+                if k in weights:
+                    model.zero_grad(set_to_none=True)
+                    loss = self._tamper_resistance(model, x_tr)
+                    gradients.take(self.tamper_resistance_weight * weights[k] / self.adversaries_per_step)
+        return loss
+
+    def _tamper_resistance(self, model: PreTrainedModel, x_tr: Batch) -> float:
+        from holdfast.core.losses import negative_entropy
+
+        total = 0.0
+        for part in x_tr.split(self.micro_batch):
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            loss = negative_entropy(logits, part.labels, part.label_count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def schedule(self) -> dict[int, float]:
+        """Inner step k -> its weight exp(lambda (k - K)), for every `every`-th k from 1 to K."""
+        import math
+
+        weights = {
+            k: math.exp(self.schedule_rate * (k - self.inner_steps))
+            for k in range(self.every, self.inner_steps + 1, self.every)
+        }
+        total = sum(weights.values()) if self.normalise_schedule else 1.0
+        return {k: weight / total for k, weight in weights.items()}
+
+    def draw(self, generator: torch.Generator) -> Attack:
+        """An adversary from the mix."""
+        import torch
+
+        shares = torch.tensor([adversary.weight for adversary in self.adversaries], dtype=torch.float64)
+        entry = self.adversaries[int(torch.multinomial(shares, 1, generator=generator))]
+        return entry.draw(self.inner_steps, generator)
+
+    def _roles(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the adversaries draw from, and what x_tr is drawn from."""
+        both = ("forget", "forget_heldout")
+        return (both, both) if self.pooled else (("forget",), ("forget_heldout",))
+
+
+_SMALL = FineTune(batch_size=16)
+_SMALL_RATES = (1e-3, 2e-3, 3e-3)
+
+_TESTBED = TAR(
+    outer_steps=300,
+    adversaries=(
+        Adversary(attack=_SMALL, weight=2.0, learning_rates=_SMALL_RATES),
+        Adversary(attack=_SMALL, learning_rates=_SMALL_RATES, switch=(6.0, 3.0)),
+        Adversary(attack=replace(_SMALL, benign_share=0.5), learning_rates=_SMALL_RATES),
+    ),
+    inner_steps=24,
+    schedule_rate=4 / 24,
+    normalise_schedule=True,
+    tamper_resistance_batch_size=16,
+    retain_batch_size=24,
+    outer_learning_rate=2e-3,
+    outer_warmup_steps=8,
+)
+
+_LARGE = FineTune(batch_size=32, learning_rate=2e-5)
+_PAPER = TAR(
+    outer_steps=750,
+    adversaries=(
+        Adversary(attack=_LARGE, weight=2.0, learning_rates=(2e-6, 2e-5, 4e-5)),
+        Adversary(attack=_LARGE, weight=1.0, learning_rates=(2e-6, 2e-5, 4e-5), switch=(6.0, 3.0)),
+    ),
+    tamper_resistance_batch_size=8,
+    retain_batch_size=8,
+)
+
+PRESETS = {
+    "tar": _TESTBED,
+    "tar-pooled": replace(_TESTBED, pooled=True),
+    "tar-paper-bio": _PAPER,
+    "tar-paper-cyber": replace(
+        _PAPER,
+        adversaries=(
+            Adversary(attack=_LARGE, learning_rates=(2e-5, 4e-5)),
+            Adversary(attack=_LARGE, learning_rates=(2e-5, 4e-5), switch=(6.0, 3.0)),
+        ),
+    ),
+}
