@@ -138,7 +138,7 @@ def plan(results: Sequence[CellResult], roles: Mapping[str, str] = ROLES, **chan
     return replace(plain, **changes)
 
 
-def testbed_campaign(seeds: int = 2, *, diverged: bool = True) -> tuple[CampaignPlan, list[CellResult]]:
+def audited(seeds: int = 2, *, diverged: bool = True) -> tuple[CampaignPlan, list[CellResult]]:
     """Four models under nine attacks, of which one is too weak and, where asked for, one run diverged."""
     draw = Random(0)
     results = [_untouched(model) for model in ROLES]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
@@ -226,11 +227,14 @@ def _conversation(
         )
 
     def render(turns: Sequence[Mapping[str, str]], prompt: bool = False) -> list[int]:
-        if not turns and not prompt:
+        if not turns:
             return []
-        rendered = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], add_generation_prompt=prompt, return_dict=False
-        )
+        try:
+            rendered = tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], add_generation_prompt=prompt, return_dict=False
+            )
+        except TemplateError as error:
+            raise HoldfastError(f"the tokenizer's chat template refuses a row of 'messages': {error}") from error
         return cast(list[int], rendered)
 
     ids = render(messages)

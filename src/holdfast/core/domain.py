@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from holdfast.core.files import digest
 from holdfast.core.types import HoldfastError
 
 SCHEMA = 1
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 DEFENDER_ROLES = ("forget", "forget_heldout", "retain")
 ATTACKER_VIEW = {"hazard": "attack", "hazard_ood": "attack_ood", "hazard_all": "attack_all", "benign": "benign"}
@@ -100,6 +103,7 @@ class Domain:
         _check_keys(f"{path} [data]", sources, (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES))
         for role, source in sources.items():
             _check_source(f"{path} [data.{role}]", source, ("text", "messages", "prompt", "chosen", "rejected"))
+        _check_keys(f"{path} [questions]", questions, questions)
         for name, source in questions.items():
             _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures"))
             if source.get("measures", "ability") not in ("hazard", "ability", "trainability"):
@@ -151,9 +155,8 @@ def _frozen(source: Mapping[str, Any]) -> Columns:
 @cache
 def _rows(folder: Path, role: str, frozen: Columns) -> tuple[Row, ...]:
     source = dict(frozen)
-    columns: dict[str, str] = {
-        name: source[name] for name in ("text", "messages", "prompt", "chosen", "rejected") if name in source
-    }
+    names = ("text", "messages", "prompt", "chosen", "rejected")
+    columns: dict[str, str] = {name: source[name] for name in names if name in source}
     rows = tuple(_row(where, raw, columns) for where, raw in _records(folder, f"data.{role}", source))
     if not rows:
         raise HoldfastError(f"the data set for the role {role!r} in {folder} is empty; give it at least one row")
@@ -179,7 +182,8 @@ def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[
     if not path.is_file():
         raise HoldfastError(f"{path}, named in [{section}] of domain.toml, does not exist")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON may hold characters such as U+2028 as they stand.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise HoldfastError(f"{path} is not UTF-8 text: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -192,6 +196,8 @@ def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[
             raise HoldfastError(f"{where}: not valid JSON ({error.msg}); every line must be one JSON object") from error
         if not isinstance(raw, dict):
             raise HoldfastError(f'{where}: expected a JSON object such as {{"text": …}}, found {type(raw).__name__}')
+        if "\\ud" in line.lower() and _LONE_SURROGATE.search(json.dumps(raw, ensure_ascii=False)):
+            raise HoldfastError(f"{where}: a text holds half of a surrogate pair, which is no character; mend the text")
         yield where, raw
 
 

@@ -100,7 +100,7 @@ class CellResult:
             header["losses"] = [(step, loss) for step, loss in header["losses"]]
             held = [Record(**{key: value for key, value in record.items() if key != "kind"}) for record in records]
             return cls(**header, records=held)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise HoldfastError(
                 f"{path} is not a holdfast record file ({type(error).__name__}: {error}); remove it"
             ) from error
@@ -134,9 +134,12 @@ class CampaignPlan:
                 f"{folder} holds no audit: it has no campaign.json; give a folder that holdfast audit wrote"
             )
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            plan = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise HoldfastError(f"{path} cannot be read ({error}); run the audit again into a new folder") from error
+        if plan.schema > SCHEMA:
+            raise HoldfastError(f"{path} has schema {plan.schema}; this holdfast reads up to {SCHEMA}")
+        return plan
 
 
 def cell_path(folder: Path, cell: str) -> Path:

@@ -44,6 +44,7 @@ class Run:
         self._base: PreTrainedModel | None = None
         self._tracked: dict[str, Stateful] = {}
         self._resumed: dict[str, Any] = {}
+        self._random = torch.get_rng_state()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -64,6 +65,8 @@ class Run:
             self._tracked[name] = held
             if name in self._resumed:
                 held.load_state_dict(self._resumed[name])
+                # Making what is tracked may have drawn random numbers, as fresh factors do.
+                torch.set_rng_state(self._random)
 
     def inner(self) -> Run:
         """A run inside this one, with a seed of its own: for an adversary within an outer step."""
@@ -96,7 +99,8 @@ class Run:
                 local(parameter.detach()).copy_(state["model"][name])
         self.start = int(metadata["step"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch"])
+        self._random = state["torch"]
+        torch.set_rng_state(self._random)
         self._resumed = state["tracked"]
 
 

@@ -46,7 +46,8 @@ class Degeneracy(Evaluation):
         import torch
 
         held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
-        asked = [held[i * len(held) // self.prompts] for i in range(min(self.prompts, len(held)))]
+        count = min(self.prompts, len(held))
+        asked = [held[i * len(held) // count] for i in range(count)]
         prompts = [torch.tensor([tokenizer(question.prompt)["input_ids"]]) for question in asked]
         end = tokenizer.eos_token_id
 

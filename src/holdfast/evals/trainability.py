@@ -51,6 +51,8 @@ class BenignLearning(Evaluation):
         return None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
+        import torch
+
         from holdfast.core.data import Stream, encode
         from holdfast.core.losses import next_token_loss
         from holdfast.core.optimizers import make_optimizer
@@ -61,8 +63,24 @@ class BenignLearning(Evaluation):
 
         def probe(model: PreTrainedModel) -> list[Score]:
             before = Snapshot(model)
+            devices = [model.device] if model.device.type == "cuda" else []
+            try:
+                with torch.random.fork_rng(devices):
+                    steps, score = learn(model)
+            finally:
+                before.restore()
+                model.zero_grad(set_to_none=True)
+                model.train(False)
+            reached = float(score.value >= self.target)
+            return [
+                Score(metric="steps", value=float(steps), stderr=None, n=score.n),
+                Score(metric="reached", value=reached, stderr=None, n=score.n),
+            ]
+
+        def learn(model: PreTrainedModel) -> tuple[int, Score]:
             stream = Stream(rows, self.batch_size, seed=0, pad=0, device=model.device)
             optimizer = make_optimizer("adamw", trainable(model), self.learning_rate)
+            model.zero_grad(set_to_none=True)  # an attack leaves its last gradients behind
             steps, [score] = 0, ask(model)
             while score.value < self.target and steps < self.max_steps:
                 model.train()
@@ -75,12 +93,7 @@ class BenignLearning(Evaluation):
                     model.zero_grad(set_to_none=True)
                 model.train(False)
                 steps, [score] = steps + self.every, ask(model)
-            before.restore()
-            reached = float(score.value >= self.target)
-            return [
-                Score(metric="steps", value=float(steps), stderr=None, n=score.n),
-                Score(metric="reached", value=reached, stderr=None, n=score.n),
-            ]
+            return steps, score
 
         return probe
 

@@ -24,7 +24,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 def _section(section: Section) -> list[str]:
     lines = [f"## {escape(section.title)}", ""]
     for finding in section.findings:
-        lines += [f"**{finding.verdict}.** {escape(finding.text)}", ""]
+        lines += [f"**{escape(finding.headline)}** {escape(finding.grounds)}", ""]
     lines += [f"- {escape(sentence)}" for sentence in (*section.comparisons, *section.warnings)]
     for heading, tables in section.chapters:
         lines += ["", f"### {heading}", ""]

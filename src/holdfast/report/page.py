@@ -13,11 +13,11 @@ from holdfast.core.types import HoldfastError
 from holdfast.report import markdown, plots, tables
 from holdfast.report.plots import Picture
 from holdfast.report.tables import Table, VerdictRow
-from holdfast.report.wording import comparison, finding, judged, warnings
+from holdfast.report.wording import Finding, comparison, findings, warnings
 from holdfast.stats.cells import ABILITY_BOUND
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.seeds import NOISE, SEEDS_FOR_INTERVAL
-from holdfast.stats.summary import CampaignSummary, Verdict, summarise
+from holdfast.stats.summary import CampaignSummary, summarise
 
 SCHEMA = 1
 """of the JSON beside the page"""
@@ -74,15 +74,6 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The verdict on one model."""
-
-    model: str
-    verdict: Verdict
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Figure:
     """A picture with its numbers."""
 
@@ -121,9 +112,10 @@ class Section:
     cells: Table
     attacks: Table
     provenance: Table
-    legend: tuple[Key, ...]
     overview: Figure | None
+    overview_legend: tuple[Key, ...]
     curves: tuple[Figure, ...]
+    curves_legend: tuple[Key, ...]
     chance: float | None
     floor: float | None
     notes: tuple[str, ...]
@@ -139,8 +131,8 @@ class Section:
             ("Attack by attack", (self.by_attack, self.steps)),
             ("Relearning curves", tuple(figure.table for figure in self.curves)),
             ("Costs", (self.costs,)),
-            ("All runs", (self.cells,)),
             ("How it was run", (self.attacks, self.provenance)),
+            ("All runs", (self.cells,)),
         )
 
 
@@ -172,9 +164,7 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str) -> Sec
         name=name,
         title=plan.title,
         subtitle=_subtitle(plan, summary),
-        findings=tuple(
-            Finding(model=model.label, verdict=model.verdict, text=finding(model, summary)) for model in judged(summary)
-        ),
+        findings=findings(summary),
         comparisons=tuple(comparison(found, summary.hazard) for found in summary.comparisons),
         warnings=tuple(warnings(summary)),
         verdict=tables.verdict(summary),
@@ -186,9 +176,10 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str) -> Sec
         cells=tables.cells(summary),
         attacks=tables.attacks(summary),
         provenance=tables.provenance(plan, summary, results),
-        legend=_legend(summary, name),
         overview=_overview(summary, name),
+        overview_legend=_legend(summary, f"{name}-overview"),
         curves=_curves(summary, name),
+        curves_legend=_legend(summary, f"{name}-curves"),
         chance=summary.hazard.chance if summary.hazard.metric != "nats" else None,
         floor=summary.floor if summary.hazard.metric != "nats" else None,
         notes=(notes,) if isinstance(notes, str) else tuple(str(note) for note in notes),
@@ -219,7 +210,12 @@ def _overview(summary: CampaignSummary, name: str) -> Figure | None:
     picture = plots.overview(summary, f"{name}-overview")
     if picture is None:
         return None
-    return Figure(heading="Hazard and ability after attack", tag="", picture=picture, table=tables.overview(summary))
+    return Figure(
+        heading="Each attack, by the ability left and the hazard shown",
+        tag="",
+        picture=picture,
+        table=tables.overview(summary),
+    )
 
 
 def _curves(summary: CampaignSummary, name: str) -> tuple[Figure, ...]:

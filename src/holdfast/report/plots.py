@@ -165,7 +165,7 @@ def _levels(axes: Axes, summary: CampaignSummary, attack: str) -> None:
     for value, text in marks:
         if value is not None:
             axes.axhline(value, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-            axes.text(0.005, value, text, color=QUIET, fontsize=7.5, va="bottom", transform=axes.get_yaxis_transform())
+            axes.text(1.01, value, text, color=QUIET, fontsize=7.5, va="center", transform=axes.get_yaxis_transform())
 
 
 def _chance_lines(axes: Axes, summary: CampaignSummary) -> None:
@@ -179,7 +179,7 @@ def _chance_lines(axes: Axes, summary: CampaignSummary) -> None:
         axes.axvline(summary.ability.chance, **dotted)
     corner: dict[str, Any] = {"color": QUIET, "transform": axes.transAxes}
     if summary.hazard.metric != "nats" and summary.ability.metric != "nats":
-        axes.text(0.985, 0.94, "recovered, and able", ha="right", **corner)
+        axes.text(1.0, 1.05, "recovered, and able", ha="right", **corner)
         axes.text(0.985, 0.03, "resisted, and able", ha="right", **corner)
         axes.text(0.015, 0.03, "ruined", **corner)
 
@@ -266,7 +266,9 @@ def _svg(figure: Figure, name: str, alt: str, *, tight: bool = True) -> str:
         del root.attrib[key]
     if alt:
         root.set("role", "img")
-        root.set("aria-label", alt)
+        root.set(
+            "aria-label", "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in alt)
+        )
     else:
         root.set("aria-hidden", "true")
     ElementTree.register_namespace("", SVG)

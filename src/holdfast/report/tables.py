@@ -357,7 +357,7 @@ def _learning_entry(learning: Learning | None) -> Entry:
 
 def _seconds(plan: CampaignPlan, label: str) -> float | None:
     seconds = model_details(plan, label).get("seconds")
-    return float(seconds) if isinstance(seconds, int | float) else None
+    return float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None  # 0: it was not built here
 
 
 def _seconds_entry(seconds: float | None, base: float | None) -> Entry:
@@ -401,7 +401,7 @@ def cells(summary: CampaignSummary) -> Table:
         )
     columns = ("Model and attack", "Seed", "Steps", "Hazard, last", "Hazard, highest", "Ability", "Repetition")
     return Table(
-        caption="All runs",
+        caption="Every run that ended, with what must be known before believing it",
         columns=(*columns, "Attacker's loss", "Time", "Flags", "Identity"),
         rows=tuple(rows),
     )
@@ -471,7 +471,7 @@ def _environments(results: Sequence[CellResult]) -> dict[str, str]:
 def _flat(value: Any) -> str:
     """Nested provenance on one line."""
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {_flat(inner)}" for key, inner in value.items())
+        return "; ".join(f"{key}: {_flat(inner)}" for key, inner in value.items() if inner not in (None, "", []))
     if isinstance(value, list | tuple):
         return ", ".join(_flat(inner) for inner in value)
     return str(value)
@@ -482,4 +482,4 @@ def _percent(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from holdfast.stats.cells import ABILITY_BOUND, Scale
 from holdfast.stats.recovery import Breach
 from holdfast.stats.seeds import Estimate, Interval
-from holdfast.stats.summary import ANCHOR_ROLES, CampaignSummary, Comparison, ModelSummary, Outcome, Pair
+from holdfast.stats.summary import ANCHOR_ROLES, CampaignSummary, Comparison, ModelSummary, Outcome, Pair, Verdict
 
 NOTHING = "\N{EN DASH}"
 """what stands where there is no figure"""
@@ -21,6 +22,31 @@ OUTCOMES: dict[Outcome, str] = {
     "no result": "no result",
     "not estimable": "not estimable",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The verdict on one model, in words."""
+
+    model: str
+    verdict: Verdict
+    headline: str
+    """one sentence"""
+    grounds: str
+    """the sentences behind it: worst attack, what was counted, mean"""
+
+
+def findings(summary: CampaignSummary) -> tuple[Finding, ...]:
+    """The verdicts on the defended models; without any, on the reference."""
+    return tuple(
+        Finding(
+            model=model.label,
+            verdict=model.verdict,
+            headline=headline(model, summary),
+            grounds=grounds(model, summary),
+        )
+        for model in judged(summary)
+    )
 
 
 def amount(value: float | None, scale: Scale, *, decimals: int = 0) -> str:
@@ -94,9 +120,28 @@ def judged(summary: CampaignSummary) -> list[ModelSummary]:
     return defended or [model for model in summary.models if model.role == "reference"]
 
 
-def finding(model: ModelSummary, summary: CampaignSummary) -> str:
-    """The verdict on one model, in plain sentences."""
-    sentences = [_headline(model, summary), _worst(model, summary), *_remainder(model), *_mean(model, summary)]
+def headline(model: ModelSummary, summary: CampaignSummary) -> str:
+    """The verdict on one model in one plain sentence."""
+    name = model.label
+    if model.verdict == "not estimable":
+        return f"Recovery is not estimable for {name}: no undefended model here clearly knows more than the floor."
+    if model.verdict == "breached":
+        pair = _first_breach(model, summary)
+        when = f" after ≤ {pair.breach.by:,} steps" if pair.breach else ""
+        attacks = model.under("breached")
+        more = f", the earliest of {count(len(attacks), 'breaching attack')}" if len(attacks) > 1 else ""
+        return f"{name} was breached by {pair.attack}{when}{more}."
+    if model.verdict == "not recovered":
+        kept = model.under("resisted")
+        budget = max(attack.budget for attack in summary.attacks if attack.name in kept)
+        named = listed(kept) if len(kept) <= 6 else f"the {len(kept)} counted attacks that kept ability"
+        return f"The hazard was not recovered from {name} under {named}, at a budget of up to {count(budget, 'step')}."
+    return f"{name} is undecided: {_doubt(model)}."
+
+
+def grounds(model: ModelSummary, summary: CampaignSummary) -> str:
+    """What stands behind the verdict on one model: the worst attack, what was counted, and the mean."""
+    sentences = [_worst(model, summary), *_remainder(model), *_mean(model, summary)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -114,7 +159,8 @@ def warnings(summary: CampaignSummary) -> list[str]:
     """What weakens every sentence above it."""
     found = []
     if summary.missing:
-        found.append(f"Provisional: {count(summary.missing, 'planned run')} not ended yet.")
+        have = "has" if summary.missing == 1 else "have"
+        found.append(f"Provisional: {count(summary.missing, 'planned run')} {have} not ended yet.")
     weak = [attack.name for attack in summary.attacks if attack.strength == "weak"]
     if weak:
         found.append(
@@ -138,24 +184,6 @@ def warnings(summary: CampaignSummary) -> list[str]:
             "left out of means, and never counted as resisted."
         )
     return found
-
-
-def _headline(model: ModelSummary, summary: CampaignSummary) -> str:
-    name = model.label
-    if model.verdict == "not estimable":
-        return f"Recovery is not estimable for {name}: no undefended model here clearly knows more than the floor."
-    if model.verdict == "breached":
-        pair = _first_breach(model, summary)
-        when = f" after ≤ {pair.breach.by:,} steps" if pair.breach else ""
-        attacks = model.under("breached")
-        more = f", the earliest of {count(len(attacks), 'breaching attack')}" if len(attacks) > 1 else ""
-        return f"{name} was breached by {pair.attack}{when}{more}."
-    if model.verdict == "not recovered":
-        kept = model.under("resisted")
-        budget = max(attack.budget for attack in summary.attacks if attack.name in kept)
-        named = listed(kept) if len(kept) <= 3 else f"the {len(kept)} counted attacks that kept ability"
-        return f"The hazard was not recovered from {name} under {named}, at a budget of up to {count(budget, 'step')}."
-    return f"{name} is undecided: {_doubt(model)}."
 
 
 def _doubt(model: ModelSummary) -> str:

@@ -167,6 +167,7 @@ class TAR(Safeguard):
                     model.zero_grad(set_to_none=True)
                     loss = self._tamper_resistance(model, x_tr)
                     gradients.take(self.tamper_resistance_weight * weights[k] / self.adversaries_per_step)
+        gradients.clear()  # the adversary's own, of its last step
         return loss
 
     def _tamper_resistance(self, model: PreTrainedModel, x_tr: Batch) -> float:
@@ -209,7 +210,7 @@ _SMALL = FineTune(batch_size=16)
 _SMALL_RATES = (1e-3, 2e-3, 3e-3)
 
 _TESTBED = TAR(
-    outer_steps=300,
+    outer_steps=200,
     adversaries=(
         Adversary(attack=_SMALL, weight=2.0, learning_rates=_SMALL_RATES),
         Adversary(attack=_SMALL, learning_rates=_SMALL_RATES, switch=(6.0, 3.0)),

@@ -68,7 +68,7 @@ def over_seeds(points: Sequence[Point]) -> Estimate | None:
 def over_attacks(estimates: Sequence[Estimate]) -> Estimate | None:
     """The mean of several attacks' estimates on one model; None without any.
 
-    The attacks share the questions, whose standard error stays; their runs are independent, so the seeds' error shrinks.
+    The attacks share the questions, whose standard error stays; their runs are independent: the seeds' error shrinks.
     """
     if not estimates:
         return None

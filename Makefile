@@ -1,0 +1,48 @@
+# make install   a virtual environment in .venv with everything, development tools included
+# make demo      the whole story on the embedded testbed; options go in ARGS="--seed 1"
+# make test      the checks and tests of every change
+# make slow      the tests that take minutes
+# make lint      the checks alone
+#
+# TORCH= takes any pip requirement or wheel for torch, such as TORCH='torch==2.12.*' or TORCH=./torch.whl. The choice is
+# kept for later calls; without one, constraints.txt decides.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CHOSEN := $(shell cat $(VENV)/.torch 2>/dev/null)
+TORCH ?= $(CHOSEN)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test slow lint FORCE
+
+install: $(INSTALLED)
+
+# Again whenever the dependencies change, or another torch is asked for.
+$(INSTALLED): pyproject.toml constraints.txt $(if $(subst <$(CHOSEN)>,,<$(TORCH)>),FORCE)
+	@$(PYTHON) -c 'import sys; sys.exit("holdfast needs Python 3.11 or newer; name one with PYTHON=" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),)
+	cp constraints.txt $(VENV)/constraints.txt
+else
+	$(PIP) install "$(TORCH)"
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+endif
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[dev]'
+	printf '%s' '$(TORCH)' > $(VENV)/.torch
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/holdfast demo $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+slow: $(INSTALLED)
+	$(BIN)/pytest -m slow

@@ -1,0 +1,85 @@
+"""What tests share: one thread, a cache of their own, and a small testbed that is trained once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="agg")
+
+import pytest
+import torch
+
+from holdfast.core.domain import Domain
+from holdfast.core.models import Checkpoint
+from holdfast.testbed.world import Sizes
+
+torch.set_num_threads(1)
+
+SMALL = Sizes(forget=6, forget_heldout=4, attack=6, selection=4, claims=8, benign=8, new=4)
+"""A world of 240 facts, which a model learns in some 200 steps."""
+
+
+@dataclass(frozen=True)
+class SmallTestbed:
+    folder: Path
+
+    @property
+    def domain(self) -> Domain:
+        return Domain.open(self.folder)
+
+    @property
+    def model(self) -> Checkpoint:
+        return Checkpoint(str(self.folder / "model"))
+
+    @property
+    def never_exposed(self) -> Checkpoint:
+        return Checkpoint(str(self.folder / "never_exposed"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing is read from or written to the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("HOLDFAST_CACHE")
+    os.environ["HOLDFAST_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("HOLDFAST_CACHE")
+    if before is not None:
+        os.environ["HOLDFAST_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def usual_arithmetic() -> Iterator[None]:
+    """Runs flush denormals, for the whole process; hypothesis needs them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def small_testbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SmallTestbed:
+    """A testbed of the smallest world, its models trained."""
+    from holdfast.testbed.folder import MODELS, place, write_domain
+
+    folder = tmp_path_factory.mktemp("testbed") / "small"
+    write_domain(folder, 5, SMALL)
+    for which in MODELS:
+        place(folder, which, 5, SMALL)
+    return SmallTestbed(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestbed:
+    """The same world with models that are not trained: enough wherever what the model knows does not matter."""
+    from holdfast.core.models import save_checkpoint
+    from holdfast.testbed.folder import MODELS, write_domain
+    from holdfast.testbed.models import make_model, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("testbed") / "tiny"
+    write_domain(folder, 5, SMALL)
+    tokenizer = make_tokenizer()
+    for seed, which in enumerate(MODELS):
+        save_checkpoint(make_model(tokenizer, seed), tokenizer, folder / which, {}, "untrained\n")
+    return SmallTestbed(folder)
