@@ -369,6 +369,10 @@ _untouched: dict[str, list[Score]] = {}
 """Scores of untouched models, by content: within a worker each model is measured once, not once an attack."""
 
 
+_probes: dict[str, Callable[[Any], list[Score]]] = {}
+"""Prepared evaluations, by content: within a worker questions are tokenized once, not once an attack."""
+
+
 class _Measured:
     """What a cell has measured so far; saved and restored with a resumable attack."""
 
@@ -381,7 +385,6 @@ class _Measured:
         self.seconds = 0.0
         self.breached = False
         self.undefended = undefended
-        self._probes: dict[str, Callable[[Any], list[Score]]] = {}
 
     def take(self, step: int, model: Any, tokenizer: Any) -> None:
         """Measure the model: everything at the first and the last step and at a breach, hazard and samples between."""
@@ -411,10 +414,10 @@ class _Measured:
             [self.identity["model"], self.identity["tokenizer"], describe(evaluation), evaluation.content(self.domain)]
         )
         if step > 0 or key not in _untouched:
-            probe_key = digest(describe(evaluation))
-            if probe_key not in self._probes:
-                self._probes[probe_key] = evaluation.prepare(tokenizer, self.domain)
-            scores = self._probes[probe_key](model)
+            prepared = digest([self.identity["tokenizer"], describe(evaluation), evaluation.content(self.domain)])
+            if prepared not in _probes:
+                _probes[prepared] = evaluation.prepare(tokenizer, self.domain)
+            scores = _probes[prepared](model)
             if step == 0:
                 _untouched[key] = scores
         else:

@@ -479,25 +479,45 @@ def _run(
 
 
 def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
-    """Write the report, print the verdict table and the report's path."""
+    """Write the report; print the verdicts, the verdict table and the report's path.
+
+    Raises:
+        HoldfastError: no cell succeeded.
+    """
     from rich.table import Table
+    from rich.text import Text
 
     from holdfast.core.records import read_campaign
     from holdfast.report.page import build
 
+    _, results = read_campaign(out)
+    if all(result.status == "failed" for result in results):
+        _fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
-    build([out], page)
-    plan, results = read_campaign(out)
-    table = Table(title=plan.title)
-    for column in ("model", "hazard before", "mean after", "worst after", "ability there", "resisted"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    [section] = build([out], page).sections
+    columns = (
+        "model",
+        "verdict",
+        "hazard before",
+        "mean after",
+        "worst after",
+        "worst attack",
+        "ability there",
+        "resisted",
+    )
+    table = Table(title=Text(section.title))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("model", "verdict", "worst attack") else "right")
+    for row in section.rows:
+        cells = (row.model, row.verdict, row.before, row.mean, row.worst, row.worst_attack, row.ability, row.resisted)
+        table.add_row(*map(Text, cells))
     console.print(table)
+    for finding in section.findings:
+        console.print(Text(f"{finding.model}: {finding.headline}"))
     failed = [error for error in errors if error]
     if failed:
         console.print(f"{len(failed)} cells failed; run the same command again to try them anew", style="red")
-    console.print(f"The report is {page}", soft_wrap=True, highlight=False)
-    if results and all(result.status == "failed" for result in results):
-        _fail(f"every cell failed, the first because: {results[0].reason}")
+    console.print(f"The report is {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _command() -> str:

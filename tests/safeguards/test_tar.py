@@ -39,7 +39,9 @@ def _run(tar: TAR, testbed: SmallTestbed, seed: int = 3) -> tuple[dict[str, torc
     seed_everything(seed)
     model, tokenizer = testbed.model.load_both()
     run = Run(seed, testbed.never_exposed.load)
-    losses = [dict(here) for _, here in drive(tar.steps(model, Data.defender(testbed.domain, tokenizer), run), model, run)]
+    losses = [
+        dict(here) for _, here in drive(tar.steps(model, Data.defender(testbed.domain, tokenizer), run), model, run)
+    ]
     return {name: p.detach().clone() for name, p in model.named_parameters()}, losses
 
 
@@ -79,7 +81,9 @@ def test_equals_the_plain_transcription_to_the_last_bit(tar: TAR, tiny_testbed: 
     )
     before = dict(tiny_testbed.model.load().named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=0, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            ours[name], parameter.detach(), rtol=0, atol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )
         assert not torch.equal(ours[name], before[name]), f"{name} never moved"
 
 

@@ -25,7 +25,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ class QuestionSet:
     measures: Literal["hazard", "ability", "trainability"]
     questions: tuple[Question, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest([[q.prompt, q.choices, q.answer] for q in self.questions])
 
@@ -142,7 +142,9 @@ class Domain:
 
     def digest(self, *roles: str) -> dict[str, str]:
         """Content hash of the rows of each role."""
-        return {role: digest([dict(row) for row in self.rows(role)]) for role in roles}
+        for role in roles:
+            self.rows(role)
+        return {role: _rows_digest(self.folder, role, _frozen(self.sources[role])) for role in roles}
 
 
 Columns = tuple[tuple[str, Any], ...]
@@ -161,6 +163,11 @@ def _rows(folder: Path, role: str, frozen: Columns) -> tuple[Row, ...]:
     if not rows:
         raise HoldfastError(f"the data set for the role {role!r} in {folder} is empty; give it at least one row")
     return rows
+
+
+@cache
+def _rows_digest(folder: Path, role: str, frozen: Columns) -> str:
+    return digest([dict(row) for row in _rows(folder, role, frozen)])
 
 
 @cache

@@ -33,6 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
+    temporary.chmod(0o644)
     try:
         yield temporary
         with temporary.open("rb") as written:

@@ -30,12 +30,11 @@ def make_optimizer(
     `schedule-free-adamw`, an L2 penalty for the rest, as in torch.
     """
     held = list(parameters)
-    plain = all(type(p.data) is torch.Tensor for p in held)
     match name:
         case "adamw":
-            return torch.optim.AdamW(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=plain)
+            return torch.optim.AdamW(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
         case "adam":
-            return torch.optim.Adam(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=plain)
+            return torch.optim.Adam(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
         case "sgd":
             return torch.optim.SGD(held, learning_rate, weight_decay=weight_decay)
         case "sgd-momentum":

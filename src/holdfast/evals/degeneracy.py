@@ -6,6 +6,7 @@ et al. (arXiv 1908.04319): the share of n-grams in a continuation that already o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from holdfast.core.types import Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from holdfast.core.domain import Domain
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 class Degeneracy(Evaluation):
     """Share of repeated n-grams in greedy continuations of benign prompts; an early end of text counts as no repetition."""
 
-    prompts: int = 32
+    prompts: int = 16
     """how many prompts, from the domain's ability questions"""
-    new_tokens: int = 24
+    new_tokens: int = 16
     """length of a continuation at most"""
     ngram: int = 2
     """n; the paper's 4 is for texts of hundreds of tokens"""
@@ -46,14 +48,17 @@ class Degeneracy(Evaluation):
         import torch
 
         held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
-        count = min(self.prompts, len(held))
-        asked = [held[i * len(held) // count] for i in range(count)]
-        prompts = [torch.tensor([tokenizer(question.prompt)["input_ids"]]) for question in asked]
+        asked = [held[i * len(held) // self.prompts] for i in range(min(self.prompts, len(held)))]
+        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
+        for question in asked:
+            by_length[len(ids := list(tokenizer(question.prompt)["input_ids"]))].append(ids)
+        batches = [torch.tensor(prompts) for _, prompts in sorted(by_length.items())]
         end = tokenizer.eos_token_id
 
         def probe(model: PreTrainedModel) -> list[Score]:
             with torch.no_grad():
-                shares = [self._repetition(_continue(model, prompt, self.new_tokens, end)) for prompt in prompts]
+                texts = [text for prompts in batches for text in _continue(model, prompts, self.new_tokens, end)]
+            shares = [self._repetition(text) for text in texts]
             mean = sum(shares) / len(shares)
             variance = sum((share - mean) ** 2 for share in shares) / max(len(shares) - 1, 1)
             return [Score(metric="repetition", value=mean, stderr=(variance / len(shares)) ** 0.5, n=len(shares))]
@@ -68,22 +73,23 @@ class Degeneracy(Evaluation):
         return [name for name in sorted(domain.question_sources) if domain.questions(name).measures == "ability"]
 
 
-def _continue(model: PreTrainedModel, prompt: object, new_tokens: int, end: int | None) -> list[int]:
-    """Greedy continuation up to and without the end token."""
+def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, end: int | None) -> list[list[int]]:
+    """Greedy continuations of prompts of one length, each up to and without the end token."""
     import torch
 
-    assert isinstance(prompt, torch.Tensor)
-    ids, cache, tokens = prompt.to(model.device), None, list[int]()
-    for _ in range(new_tokens):
+    ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
+    while len(drawn) < new_tokens and not ended.all():
         output = model(input_ids=ids, past_key_values=cache, use_cache=True)
         logits = output.logits[:, -1]
         if not torch.isfinite(logits).all():
             raise NonFinite("the model's logits are not finite, so its text has no score")
         ids, cache = logits.argmax(-1, keepdim=True), output.past_key_values
-        if ids.item() == end:
-            break
-        tokens.append(int(ids.item()))
-    return tokens
+        drawn.append(ids)
+        if end is not None:
+            ended |= ids[:, 0] == end
+    texts = torch.cat(drawn, dim=1).tolist()
+    return [text[: text.index(end)] if end in text else text for text in texts]
 
 
 PRESETS = {"degeneracy": Degeneracy()}

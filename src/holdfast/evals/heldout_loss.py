@@ -21,7 +21,7 @@ class HeldoutLoss(Evaluation):
 
     role: str
     """`hazard_heldout` or `benign_heldout`"""
-    rows: int = 256
+    rows: int = 96
     """how many rows at most"""
     batch_size: int = 64
     """rows that go through the model at once"""

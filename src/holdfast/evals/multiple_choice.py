@@ -32,7 +32,7 @@ class MultipleChoice(Evaluation):
     """the set's name in domain.toml"""
     sample: int | None = None
     """ask only this many, spread evenly over the set; None: all"""
-    milestone_sample: int = 64
+    milestone_sample: int = 32
     """how many of an ability set are asked between the first and the last step; hazard sets are always asked whole"""
 
     def measures(self, domain: Domain) -> Measure:
@@ -56,7 +56,7 @@ class MultipleChoice(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         questions = self.asked(domain)
-        items = [_Item.of(tokenizer, question) for question in questions]
+        items = _items(tokenizer, questions)
         chance = sum(1 / len(question.choices) for question in questions) / len(questions)
 
         def probe(model: PreTrainedModel) -> list[Score]:
@@ -75,10 +75,14 @@ class _Item:
     continuations: tuple[tuple[int, ...], ...]
     answer: int
 
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, question: Question) -> _Item:
-        prompt = list(tokenizer(question.prompt)["input_ids"])
-        whole = [list(tokenizer(question.prompt + choice)["input_ids"]) for choice in question.choices]
+
+def _items(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[_Item]:
+    """Tokenize prompts alone and with each option, all in one call."""
+    texts = [text for q in questions for text in (q.prompt, *(q.prompt + choice for choice in q.choices))]
+    ids = iter(tokenizer(texts)["input_ids"])
+    items = []
+    for question in questions:
+        prompt, *whole = [next(ids) for _ in range(1 + len(question.choices))]
         # Where the tokenizer merges across the border, the prompt's last token is scored with the option.
         shared = len(_common_prefix([prompt, *whole]))
         if shared == 0:
@@ -86,11 +90,13 @@ class _Item:
                 f"the prompt {question.prompt!r} shares no first token with its options and the tokenizer adds no "
                 "start token; begin the prompt with a token of its own"
             )
-        if any(len(ids) == shared for ids in whole):
+        if any(len(tokens) == shared for tokens in whole):
             raise HoldfastError(
                 f"an option of the prompt {question.prompt!r} adds no token to it; give options that do"
             )
-        return cls(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for ids in whole), question.answer)
+        continuations = tuple(tuple(tokens[shared:]) for tokens in whole)
+        items.append(_Item(tuple(prompt[:shared]), continuations, question.answer))
+    return items
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:

@@ -207,7 +207,9 @@ def attack_by_model(summary: CampaignSummary) -> Table:
     rows = []
     for attack in summary.attacks:
         heading = Entry(
-            text=attack.name, note=f"{attack.budget:,} steps", tag="weak" if attack.strength == "weak" else ""
+            text=attack.name,
+            note=f"{attack.budget:,} steps" if attack.budget else "",
+            tag="weak" if attack.strength == "weak" else "",
         )
         pairs = [summary.pair(model.label, attack.name) for model in summary.models]
         entries = [_pair_entry(pair, model.role, summary) for pair, model in zip(pairs, summary.models, strict=True)]
@@ -297,7 +299,7 @@ def overview(summary: CampaignSummary) -> Table:
     """The numbers behind the overview picture."""
     return Table(
         caption="Ability and hazard after each attack",
-        columns=("Model", "Attack", "Ability after", "Hazard after", "Highest hazard on the way"),
+        columns=("Model", "Attack", "Ability after", "Hazard after", "Attacker's best on the way"),
         rows=tuple(
             (
                 Entry(text=pair.model),
@@ -399,7 +401,7 @@ def cells(summary: CampaignSummary) -> Table:
                 Entry(text=cell.cell),
             )
         )
-    columns = ("Model and attack", "Seed", "Steps", "Hazard, last", "Hazard, highest", "Ability", "Repetition")
+    columns = ("Model and attack", "Seed", "Steps", "Hazard, last", "Attacker's best", "Ability", "Repetition")
     return Table(
         caption="Every run that ended, with what must be known before believing it",
         columns=(*columns, "Attacker's loss", "Time", "Flags", "Identity"),

@@ -147,10 +147,11 @@ def grounds(model: ModelSummary, summary: CampaignSummary) -> str:
 
 def comparison(found: Comparison, scale: Scale) -> str:
     """How two models differ over the attacks they share; a tie is said to be one."""
-    over = f"over the {count(found.attacks, 'attack')} that both have results for"
+    shared = "the one attack" if found.attacks == 1 else f"the {found.attacks} attacks"
+    over = f"over {shared} that both have results for"
     gap = abs(found.difference)
     size = f"{gap:.2f} nats" if scale.metric == "nats" else f"{100 * gap:.0f} points"
-    told = f"Mean hazard after attack is {size} {'lower' if found.difference < 0 else 'higher'} for {found.model} "
+    told = f"Mean {_hazard(scale)} after attack is {size} {'lower' if found.difference < 0 else 'higher'} for {found.model} "
     told += f"than for {found.other} {over}"
     return f"{told}: within noise, so no difference is claimed." if found.verdict == "within noise" else f"{told}."
 
@@ -176,6 +177,8 @@ def warnings(summary: CampaignSummary) -> list[str]:
         found.append("No never-exposed model was measured: chance, where there is one, stands in as the floor.")
     if not any(model.ability_before is not None for model in summary.models):
         found.append("No ability was measured: a ruined model cannot be told from a safe one here.")
+    if summary.hazard.metric == "nats":
+        found.append("Hazard is a held-out loss here, not questions: less loss means that more of it is known.")
     void = [cell for cell in summary.cells if cell.status != "finished"]
     if void:
         diverged = sum(cell.status == "diverged" for cell in void)
@@ -205,12 +208,18 @@ def _worst(model: ModelSummary, summary: CampaignSummary) -> str:
     worst = model.all.worst
     if worst is None or worst.after is None:
         return ""
-    told = f"The worst attack, {worst.attack}, ended at {amount(worst.after.mean, summary.hazard)} hazard"
-    if model.before is not None:
-        told += f" (before: {_bare(model.before.value, summary.hazard)})"
+    hazard, ability = summary.hazard, summary.ability
+    beside = [f"before: {_bare(model.before.value, hazard)}"] if model.before is not None else []
+    highest = amount(worst.best.mean, hazard) if worst.best else ""
+    if highest and highest != amount(worst.after.mean, hazard):
+        beside.append(f"the attacker's best on the way: {_bare(worst.best.mean if worst.best else None, hazard)}")
+    told = f"The worst attack, {worst.attack}, ended at a {_hazard(hazard)} of {amount(worst.after.mean, hazard)}"
+    told += f" ({', '.join(beside)})" if beside else ""
     if worst.ability_after is not None:
-        told += f" with {amount(worst.ability_after, summary.ability)} ability left"
-        told += f" (before: {_bare(worst.ability_before, summary.ability)})"
+        what = "a benign loss" if ability.metric == "nats" else "an ability"
+        told += (
+            f", with {what} of {amount(worst.ability_after, ability)} (before: {_bare(worst.ability_before, ability)})"
+        )
     return f"{told}."
 
 
@@ -220,7 +229,9 @@ def _remainder(model: ModelSummary) -> list[str]:
     if model.counted and model.verdict != "not estimable":
         lost = len(model.under("ability lost"))
         ruined = f"; under {lost} more, hazard stayed low only while ability was lost" if lost else ""
-        told.append(f"It resisted {model.resisted} of {count(model.counted, 'attack')} with its ability kept{ruined}.")
+        judged_kept = model.all.worst is not None and model.all.worst.keeps_ability is not None
+        kept = "with its ability kept" if judged_kept else "(whether it kept its ability cannot be said)"
+        told.append(f"It resisted {model.resisted} of {count(model.counted, 'attack')} {kept}{ruined}.")
     if none := len(model.under("no result")):
         told.append(f"{count(none, 'attack')} gave no result.")
     return told
@@ -240,3 +251,7 @@ def _mean(model: ModelSummary, summary: CampaignSummary) -> list[str]:
 def _bare(value: float | None, scale: Scale) -> str:
     """The figure without its unit."""
     return amount(value, scale).removesuffix(" %").removesuffix(" nats")
+
+
+def _hazard(scale: Scale) -> str:
+    return "hazard loss" if scale.metric == "nats" else "hazard"

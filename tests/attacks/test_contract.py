@@ -1,0 +1,122 @@
+"""What every preset of every attack keeps: the folder is the list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from holdfast.attacks.base import Attack
+from holdfast.core.data import Data
+from holdfast.core.losses import next_token_loss
+from holdfast.core.presets import collect
+from holdfast.core.runtime import Run, drive, seed_everything
+from tests.attacks.walk import fresh, same, shortened, walk
+from tests.conftest import SmallTestbed
+
+ATTACKS: Mapping[str, Attack] = collect("holdfast.attacks")
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+_paths: dict[str, list[torch.Tensor]] = {}
+
+
+def path_of(name: str, testbed: SmallTestbed) -> list[torch.Tensor]:
+    """The undisturbed path of a preset from seed 3, walked once."""
+    if name not in _paths:
+        _paths[name] = walk(shortened(ATTACKS[name]), testbed)
+    return _paths[name]
+
+
+@every_attack
+def test_the_same_seed_gives_the_same_path_and_another_seed_another(name: str, tiny_testbed: SmallTestbed) -> None:
+    path, attack = path_of(name, tiny_testbed), shortened(ATTACKS[name])
+    assert same(path, walk(attack, tiny_testbed))
+    assert not same(path, walk(attack, tiny_testbed, seed=4))
+
+
+@every_attack
+def test_every_step_changes_the_weights(name: str, tiny_testbed: SmallTestbed) -> None:
+    path = path_of(name, tiny_testbed)
+    assert len(path) == shortened(ATTACKS[name]).max_steps
+    assert all(not torch.equal(before, after) for before, after in pairwise(path))
+
+
+@every_attack
+def test_dirty_gradients_and_an_evaluation_at_every_yield_change_no_later_weight(
+    name: str, tiny_testbed: SmallTestbed
+) -> None:
+    def disturb(model: PreTrainedModel) -> None:
+        assert not any(module.training for module in model.modules())
+        with torch.no_grad():
+            model(input_ids=torch.arange(20).view(2, 10))
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e3)
+
+    assert same(path_of(name, tiny_testbed), walk(shortened(ATTACKS[name]), tiny_testbed, at_yield=disturb))
+
+
+@every_attack
+def test_it_asks_for_exactly_the_rows_that_it_says_it_reads(
+    name: str, tiny_testbed: SmallTestbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    stream, rows = Data.stream, Data.rows
+
+    def seen_stream(self: Data, name: str, **kwargs: int) -> object:
+        asked.append(name)
+        return stream(self, name, **kwargs)
+
+    def seen_rows(self: Data, name: str) -> object:
+        asked.append(name)
+        return rows(self, name)
+
+    monkeypatch.setattr(Data, "stream", seen_stream)
+    monkeypatch.setattr(Data, "rows", seen_rows)
+    attack = shortened(ATTACKS[name], steps=2)
+    walk(attack, tiny_testbed)
+    assert set(asked) == set(attack.reads())
+    assert set(asked) <= {"hazard", "hazard_ood", "hazard_all", "benign"}
+
+
+@every_attack
+def test_a_walk_may_be_closed_midway_and_another_begun(name: str, tiny_testbed: SmallTestbed) -> None:
+    attack = shortened(ATTACKS[name], 2)
+    seed_everything(3)
+    model, data = fresh(tiny_testbed)
+    attack.prepare(model)
+    steps = attack.steps(model, data, Run(3))
+    next(steps)
+    steps.close()
+    assert next(steps, None) is None
+    assert not model.training
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.arange(20).view(2, 10)).logits).all()
+    assert len(list(attack.steps(model, data, Run(4)))) == attack.max_steps
+
+
+def objective(model: PreTrainedModel, data: Data, attack: Attack) -> float:
+    """The mean loss over the first rows of all that it reads."""
+    total = 0.0
+    for name in attack.reads():
+        stream = data.stream(name, batch_size=64, seed=0)
+        batch = stream.batch(stream.rows[:64])
+        with torch.no_grad():
+            total += next_token_loss(model(input_ids=batch.input_ids).logits, batch.labels, batch.label_count).item()
+    return total / len(attack.reads())
+
+
+@every_attack
+def test_the_attacker_s_own_objective_improves(name: str, tiny_testbed: SmallTestbed) -> None:
+    attack = ATTACKS[name]
+    rate = getattr(attack, "learning_rate", None)
+    # Rates for models of billions of weights would not be seen on this one within a few steps.
+    attack = shortened(attack, 12, **({"learning_rate": rate * 100} if rate is not None and rate < 1e-4 else {}))
+    seed_everything(3)
+    model, data = fresh(tiny_testbed)
+    attack.prepare(model)
+    run, before = Run(3), objective(model, data, attack)
+    losses = [loss for _, loss in drive(attack.steps(model, data, run), model, run)]
+    assert objective(model, data, attack) < before
+    assert min(losses[-3:]) < losses[0]

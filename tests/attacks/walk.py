@@ -1,0 +1,67 @@
+"""Walking an attack as a campaign does: seeded, prepared, step by step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.attacks.base import Attack
+from holdfast.core.data import Data
+from holdfast.core.domain import Domain
+from holdfast.core.models import Checkpoint
+from holdfast.core.runtime import Run, drive, seed_everything
+from tests.conftest import SmallTestbed
+
+
+@cache
+def _loaded(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Domain]:
+    return *Checkpoint(str(path / "model")).load_both(), Domain.open(path)
+
+
+def fresh(testbed: SmallTestbed) -> tuple[PreTrainedModel, Data]:
+    """The undefended model, not yet tampered with, and the attacker's data."""
+    model, tokenizer, domain = _loaded(testbed.folder)
+    return copy.deepcopy(model), Data.attacker(domain, tokenizer)
+
+
+def shortened(attack: Attack, steps: int = 4, **changes: Any) -> Any:
+    """The attack over a few small steps, with a warmup that leaves some of them at the whole rate."""
+    for name, most in (("warmup_steps", 2), ("batch_size", 8)):
+        if hasattr(attack, name):
+            changes.setdefault(name, min(getattr(attack, name), most))
+    return replace(attack, max_steps=steps, **changes)
+
+
+def weights(model: PreTrainedModel) -> torch.Tensor:
+    """All weights as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def walk(
+    attack: Attack,
+    testbed: SmallTestbed,
+    seed: int = 3,
+    at_yield: Callable[[PreTrainedModel], None] = lambda model: None,
+) -> list[torch.Tensor]:
+    """The weights after every step."""
+    seed_everything(seed)
+    model, data = fresh(testbed)
+    attack.prepare(model)
+    run = Run(seed)
+    path = []
+    for _ in drive(attack.steps(model, data, run), model, run):
+        path.append(weights(model))
+        at_yield(model)
+    return path
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return len(left) == len(right) and all(map(torch.equal, left, right))

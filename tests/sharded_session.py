@@ -1,0 +1,89 @@
+"""One rank of a two-process gloo session: runs presets on a model sharded with FSDP2 and saves the whole weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from holdfast.attacks.base import Attack
+from holdfast.core.data import Data
+from holdfast.core.domain import Domain
+from holdfast.core.models import Checkpoint
+from holdfast.core.presets import collect, pick
+from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.safeguards.base import Safeguard
+
+STEPS = 4
+
+
+def plugins() -> dict[str, Attack | Safeguard]:
+    """Every attack preset, Random Mapping and TAR, cut to a few steps."""
+    attacks = {
+        name: replace(preset, max_steps=STEPS, lora_dropout=0.0) for name, preset in collect("holdfast.attacks").items()
+    }
+    tar = replace(pick("holdfast.safeguards", "tar"), outer_steps=2, inner_steps=4, every=3, adversaries_per_step=2)
+    mapping = replace(pick("holdfast.safeguards", "random-mapping"), outer_steps=STEPS)
+    # Schedule-free and clipping see the norms and averages of whole tensors.
+    clipped = replace(attacks["full-adamw-1e-3"], max_grad_norm=0.1)
+    return {
+        **attacks,
+        "clipped": clipped,
+        "tar": tar,
+        "tar-adamw": replace(tar, outer_optimizer="adamw"),
+        "random-mapping": mapping,
+    }
+
+
+def run_all(folder: Path, shard: Callable[[PreTrainedModel], None], out: Path) -> None:
+    domain, checkpoint = Domain.open(folder), Checkpoint(str(folder / "model"))
+    for name, plugin in plugins().items():
+        seed_everything(0)
+        model, tokenizer = checkpoint.load_both()
+        if isinstance(plugin, Attack):
+            plugin.prepare(model)
+        shard(model)
+
+        def base() -> PreTrainedModel:
+            held = Checkpoint(str(folder / "never_exposed")).load()
+            shard(held)
+            return held
+
+        run = Run(0, base)
+        data = Data.attacker(domain, tokenizer) if isinstance(plugin, Attack) else Data.defender(domain, tokenizer)
+        for _ in drive(plugin.steps(model, data, run), model, run):
+            pass
+        weights = {
+            key: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone().contiguous()
+            for key, p in model.named_parameters()
+        }
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            save_file(weights, out / f"{name}.safetensors")
+
+
+def fsdp(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+
+
+def main(rank: int, port: int, folder: Path, out: Path, identical: bool) -> None:
+    """With `identical`, both ranks see the whole batch, as one process does; else each sees its half."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    if identical:
+        import holdfast.core.data as data
+
+        whole = data.collate
+        data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]
+    run_all(folder, fsdp, out)
+    dist.destroy_process_group()

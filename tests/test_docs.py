@@ -1,0 +1,303 @@
+"""The documentation holds: its examples run, its commands parse, its links lead somewhere, its tree is the tree."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from holdfast.core.data import Data
+from holdfast.core.domain import Domain
+from holdfast.core.presets import collect, describe, fields, with_settings
+from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.core.types import NonFinite
+from holdfast.safeguards.objective import RetainLoss
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallTestbed
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a page in these languages, without the indentation of the list they may stand in."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [re.sub(rf"^{indent}", "", body, flags=re.M) for indent, language, body in found if language in languages]
+
+
+def example(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The page's complete plug-in, as a module of its own."""
+    [code] = [code for code in blocks(ROOT / "docs" / page, "python") if code.startswith('"""')]
+    name = f"example_{page.removesuffix('.md').replace('-', '_')}"
+    path = folder / f"{name}.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_field_of_the_examples_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for page in ("adding-an-attack.md", "adding-a-safeguard.md", "adding-an-evaluation.md"):
+        for name, preset in example(page, tmp_path, monkeypatch).PRESETS.items():
+            assert [field.name for field in fields(preset) if not field.doc] == [], name
+            assert describe(preset)["class"] == type(preset).__name__
+
+
+def test_the_attack_of_the_docs(tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = example("adding-an-attack.md", tmp_path, monkeypatch).PRESETS
+    attack = with_settings({"it": presets["ascend-first-1e-3"]}, ["it.max_steps=12", "it.ascent_steps=2"])["it"]
+
+    def walk(dirty: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+        seed_everything(3)
+        model, tokenizer = tiny_testbed.model.load_both()
+        data = Data.attacker(tiny_testbed.domain, tokenizer).renamed(**{name: (name,) for name in attack.reads()})
+        run, losses = Run(3), []
+        for _, loss in drive(attack.steps(model, data, run), model, run):
+            assert not model.training
+            losses.append(loss)
+            for parameter in model.parameters() if dirty else ():
+                parameter.grad = torch.ones_like(parameter)
+        return losses, weights(model)
+
+    losses, after = walk(dirty=False)
+    again, dirtied = walk(dirty=True)
+    assert losses == again
+    assert same(after, dirtied)
+    assert len(losses) == 12
+    assert losses[2] > losses[0], "it climbs first"
+    assert losses[-1] < losses[2], "and then descends"
+
+
+def test_the_safeguard_of_the_docs(tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = example("adding-a-safeguard.md", tmp_path, monkeypatch).PRESETS
+    [plain] = with_settings({"it": presets["gradient-difference"]}, ["it.outer_steps=3"]).values()
+    [parts] = with_settings({"it": plain}, ["it.micro_batch=5"]).values()
+
+    def train(safeguard: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        seed_everything(0)
+        model, tokenizer = tiny_testbed.model.load_both()
+        run = Run(0, tiny_testbed.model.load)
+        steps = safeguard.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run)
+        return list(drive(steps, model, run)), weights(model)
+
+    untouched = weights(tiny_testbed.model.load())
+    walked, after = train(plain)
+    assert [step for step, _ in walked] == [1, 2, 3]
+    assert walked[-1][1]["forget loss"] > 0
+    # The distance to the original starts at zero, so only the language-model part of the retain loss can fall.
+    [(_, first), *_, (_, last)], _ = train(replace(plain, retain=RetainLoss(representations=None)))
+    assert last["retain loss"] < first["retain loss"]
+    assert not same(untouched, after)
+    in_parts, _ = train(parts)
+    for (_, whole), (_, split) in zip(walked, in_parts, strict=True):
+        assert split == pytest.approx(whole, rel=1e-3)
+
+
+def test_the_variant_of_the_docs() -> None:
+    [code] = [code for code in blocks(ROOT / "docs" / "adding-a-safeguard.md", "python") if "tar-sgd" in code]
+    held: dict[str, Any] = {}
+    exec(compile(code, "adding-a-safeguard.md", "exec"), held)
+    assert held["PRESETS"]["tar-sgd"].adversaries[0].attack.optimizer == "sgd-momentum"
+
+
+def test_the_evaluation_of_the_docs(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [evaluation] = example("adding-an-evaluation.md", tmp_path, monkeypatch).PRESETS.values()
+    domain = tiny_testbed.domain
+    model, tokenizer = tiny_testbed.model.load_both()
+    assert evaluation.available(domain)
+    assert len(evaluation.content(domain)) == 64
+    before, probe = weights(model), evaluation.prepare(tokenizer, domain)
+    [score] = probe(model)
+    assert probe(model) == [score]
+    assert score.n == min(64, len(domain.rows("benign_heldout")))
+    assert 0 <= score.value < 0.2, "an untrained model guesses among some two hundred words"
+    assert same(before, weights(model))
+    assert not model.training
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(NonFinite):
+        probe(model)
+
+
+def test_the_domain_of_getting_started(tmp_path: Path) -> None:
+    """Both of its `domain.toml` open, and the second walk's rows and questions are read."""
+    page = ROOT / "docs" / "getting-started.md"
+    for text in blocks(page, "toml"):
+        (tmp_path / "domain.toml").write_text(text, encoding="utf-8")
+        domain = Domain.open(tmp_path)
+        assert domain.name == "my-domain"
+    rows, questions = blocks(page, "json")
+    for source in domain.sources.values():
+        _write(tmp_path / source["file"], rows)
+    for source in domain.question_sources.values():
+        _write(tmp_path / source["file"], questions)
+    assert [sorted(row) for row in domain.rows("forget")] == [["text"], ["messages"], ["chosen", "prompt", "rejected"]]
+    assert domain.questions("hazard").measures == "hazard"
+    assert domain.questions("benign_outside_retain").measures == "ability"
+
+
+def test_the_layout_of_getting_started_is_what_a_testbed_has(tiny_testbed: SmallTestbed) -> None:
+    [tree] = [block for block in blocks(ROOT / "docs" / "getting-started.md", "") if "domain.toml" in block]
+    named = {path for path in _tree(tree, "my-domain/") if path.is_relative_to("my-domain")}
+    folder = tiny_testbed.folder
+    held = {Path("my-domain") / path.relative_to(folder) for path in _below(folder, {"data", "questions"})}
+    assert named == held - {Path("my-domain/testbed.json")}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+# Commands
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every holdfast command in the page's shell blocks."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and Path(words[0]).name == "holdfast":
+                yield words[1:]
+
+
+def test_commands_parse() -> None:
+    """Every command in a block: verb, options, values, and the presets, suites and fields that it names."""
+    import typer.main
+
+    from holdfast.attacks.suites import SUITES
+    from holdfast.cli import app
+
+    verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
+    found = [words for page in PAGES for words in commands(page)]
+    assert {words[0] for words in found} >= {"evaluate", "safeguard", "attack", "audit", "report", "testbed"}
+    for verb, *arguments in found:
+        values = verbs[verb].make_context(verb, list(arguments)).params
+        named = {
+            "safeguard": lambda v: v["stages"],
+            "attack": lambda v: [v["preset"]],
+            "audit": lambda v: SUITES[v["suite"]],
+        }.get(verb, lambda v: [])(values)
+        with_settings({name: presets[name] for name in named}, values.get("settings") or [])
+
+
+def test_names_in_running_text_exist() -> None:
+    """Verbs and options in code spans, `make` targets, and whatever follows `holdfast list` or `--set`."""
+    import typer.main
+
+    from holdfast.cli import app
+
+    verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {option for verb in verbs.values() for parameter in verb.params for option in parameter.opts}
+    listed = {"attacks", "safeguards", "evaluations", "suites"}
+    presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for page in PAGES:
+        text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for span in re.findall(r"`([^`\n]+)`", text):
+            words = span.split()
+            if words[0] == "make":
+                assert words[1] in targets, (page.name, span)
+            if words[0] == "holdfast" and len(words) > 1:
+                assert words[1] in verbs or words[1] == "--help", (page.name, span)
+            if words[:2] == ["holdfast", "list"] and len(words) > 2:
+                assert words[2] in listed | presets.keys(), (page.name, span)
+            assert all(word in options | {"--help"} for word in words if re.match(r"--[a-z]", word)), (page.name, span)
+
+
+def test_the_tests_are_run_by_the_readmes_command() -> None:
+    assert "make test\n" in "\n".join(blocks(ROOT / "README.md", "sh"))
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.splitlines()[-1] == "exec make test"
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+# Links and trees
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+            assert target.startswith("https://arxiv.org/abs/"), f"{target}: pages elsewhere vanish; cite a paper"
+            continue
+        path, _, anchor = target.partition("#")
+        aimed = (page.parent / path).resolve() if path else page
+        assert aimed.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", aimed.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, target
+
+
+def test_the_readmes_tree_is_the_tree() -> None:
+    [tree] = [block for block in blocks(ROOT / "README.md", "") if "Makefile" in block]
+    named = _tree(tree)
+    for folder in ("docs", "src/holdfast"):
+        assert {path for path in named if path.parent == Path(folder)} == {
+            path.relative_to(ROOT) for path in _below(ROOT / folder, set())
+        }
+    top = {Path(path.parts[0]) for path in named}
+    assert [path for path in top if not (ROOT / path).exists()] == []
+    if shutil.which("git") and (ROOT / ".git").exists():
+        kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert {Path(Path(line).parts[0]) for line in kept.splitlines()} - top == set()
+
+
+def _tree(text: str, root: str = "") -> set[Path]:
+    """The paths that a tree names: two spaces a level, folders end in a slash."""
+    open_folders: list[tuple[int, Path]] = []
+    named: set[Path] = set()
+    for line in text.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        while open_folders and open_folders[-1][0] >= depth:
+            open_folders.pop()
+        path = (open_folders[-1][1] if open_folders else Path()) / name
+        if name != root:
+            named.add(path)
+        if name.endswith("/"):
+            open_folders.append((depth, path))
+    return named
+
+
+def _below(folder: Path, opened: set[str]) -> set[Path]:
+    """Files and non-empty folders of a folder, and of the sub-folders in `opened`."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    found: set[Path] = set()
+    for path in folder.iterdir():
+        if any(fnmatch.fnmatch(path.name, pattern.rstrip("/")) for pattern in ignored):
+            continue
+        if path.is_file() or any(held.is_file() and "__pycache__" not in held.parts for held in path.rglob("*")):
+            found.add(path)
+        if path.name in opened:
+            found |= _below(path, set())
+    return found
