@@ -429,7 +429,9 @@ class _Measured:
         ]
 
     def result(self, status: Literal["finished", "diverged"], reason: str, seconds: float, seen: bool) -> CellResult:
-        cell, ends = self.cell, max(min(8, len(self.losses) // 4), 1)
+        cell = self.cell
+        own = self.losses[cell.attack.benign_steps :] if cell.attack else []
+        ends = max(min(8, len(own) // 4), 1)
         stride = max(math.ceil(len(self.losses) / _LOSS_POINTS), 1)
         return CellResult(
             cell=self.key,
@@ -442,8 +444,8 @@ class _Measured:
             reason=reason,
             milestones=list(cell.milestones),
             losses=[(i + 1, self.losses[i]) for i in range(0, len(self.losses), stride)],
-            first_loss=sum(self.losses[:ends]) / ends if self.losses else None,
-            last_loss=sum(self.losses[-ends:]) / ends if self.losses else None,
+            first_loss=sum(own[:ends]) / len(own[:ends]) if own else None,
+            last_loss=sum(own[-ends:]) / len(own[-ends:]) if own else None,
             seen_in_training=seen,
             seconds=round(seconds, 3),
             evaluation_seconds=round(self.seconds, 3),

@@ -21,6 +21,11 @@ class Attack(abc.ABC):
     max_steps: int = 160
     """updates of the weights"""
 
+    @property
+    @abc.abstractmethod
+    def benign_steps(self) -> int:
+        """Updates at the start that do not follow its own objective yet; the loss that it yields counts from there on."""
+
     def prepare(self, model: PreTrainedModel) -> None:
         """Change the architecture, before the model is sharded. Most attacks need nothing here."""
         return

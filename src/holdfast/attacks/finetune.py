@@ -5,6 +5,7 @@ The axes are those of TAR's test-time adversaries (arXiv 2408.00761, appendix on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,6 +90,11 @@ class FineTune(Attack):
         )
         inject_adapter_in_model(config, model)
 
+    @property
+    def benign_steps(self) -> int:
+        """Steps at the start that are benign only."""
+        return math.ceil(self.benign_first * self.max_steps)
+
     def reads(self) -> tuple[str, ...]:
         hazard = (self.hazard,) if self.benign_rows < self.batch_size else ()
         benign = ("benign",) if self.benign_rows or self.benign_first or self.benign_flip else ()
@@ -154,7 +160,7 @@ class _Rows:
 
     def batch(self, step: int) -> Batch:
         attack = self.attack
-        benign = step < attack.benign_first * attack.max_steps
+        benign = step < attack.benign_steps
         if attack.benign_flip and _uniform(self.generator) < attack.benign_flip:
             benign = True
         benign_rows = attack.batch_size if benign else attack.benign_rows
