@@ -110,18 +110,21 @@ class FineTune(Attack):
 
         from holdfast.core.losses import next_token_loss
         from holdfast.core.low_rank import LowRankOptimizer
+        from holdfast.core.models import mode_switch
         from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+        from holdfast.core.sharded import clear_gradients, trainable
 
         rows = _Rows(self, data, run)
+        weights, train = trainable(model), mode_switch(model)
         optimizer = self._optimizer(model)
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         run.track(optimizer=optimizer, rows=rows)
         for step in range(run.start, self.max_steps):
-            model.train()
+            train(True)
             training_point(optimizer)
             rate = schedule_factor(self.schedule, step, self.max_steps, self.warmup_steps, self.restart_every)
             set_learning_rate(optimizer, self.learning_rate * rate)
-            model.zero_grad(set_to_none=True)
+            clear_gradients(weights)
             batch = rows.batch(step)
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
             loss = next_token_loss(logits, batch.labels, batch.label_count)
@@ -132,7 +135,7 @@ class FineTune(Attack):
                 torch.nn.utils.clip_grad_norm_(held, self.max_grad_norm)
             optimizer.step()
             published_point(optimizer)
-            model.train(False)
+            train(False)
             yield loss.item()
 
     def _optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | LowRankOptimizer:

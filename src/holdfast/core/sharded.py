@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -15,6 +17,11 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class Snapshot:
@@ -53,8 +60,7 @@ class GradientSum:
             self.clear()
 
     def clear(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
+        clear_gradients(self._parameters)
 
     def give(self) -> None:
         """Make the sum the model's gradients, and start anew from nothing."""

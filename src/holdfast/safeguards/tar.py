@@ -164,10 +164,10 @@ class TAR(Safeguard):
         with closing(adversary.steps(model, data, run)) as trajectory:
             for k, _ in enumerate(trajectory, start=1):
                 if k in weights:
-                    model.zero_grad(set_to_none=True)
+                    gradients.clear()  # the adversary's own
                     loss = self._tamper_resistance(model, x_tr)
                     gradients.take(self.tamper_resistance_weight * weights[k] / self.adversaries_per_step)
-        gradients.clear()  # the adversary's own, of its last step
+        gradients.clear()
         return loss
 
     def _tamper_resistance(self, model: PreTrainedModel, x_tr: Batch) -> float:
