@@ -26,6 +26,9 @@ app = typer.Typer(
     epilog="Start with: holdfast demo",
 )
 
+_WIDE = 110
+"""columns of a terminal from which the verdict table names the worst attacks too"""
+
 ModelOption = Annotated[
     str, typer.Option("--model", help="Hugging Face folder of a causal language model, or a hub id.")
 ]
@@ -484,6 +487,7 @@ def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     Raises:
         HoldfastError: no cell succeeded.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
@@ -495,25 +499,18 @@ def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
         _fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build([out], page).sections
-    columns = (
-        "model",
-        "verdict",
-        "hazard before",
-        "mean after",
-        "worst after",
-        "worst attack",
-        "ability there",
-        "resisted",
-    )
-    table = Table(title=Text(section.title))
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("model", "verdict", "worst attack") else "right")
+    table = Table(title=Text(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    wide = console.width >= _WIDE
+    for column in ("model", "verdict", *(("worst attack",) if wide else ())):
+        table.add_column(column, overflow="fold")
+    for column in ("hazard\nbefore", "mean\nafter", "worst\nafter", "ability\nthere", "\nresisted"):
+        table.add_column(column, justify="right", overflow="fold")
     for row in section.rows:
-        cells = (row.model, row.verdict, row.before, row.mean, row.worst, row.worst_attack, row.ability, row.resisted)
-        table.add_row(*map(Text, cells))
+        names = (row.model, row.verdict, *((row.worst_attack,) if wide else ()))
+        table.add_row(*map(Text, (*names, row.before, row.mean, row.worst, row.ability, row.resisted)))
     console.print(table)
     for finding in section.findings:
-        console.print(Text(f"{finding.model}: {finding.headline}"))
+        console.print(Text(finding.headline), soft_wrap=True)
     failed = [error for error in errors if error]
     if failed:
         console.print(f"{len(failed)} cells failed; run the same command again to try them anew", style="red")

@@ -84,3 +84,17 @@ def test_costs_tell_benign_learning_and_seconds() -> None:
     assert (tar["Benign learning"].text, tar["Benign learning"].note) == ("≥ 400 steps", "≥ 5.0 times undefended")
     assert (tar["Built in"].text, tar["Built in"].note) == ("102 s", "121 % of undefended")
     assert tar["benign_outside_retain"].text == "91.0 %"
+
+
+def test_what_the_safeguard_itself_cost_is_said() -> None:
+    campaign, results = audited()
+    [tar] = findings(summarise(campaign, results))
+    assert (
+        "had cost 9 points on benign_outside_retain and 8 points on related, and nothing beyond noise on benign_in_retain"
+        in (tar.grounds)
+    )
+    assert "at least 5.0 times the undefended model's steps" in tar.grounds
+    campaign, results = audited()
+    results = [result for result in results if result.model != "base"]
+    [tar] = findings(summarise(plan(results, {k: v for k, v in campaign.models.items() if k != "base"}), results))
+    assert "had cost" not in tar.grounds

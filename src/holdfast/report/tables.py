@@ -169,7 +169,7 @@ def _over_seeds(estimate: Estimate | None, scale: Scale) -> str:
 
 
 def intervals(summary: CampaignSummary) -> Table:
-    """What the means stand on: attacks, seeds, standard errors, intervals, and the worst attack's configuration."""
+    """What the means stand on: attacks, seeds, standard errors and intervals."""
 
     def row(model: ModelSummary, name: str, over: Over) -> tuple[Entry, ...]:
         error = amount(over.stderr, summary.hazard, decimals=1)
@@ -184,7 +184,7 @@ def intervals(summary: CampaignSummary) -> Table:
                 text=amount(worst.after.mean if worst and worst.after else None, summary.hazard, decimals=1),
                 note=f"ability {amount(worst.ability_after, summary.ability)}" if worst else "",
             ),
-            Entry(text=worst.attack if worst else NOTHING, note=describe(over.worst_config)),
+            Entry(text=worst.attack if worst else NOTHING),
         )
 
     return Table(
@@ -434,7 +434,8 @@ def attacks(summary: CampaignSummary) -> Table:
 
 def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[CellResult]) -> Table:
     """Where every number comes from: what was run, on what, with which versions."""
-    held = {key: value for key, value in plan.details.items() if key != "notes" and key not in plan.models}
+    shown = ("notes", "models", "environment", *plan.models)
+    held = {key: value for key, value in plan.details.items() if key not in shown}
     facts = {
         "title": plan.title,
         "domain": plan.domain,
@@ -443,8 +444,8 @@ def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[C
         "runs": f"{len(results)} ended of {len(plan.cells)} planned",
         "run time": duration(sum(result.seconds for result in results)),
         **{label: _flat({"role": role, **model_details(plan, label)}) for label, role in plan.models.items()},
-        **{key: _flat(value) for key, value in held.items() if key != "models"},
-        **_digests(results),
+        **{key: _flat(value) for key, value in held.items()},
+        **_digests(plan, results),
         **_environments(results),
     }
     return Table(
@@ -454,10 +455,12 @@ def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[C
     )
 
 
-def _digests(results: Sequence[CellResult]) -> dict[str, str]:
+def _digests(plan: CampaignPlan, results: Sequence[CellResult]) -> dict[str, str]:
+    """Weights that were measured and are not those that the plan names."""
     seen: dict[str, dict[str, None]] = {}
     for result in results:
-        seen.setdefault(f"weights of {result.model}", {})[result.model_digest] = None
+        if result.model_digest != model_details(plan, result.model).get("digest"):
+            seen.setdefault(f"weights of {result.model}", {})[result.model_digest] = None
     return {name: ", ".join(values) for name, values in seen.items()}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from holdfast.stats.cells import ABILITY_BOUND, Scale
 from holdfast.stats.recovery import Breach
-from holdfast.stats.seeds import Estimate, Interval
+from holdfast.stats.seeds import Estimate, Interval, within_noise
 from holdfast.stats.summary import ANCHOR_ROLES, CampaignSummary, Comparison, ModelSummary, Outcome, Pair, Verdict
 
 NOTHING = "\N{EN DASH}"
@@ -33,7 +33,7 @@ class Finding:
     headline: str
     """one sentence"""
     grounds: str
-    """the sentences behind it: worst attack, what was counted, mean"""
+    """the sentences behind it: worst attack, what was counted, mean, what the safeguard itself cost"""
 
 
 def findings(summary: CampaignSummary) -> tuple[Finding, ...]:
@@ -140,8 +140,8 @@ def headline(model: ModelSummary, summary: CampaignSummary) -> str:
 
 
 def grounds(model: ModelSummary, summary: CampaignSummary) -> str:
-    """What stands behind the verdict on one model: the worst attack, what was counted, and the mean."""
-    sentences = [_worst(model, summary), *_remainder(model), *_mean(model, summary)]
+    """What stands behind the verdict on one model: the worst attack, what was counted, the mean, and the safeguard's price."""
+    sentences = [_worst(model, summary), *_remainder(model), *_mean(model, summary), *_price(model, summary)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -246,6 +246,34 @@ def _mean(model: ModelSummary, summary: CampaignSummary) -> list[str]:
         f"Mean hazard is {amount(kept.mean, summary.hazard)} over the {kept.attacks} attacks that keep ability "
         f"(a fall of no more than {100 * ABILITY_BOUND:.0f} points{weak})."
     ]
+
+
+def _price(model: ModelSummary, summary: CampaignSummary) -> list[str]:
+    """What the safeguard itself took, before any attack: abilities below the undefended model's, and slower learning."""
+    undefended = next((held for held in summary.models if held.role == "undefended"), None)
+    if undefended is None or model is undefended:
+        return []
+    held = {found.evaluation: found for found in model.untouched}
+    lost, kept = [], []
+    for before in undefended.untouched:
+        after = held.get(before.evaluation)
+        if before.measures != "ability" or before.metric != "accuracy" or after is None:
+            continue
+        fall = before.value - after.value
+        if fall <= 0 or within_noise(fall, before.stderr or 0.0, after.stderr or 0.0):
+            kept.append(before.evaluation)
+        else:
+            lost.append(f"{100 * fall:.0f} points on {before.evaluation}")
+    told = []
+    if lost:
+        rest = f", and nothing beyond noise on {listed(kept)}" if kept else ""
+        told.append(f"Before any attack the safeguard itself had cost {listed(lost)}{rest}.")
+    elif kept:
+        told.append(f"Before any attack the safeguard had cost nothing beyond noise on {listed(kept)}.")
+    if model.learning is not None and model.learning.ratio is not None:
+        bound = "" if model.learning.reached else "at least "
+        told.append(f"New harmless facts take it {bound}{model.learning.ratio:.1f} times the undefended model's steps.")
+    return told
 
 
 def _bare(value: float | None, scale: Scale) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -94,10 +95,11 @@ def train(which: str, seed: int, sizes: Sizes, on_step: Callable[[int, int], Non
     rows = [encode({"text": text}, tokenizer, "pretraining", 16) for text in sentences(world.of(*splits), "ABC")]
     run, checkpoint = Run(seed), folder.with_suffix(".part")
     run.resume(checkpoint, model, key)
-    total = recipe.total_steps(len(rows))
+    total, started = recipe.total_steps(len(rows)), time.monotonic()
     for step, _ in drive(recipe.steps(model, rows, run), model, run, checkpoint=checkpoint, key=key):
         on_step(step, total)
-    card = {**made_by, "rows": len(rows), "steps": total, "holdfast": version("holdfast")}
+    seconds = round(time.monotonic() - started, 1)
+    card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with atomic_folder(folder) as temporary:
         save_checkpoint(model, tokenizer, temporary, card, _readme(which, seed, total))
     checkpoint.unlink(missing_ok=True)
