@@ -1,1 +1,86 @@
-"""holdfast: tamper-resistant safeguards for open-weight language models, and what it costs to remove them."""
+"""holdfast: tamper-resistant safeguards for open-weight language models, and what it costs to remove them.
+
+The names below are the public ones. Each is loaded when it is first asked for, so `import holdfast` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.attacks.base import Attack
+    from holdfast.attacks.finetune import FineTune
+    from holdfast.attacks.suites import SUITES
+    from holdfast.campaign import Campaign, Model, Options, run_campaign
+    from holdfast.core.data import Data
+    from holdfast.core.domain import Domain
+    from holdfast.core.models import Checkpoint
+    from holdfast.core.presets import collect, pick
+    from holdfast.core.records import CellResult, Record, read_campaign
+    from holdfast.core.runtime import Run, drive
+    from holdfast.core.types import HoldfastError, NonFinite, Score
+    from holdfast.evals.base import Evaluation
+    from holdfast.report.page import build_report
+    from holdfast.safeguards.base import Safeguard
+    from holdfast.safeguards.random_mapping import RandomMapping
+    from holdfast.safeguards.tar import TAR, Adversary
+    from holdfast.stages import Recipe, build
+
+_HOMES = {
+    "attacks.base": ("Attack",),
+    "attacks.finetune": ("FineTune",),
+    "attacks.suites": ("SUITES",),
+    "campaign": ("Campaign", "Model", "Options", "run_campaign"),
+    "core.data": ("Data",),
+    "core.domain": ("Domain",),
+    "core.models": ("Checkpoint",),
+    "core.presets": ("collect", "pick"),
+    "core.records": ("CellResult", "Record", "read_campaign"),
+    "core.runtime": ("Run", "drive"),
+    "core.types": ("HoldfastError", "NonFinite", "Score"),
+    "evals.base": ("Evaluation",),
+    "report.page": ("build_report",),
+    "safeguards.base": ("Safeguard",),
+    "safeguards.random_mapping": ("RandomMapping",),
+    "safeguards.tar": ("TAR", "Adversary"),
+    "stages": ("Recipe", "build"),
+}
+
+__all__ = [
+    "SUITES",
+    "TAR",
+    "Adversary",
+    "Attack",
+    "Campaign",
+    "CellResult",
+    "Checkpoint",
+    "Data",
+    "Domain",
+    "Evaluation",
+    "FineTune",
+    "HoldfastError",
+    "Model",
+    "NonFinite",
+    "Options",
+    "RandomMapping",
+    "Recipe",
+    "Record",
+    "Run",
+    "Safeguard",
+    "Score",
+    "build",
+    "build_report",
+    "collect",
+    "drive",
+    "pick",
+    "read_campaign",
+    "run_campaign",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"holdfast.{module}"), name)
+    raise AttributeError(f"module 'holdfast' has no attribute {name!r}")

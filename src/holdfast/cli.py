@@ -125,7 +125,7 @@ def testbed(
 
 @app.command(
     epilog="Example: holdfast safeguard random-mapping tar --model runs/testbed/model --domain runs/testbed --out runs/tar "
-    "--set tar.outer_steps=300"
+    "--set tar.outer_steps=400"
 )
 def safeguard(
     stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets, in order.")],
@@ -335,9 +335,9 @@ def report(
 ) -> None:
     """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
     console = _console()
-    from holdfast.report.page import build
+    from holdfast.report.page import build_report
 
-    build(folders, out)
+    build_report(folders, out)
     console.print(f"The report is {out}", soft_wrap=True, highlight=False)
 
 
@@ -492,13 +492,13 @@ def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     from rich.text import Text
 
     from holdfast.core.records import read_campaign
-    from holdfast.report.page import build
+    from holdfast.report.page import build_report
 
     _, results = read_campaign(out)
     if all(result.status == "failed" for result in results):
         _fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
-    [section] = build([out], page).sections
+    [section] = build_report([out], page).sections
     table = Table(title=Text(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     wide = console.width >= _WIDE
     for column in ("model", "verdict", *(("worst attack",) if wide else ())):

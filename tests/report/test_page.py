@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.types import HoldfastError
-from holdfast.report.page import Report, build
+from holdfast.report.page import Report, build_report
 from tests.report.synthetic import audited, cell, plan, record, write
 
 HOSTILE = "<script>alert(1)</script>|`x`[a](javascript:b) $\\frac{1}{0}$"
@@ -60,7 +60,7 @@ def tags(page: Path) -> Tags:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("audit")
-    return build([write(folder / "records", *audited())], folder / "report.html")
+    return build_report([write(folder / "records", *audited())], folder / "report.html")
 
 
 def test_the_page_is_one_file_that_needs_nothing_else(report: Report) -> None:
@@ -111,7 +111,7 @@ def test_json_and_markdown_say_the_same(report: Report) -> None:
 
 
 def test_the_page_is_the_same_twice(report: Report, tmp_path: Path) -> None:
-    again = build([write(tmp_path / "records", *audited())], tmp_path / "again.html")
+    again = build_report([write(tmp_path / "records", *audited())], tmp_path / "again.html")
     assert again.html.read_bytes() == report.html.read_bytes()
     assert again.json.read_bytes() == report.json.read_bytes()
 
@@ -119,7 +119,7 @@ def test_the_page_is_the_same_twice(report: Report, tmp_path: Path) -> None:
 def test_several_campaigns_are_sections_of_one_page(tmp_path: Path) -> None:
     campaign, results = audited(1)
     folders = [write(tmp_path / name, replace(campaign, title=f"Audit {name}"), results) for name in "ab"]
-    made = build(folders, tmp_path / "both.html")
+    made = build_report(folders, tmp_path / "both.html")
     parsed = tags(made.html)
     assert [section.title for section in made.sections] == ["Audit a", "Audit b"]
     assert len(parsed.ids) == len(set(parsed.ids))
@@ -136,7 +136,7 @@ def test_hostile_strings_are_shown_and_nothing_more(tmp_path: Path) -> None:
     roles = {HOSTILE: "undefended", "tar": "defended", "half \ud800": "defended"}
     details = {"models": {HOSTILE: {"stages": [HOSTILE]}}, "notes": [HOSTILE], HOSTILE: HOSTILE}
     campaign = plan(results, roles, title=HOSTILE, domain=HOSTILE, suite=HOSTILE, details=details)
-    made = build([write(tmp_path / "hostile", campaign, results)], tmp_path / "report.html")
+    made = build_report([write(tmp_path / "hostile", campaign, results)], tmp_path / "report.html")
     parsed = tags(made.html)
     assert "script" not in parsed.tags
     assert all(link.startswith("#") for link in parsed.links)
@@ -161,7 +161,7 @@ def test_hostile_strings_are_shown_and_nothing_more(tmp_path: Path) -> None:
     ids=["all failed", "nothing attacked", "no ability", "all diverged", "losses only", "no hazard"],
 )
 def test_poor_campaigns_still_make_a_page(tmp_path: Path, results: list) -> None:  # type: ignore[type-arg]
-    made = build([write(tmp_path / "poor", plan(results, {"tar": "defended"}), results)], tmp_path / "report.html")
+    made = build_report([write(tmp_path / "poor", plan(results, {"tar": "defended"}), results)], tmp_path / "report.html")
     tags(made.html)
     [section] = made.sections
     assert section.findings[0].verdict in ("undecided", "not estimable")
@@ -170,19 +170,19 @@ def test_poor_campaigns_still_make_a_page(tmp_path: Path, results: list) -> None
 
 def test_errors_are_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(HoldfastError, match=r"ends in \.html"):
-        build([tmp_path], tmp_path / "report.md")
+        build_report([tmp_path], tmp_path / "report.md")
     with pytest.raises(HoldfastError, match="at least one audit"):
-        build([], tmp_path / "report.html")
+        build_report([], tmp_path / "report.html")
     with pytest.raises(HoldfastError, match=r"no campaign\.json"):
-        build([tmp_path], tmp_path / "report.html")
+        build_report([tmp_path], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_never_loads_torch_and_importing_it_is_light(tmp_path: Path) -> None:
     folder = write(tmp_path / "records", *audited(1))
     code = (
-        "import sys; from pathlib import Path; from holdfast.report.page import build;"
+        "import sys; from pathlib import Path; from holdfast.report.page import build_report;"
         "heavy = {'torch', 'matplotlib', 'jinja2', 'scipy', 'numpy'} & set(sys.modules); assert not heavy, heavy;"
-        f"build([Path({str(folder)!r})], Path({str(tmp_path / 'report.html')!r})); assert 'torch' not in sys.modules"
+        f"build_report([Path({str(folder)!r})], Path({str(tmp_path / 'report.html')!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -98,7 +98,7 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
         target, equals, text = setting.partition("=")
         name, dot, field = target.rpartition(".")
         if not equals or not dot:
-            raise HoldfastError(f"--set {setting} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=300")
+            raise HoldfastError(f"--set {setting} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=400")
         if name not in changed:
             raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
         plugin = changed[name]

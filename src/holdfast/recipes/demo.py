@@ -121,7 +121,7 @@ def _making(out: Path, seed: int) -> list[Job]:
             call=make_safeguarded,
             arguments={"out": out, "label": "tar", "seed": seed},
             after=("Random Mapping",),
-            size=3000,
+            size=4300,
         ),
     ]
 

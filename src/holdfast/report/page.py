@@ -139,7 +139,7 @@ class Section:
         )
 
 
-def build(folders: Sequence[Path], out: Path) -> Report:
+def build_report(folders: Sequence[Path], out: Path) -> Report:
     """Write the page to `out` (.html), and beside it .md and .json; each campaign folder is a section.
 
     Raises:

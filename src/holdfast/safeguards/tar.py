@@ -210,7 +210,7 @@ _SMALL = FineTune(batch_size=16)
 _SMALL_RATES = (1e-3, 2e-3, 3e-3)
 
 _TESTBED = TAR(
-    outer_steps=200,
+    outer_steps=300,
     adversaries=(
         Adversary(attack=_SMALL, weight=2.0, learning_rates=_SMALL_RATES),
         Adversary(attack=_SMALL, learning_rates=_SMALL_RATES, switch=(6.0, 3.0)),
