@@ -10,12 +10,12 @@ import torch
 
 from holdfast.core.data import UNLABELLED
 from holdfast.core.losses import (
-    Distance,
     distance_from_directions,
     negative_entropy,
     next_token_loss,
     representation_distance,
 )
+from holdfast.core.types import Distance
 
 ROWS, LENGTH, WORDS, WIDTH, LAYERS = 3, 5, 7, 4, 3
 LENGTHS = (5, 3, 2)

@@ -161,7 +161,9 @@ def test_hostile_strings_are_shown_and_nothing_more(tmp_path: Path) -> None:
     ids=["all failed", "nothing attacked", "no ability", "all diverged", "losses only", "no hazard"],
 )
 def test_poor_campaigns_still_make_a_page(tmp_path: Path, results: list) -> None:  # type: ignore[type-arg]
-    made = build_report([write(tmp_path / "poor", plan(results, {"tar": "defended"}), results)], tmp_path / "report.html")
+    made = build_report(
+        [write(tmp_path / "poor", plan(results, {"tar": "defended"}), results)], tmp_path / "report.html"
+    )
     tags(made.html)
     [section] = made.sections
     assert section.findings[0].verdict in ("undecided", "not estimable")

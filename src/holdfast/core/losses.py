@@ -8,14 +8,12 @@ ranks average to the loss of the whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from holdfast.core.data import UNLABELLED
-
-Distance = Literal["l2", "mse"]
+from holdfast.core.types import Distance
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
 
 OptimizerName = Literal[
     "adamw", "adam", "sgd", "sgd-momentum", "sgd-nesterov", "adagrad", "adadelta", "schedule-free-adamw"
@@ -29,6 +30,8 @@ def make_optimizer(
     Momentum is 0.9 for both kinds of SGD; `betas` serve the Adam family. Weight decay is decoupled for `adamw` and
     `schedule-free-adamw`, an L2 penalty for the rest, as in torch.
     """
+    import torch
+
     held = list(parameters)
     match name:
         case "adamw":

@@ -8,6 +8,9 @@ from typing import Literal
 Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability"]
 """What an evaluation measures. An attacker wants hazard high and ability kept; a defender wants hazard low."""
 
+Distance = Literal["l2", "mse"]
+"""How far two hidden states are apart: the norm of their difference, or its mean square."""
+
 
 class HoldfastError(Exception):
     """Something that the user can mend. The text is one sentence: what is wrong and what to do about it."""

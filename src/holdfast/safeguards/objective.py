@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.core.losses import Distance
+from holdfast.core.types import Distance
 
 if TYPE_CHECKING:
     import torch
