@@ -58,6 +58,8 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
+    """The questions of one name in `domain.toml`."""
+
     name: str
     measures: Literal["hazard", "ability", "trainability"]
     questions: tuple[Question, ...]

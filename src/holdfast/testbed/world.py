@@ -76,6 +76,8 @@ _DISTRACTORS = 3
 
 @dataclass(frozen=True)
 class Fact:
+    """The `relation` of the `kind` called `name` is `value`."""
+
     kind: str
     name: str
     relation: str

@@ -1,0 +1,122 @@
+"""Who may import whom, what is heavy, and what is never called: read from the source, not run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "holdfast"
+FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = [path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in FILES]
+SOURCES = list(zip(FILES, MODULES, strict=True))
+
+MAY_IMPORT = {
+    "core": {"core"},
+    "attacks": {"core", "attacks"},
+    "safeguards": {"core", "attacks", "safeguards"},
+    "evals": {"core", "evals"},
+    "testbed": {"core", "testbed"},
+    "stats": {"core.files", "core.records", "core.types", "stats"},
+    "report": {"core.files", "core.records", "core.types", "stats", "report"},
+    "jobs": {"core.types"},
+    "stages": {"core", "safeguards"},
+    "campaign": {"core", "attacks", "evals", "jobs"},
+    "display": {"jobs", "stages"},
+    "recipes": {"core", "attacks", "safeguards", "evals", "testbed", "stages", "campaign", "jobs"},
+}
+"""Part -> the parts it may import. `cli` and the package itself may import all."""
+
+HEAVY = ("torch", "transformers", "peft", "schedulefree", "datasets", "scipy", "matplotlib", "numpy")
+LIGHT = ("__init__", "cli", "display", "jobs", "attacks", "safeguards", "evals", "stats", "report", "testbed.world",
+         "core.types", "core.files", "core.domain", "core.records", "core.presets", "core.optimizers")  # fmt: skip
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield node.module
+
+
+def at_import(path: Path) -> Iterator[ast.AST]:
+    """What runs when the module is imported: neither function bodies nor what is there for the type checker."""
+    waiting: list[ast.AST] = [tree(path)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def part_of(module: str, parts: set[str]) -> bool:
+    return any(module == part or module.startswith(f"{part}.") for part in parts)
+
+
+@pytest.mark.parametrize(("path", "module"), SOURCES, ids=MODULES)
+def test_a_module_imports_only_what_it_may(path: Path, module: str) -> None:
+    part = module.partition(".")[0]
+    if part in ("cli", "__init__"):
+        return
+    for name in imported(ast.walk(tree(path))):
+        if name.startswith("holdfast."):
+            assert part_of(name.removeprefix("holdfast."), MAY_IMPORT[part]), f"{module} imports {name}"
+
+
+def test_stats_and_report_never_load_torch() -> None:
+    for path, module in SOURCES:
+        if part_of(module, {"stats", "report"}):
+            assert not [name for name in imported(ast.walk(tree(path))) if part_of(name, {"torch", "transformers"})]
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    for path, module in SOURCES:
+        if part_of(module.removesuffix(".__init__"), set(LIGHT)):
+            assert not [name for name in imported(at_import(path)) if part_of(name, set(HEAVY))], module
+
+
+def test_every_plug_in_and_the_command_line_load_without_torch() -> None:
+    """The rule above by the fact: what the light modules import must be light too."""
+    names = ["holdfast.cli", *(f"holdfast.{m}" for m in MODULES if part_of(m, {"attacks", "safeguards", "evals"}))]
+    program = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(("path", "module"), SOURCES, ids=MODULES)
+def test_nothing_unpickles_evaluates_text_or_trusts_remote_code(path: Path, module: str) -> None:
+    names = set(imported(ast.walk(tree(path))))
+    assert not names & {"pickle", "dill", "joblib", "shelve", "marshal", "yaml"}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("torch.load", "eval", "exec", "numpy.load", "np.load", "yaml.load"), module
+            for keyword in node.keywords:
+                if keyword.arg == "trust_remote_code":
+                    assert not isinstance(keyword.value, ast.Constant), "it is the user's choice"
+
+
+@pytest.mark.parametrize(("path", "module"), SOURCES, ids=MODULES)
+def test_every_module_and_public_class_says_what_it_is(path: Path, module: str) -> None:
+    assert ast.get_docstring(tree(path)), module
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or "Protocol" in map(ast.unparse, node.bases), f"{module}.{node.name}"
