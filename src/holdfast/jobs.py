@@ -94,7 +94,7 @@ def run_jobs(
                 waiting.remove(job)
                 broken = next(name for name in job.after if _failed(outcomes.get(name)))
                 finish(Outcome(job=job, error=f"not run, because {broken} failed"))
-            ready = [job for job in waiting if all(name in outcomes for name in job.after)]
+            ready = [job for job in waiting if all(_succeeded(outcomes.get(name)) for name in job.after)]
             for job in ready:
                 worker = next((held for held in pool if held.job is None), None)
                 if worker is None and len(pool) < workers:
@@ -123,6 +123,10 @@ def run_jobs(
 
 def _failed(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.error is not None
+
+
+def _succeeded(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.error is None
 
 
 class _Worker:

@@ -91,7 +91,7 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
         HoldfastError: the text is not of that form, names no preset of this run or no field of it, or the value is not
             of its type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     changed = dict(plugins)
     for setting in settings:
@@ -111,7 +111,9 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
                 f"--set {setting}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
             )
         try:
-            value = TypeAdapter(hints[field]).validate_python(_value(text))
+            # Strict: true is no number. Finite: an identity and a record are JSON.
+            exact = TypeAdapter(hints[field], config=ConfigDict(strict=True, allow_inf_nan=False))
+            value = exact.validate_python(_value(text))
         except ValidationError as error:
             raise HoldfastError(f"--set {setting}: {error.errors()[0]['msg'].lower()}") from error
         changed[name] = dataclasses.replace(plugin, **{field: value})  # type: ignore[type-var]

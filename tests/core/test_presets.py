@@ -1,0 +1,307 @@
+"""Plug-ins as data: what is found, shown, described and set."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.files import digest
+from holdfast.core.presets import Field, collect, describe, fields, pick, with_settings
+from holdfast.core.types import HoldfastError
+from holdfast.safeguards.objective import RetainLoss
+
+PACKAGES = ("holdfast.attacks", "holdfast.safeguards", "holdfast.evals")
+EVERY_PRESET = [(package, name) for package in PACKAGES for name in collect(package)]
+every_preset = pytest.mark.parametrize(("package", "name"), EVERY_PRESET)
+
+
+def modules_with_presets(package: str) -> list[str]:
+    folder = Path(str(sys.modules[package].__file__)).parent
+    return sorted(path.stem for path in folder.glob("*.py") if "\nPRESETS" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_preset_of_every_file_of_the_folder_is_found(package: str) -> None:
+    modules = [sys.modules[f"{package}.{name}"] for name in modules_with_presets(package)]
+    assert modules
+    assert collect(package) == {name: preset for module in modules for name, preset in module.PRESETS.items()}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a package that nobody has imported yet."""
+    folder = tmp_path / f"gadgets_of_{tmp_path.name}"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == folder.name]:
+        del sys.modules[name]
+
+
+def test_a_file_put_into_the_folder_is_all_that_a_plugin_needs(package: Path) -> None:
+    (package / "one.py").write_text("PRESETS = {'big': 1, 'small': 2}\n")
+    (package / "two.py").write_text("PRESETS = {'other': 3}\n")
+    (package / "helper.py").write_text("NOTHING = 0\n")
+    assert collect(package.name) == {"big": 1, "small": 2, "other": 3}
+
+
+def test_two_presets_of_one_name_are_refused_and_both_places_named(package: Path) -> None:
+    for module in ("one", "two"):
+        (package / f"{module}.py").write_text("PRESETS = {'same': 1}\n")
+    with pytest.raises(HoldfastError, match=rf"'same' stands in both {package.name}\.one and {package.name}\.two"):
+        collect(package.name)
+
+
+def test_names_are_unique_over_the_kinds_too_so_that_list_knows_which_is_meant() -> None:
+    names = [name for _, name in EVERY_PRESET]
+    assert len(names) == len(set(names))
+
+
+@every_preset
+def test_a_preset_is_picked_by_its_name(package: str, name: str) -> None:
+    assert pick(package, name) is collect(package)[name]
+
+
+@pytest.mark.parametrize(
+    ("package", "typed", "says"),
+    [
+        ("holdfast.attacks", "full-adamw-1e3", "there is no attack 'full-adamw-1e3'; did you mean full-adamw-1e-3"),
+        ("holdfast.safeguards", "TAR", "there is no safeguard 'TAR'; known: .*random-mapping"),
+        ("holdfast.safeguards", "random-maping", "did you mean random-mapping"),
+        ("holdfast.evals", "hazzard", "there is no eval 'hazzard'; did you mean hazard"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(package: str, typed: str, says: str) -> None:
+    with pytest.raises(HoldfastError, match=says):
+        pick(package, typed)
+
+
+def nested(plugin: Any) -> Iterator[Any]:
+    """A plug-in and those it holds."""
+    yield plugin
+    for field in dataclasses.fields(plugin):
+        held = getattr(plugin, field.name)
+        for value in held if isinstance(held, tuple) else (held,):
+            if dataclasses.is_dataclass(value):
+                yield from nested(value)
+
+
+@every_preset
+def test_every_field_says_what_it_is(package: str, name: str) -> None:
+    for plugin in nested(pick(package, name)):
+        shown = fields(plugin)
+        assert [field.name for field in shown] == [field.name for field in dataclasses.fields(plugin)]
+        assert [field.value for field in shown] == [getattr(plugin, field.name) for field in shown]
+        assert not [field.name for field in shown if len(field.doc) < 3 or "\n" in field.doc]
+        assert all(field.type for field in shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """Not a field's text."""
+
+    first: int = 1
+    """the first,
+    over two lines"""
+    silent: float = 2.0
+    second: str = "x"
+    """the second"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child(Parent):
+    second: str = "y"
+    """told anew"""
+    third: tuple[int, ...] = ()
+    """the third"""
+
+
+def test_texts_are_inherited_and_a_field_without_one_borrows_none() -> None:
+    assert fields(Child(first=5)) == [
+        Field("first", "int", 5, "the first, over two lines"),
+        Field("silent", "float", 2.0, ""),
+        Field("second", "str", "y", "told anew"),
+        Field("third", "tuple[int, ...]", (), "the third"),
+    ]
+
+
+def other(value: Any) -> Any:
+    """Any other value; whether the plug-in would accept it does not matter here."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case tuple():
+            return (*value, 1)
+        case None:
+            return 0
+    raise AssertionError(f"no other value for {value!r}")
+
+
+def put(plugin: Any, field: str, value: Any) -> Any:
+    changed = copy.copy(plugin)
+    object.__setattr__(changed, field, value)
+    return changed
+
+
+def variants(plugin: Any) -> Iterator[tuple[str, Any]]:
+    """The plug-in with each of its fields changed, one at a time, those of nested plug-ins too."""
+    for field in dataclasses.fields(plugin):
+        value = getattr(plugin, field.name)
+        if dataclasses.is_dataclass(value):
+            for name, changed in variants(value):
+                yield f"{field.name}.{name}", put(plugin, field.name, changed)
+            continue
+        if isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    for name, changed in variants(item):
+                        yield f"{field.name}.{i}.{name}", put(plugin, field.name, put_item(value, i, changed))
+        yield field.name, put(plugin, field.name, other(value))
+
+
+def put_item(items: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    return (*items[:index], value, *items[index + 1 :])
+
+
+@every_preset
+def test_a_description_is_json_and_differs_for_every_field_changed(package: str, name: str) -> None:
+    plugin = pick(package, name)
+    described = describe(plugin)
+    assert json.loads(json.dumps(described, allow_nan=False)) == described
+    assert describe(copy.deepcopy(plugin)) == described
+    digests = {"": digest(described)}
+    for path, changed in variants(plugin):
+        digests[path] = digest(describe(changed))
+    assert len(digests) > len(dataclasses.fields(plugin))
+    assert len(set(digests.values())) == len(digests)
+
+
+def test_a_description_names_the_class_so_that_equal_fields_of_two_kinds_differ() -> None:
+    child = Child(second="x")
+    assert describe(child)["class"] == "Child"
+    assert describe(child) != {**describe(Parent()), "third": []}
+
+
+RUN: Mapping[str, Any] = {
+    "attack": FineTune(),
+    "tar": pick("holdfast.safeguards", "tar"),
+    "full-adamw-1e-3": FineTune(),
+    "dotted.name": FineTune(),
+    "hazard": pick("holdfast.evals", "hazard"),
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("attack.max_steps=7", 7),
+        ("attack.max_steps=1_000", 1000),
+        ("attack.learning_rate=3e-4", 3e-4),
+        ("attack.learning_rate=1", 1.0),
+        ("attack.weight_decay=0", 0.0),
+        ("attack.max_grad_norm=0.5", 0.5),
+        ("attack.max_grad_norm=None", None),
+        ("attack.restart_every=8", 8),
+        ("attack.optimizer=sgd-nesterov", "sgd-nesterov"),
+        ("attack.hazard=hazard_ood", "hazard_ood"),
+        ("tar.normalise_schedule=false", False),
+        ("tar.pooled=True", True),
+        ("hazard.sample=None", None),
+        ("hazard.questions=a=b", "a=b"),
+        ("full-adamw-1e-3.batch_size=4", 4),
+        ("dotted.name.batch_size=4", 4),
+    ],
+)
+def test_a_setting_changes_one_field_of_one_preset(setting: str, value: Any) -> None:
+    name, _, field = setting.partition("=")[0].rpartition(".")
+    changed = with_settings(RUN, [setting])
+    held = getattr(changed[name], field)
+    assert (held, type(held)) == (value, type(value))
+    assert changed[name] == replace(RUN[name], **{field: value})
+    assert {**changed, name: RUN[name]} == RUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    rates: tuple[float, ...] = ()
+    pair: tuple[float, float] | None = None
+    held: RetainLoss = RetainLoss()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rates=(1e-3, 2e-3)", (1e-3, 2e-3)),
+        ("rates=(1,)", (1.0,)),
+        ("rates=()", ()),
+        ("pair=(1, 0.5)", (1.0, 0.5)),
+        ("pair=None", None),
+    ],
+)
+def test_tuples_are_given_as_python_writes_them(setting: str, value: Any) -> None:
+    held = getattr(with_settings({"odd": Odd()}, [f"odd.{setting}"])["odd"], setting.partition("=")[0])
+    assert held == value
+    assert describe(Odd(rates=(1.0,)))["rates"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("attack.max_steps", "not of the form PRESET.FIELD=VALUE"),
+        ("max_steps=3", "not of the form PRESET.FIELD=VALUE"),
+        ("atack.max_steps=3", "'atack' is not in this run; did you mean attack?"),
+        ("attack.max_step=3", "attack has no field 'max_step'; did you mean max_steps?"),
+        ("attack.benign_rows=3", "attack has no field 'benign_rows'"),
+        ("attack.max_steps=many", "valid integer"),
+        ("attack.max_steps=2.5", "valid integer"),
+        ("attack.max_steps=", "valid integer"),
+        ("attack.max_steps=true", "valid integer"),
+        ("attack.max_steps=None", "valid integer"),
+        ("attack.learning_rate=fast", "valid number"),
+        ("attack.learning_rate=inf", "valid number"),
+        ("attack.learning_rate=1e999", "finite number"),
+        ("attack.weight_decay=nan", "valid number"),
+        ("attack.optimizer=adamww", "input should be 'adamw', 'adam'"),
+        ("attack.optimizer=3", "input should be 'adamw', 'adam'"),
+        ("attack.learning_rate=-1", "learning_rate must be above 0"),
+        ("hazard.questions=3", "valid string"),
+        ("tar.normalise_schedule=maybe", "valid boolean"),
+        ("tar.normalise_schedule=1", "valid boolean"),
+        ("tar.retain=None", "retain holds a nested plug-in; change it in Python with dataclasses.replace"),
+        ("tar.adversaries=({'weight': 2.0},)", "should be an instance of adversary"),
+        ("odd.pair=(1.0,)", "odd.pair=.*: field required"),
+        ("odd.rates=0.5", "valid tuple"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(setting: str, says: str) -> None:
+    with pytest.raises(HoldfastError, match=says):
+        with_settings({**RUN, "odd": Odd()}, [setting])
+
+
+def test_settings_are_applied_in_order_and_the_presets_themselves_stay() -> None:
+    before = dict(RUN)
+    changed = with_settings(RUN, ["attack.max_steps=3", "attack.batch_size=2", "attack.max_steps=4"])
+    assert changed["attack"] == FineTune(max_steps=4, batch_size=2)
+    assert before == RUN
+
+
+@given(value=st.floats(min_value=1e-300, max_value=1e300, allow_nan=False))
+def test_any_number_is_read_back_as_it_was_written(value: float) -> None:
+    changed = with_settings({"attack": FineTune()}, [f"attack.learning_rate={value!r}"])
+    assert changed["attack"].learning_rate == value
