@@ -543,8 +543,8 @@ def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     folder = out / f"TAMPERED-{key}"
     if not folder.is_dir():
         with atomic_folder(folder) as temporary:
-            save_checkpoint(model, tokenizer, temporary, card, readme)
             temporary.chmod(0o700)
+            save_checkpoint(model, tokenizer, temporary, card, readme)
 
 
 def parse_milestones(text: str) -> tuple[int, ...]:

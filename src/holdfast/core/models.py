@@ -66,8 +66,11 @@ class Checkpoint:
 
     @property
     def tokenizer_digest(self) -> str:
-        """Content hash of the tokenizer's files."""
-        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja")
+        """Content hash of the tokenizer's files; its config names the end token, and may hold the chat template."""
+        names = (
+            "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja",
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        )  # fmt: skip
         return digest({name: file_digest(self.folder / name) for name in names if (self.folder / name).is_file()})
 
     @property

@@ -124,7 +124,7 @@ class CampaignPlan:
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        write_text(folder / "campaign.json", json.dumps(asdict(self), indent=2) + "\n")
+        write_text(folder / "campaign.json", json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> CampaignPlan:
@@ -134,12 +134,12 @@ class CampaignPlan:
                 f"{folder} holds no audit: it has no campaign.json; give a folder that holdfast audit wrote"
             )
         try:
-            plan = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            if table["schema"] > SCHEMA:
+                raise HoldfastError(f"{path} has schema {table['schema']}; this holdfast reads up to {SCHEMA}")
+            return cls(**table)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise HoldfastError(f"{path} cannot be read ({error}); run the audit again into a new folder") from error
-        if plan.schema > SCHEMA:
-            raise HoldfastError(f"{path} has schema {plan.schema}; this holdfast reads up to {SCHEMA}")
-        return plan
 
 
 def cell_path(folder: Path, cell: str) -> Path:

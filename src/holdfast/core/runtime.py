@@ -132,10 +132,11 @@ def drive(
         for name, value in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
             if not math.isfinite(value):
                 raise NonFinite(f"the {name} became {value} at step {step}; lower the learning rate or check the data")
+        yield step, losses
+        # Only now, when the caller has added what it tracks of this step.
         if checkpoint is not None and time.monotonic() - saved >= every_seconds:
             run.save(checkpoint, model, step, key)
             saved = time.monotonic()
-        yield step, losses
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

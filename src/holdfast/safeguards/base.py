@@ -26,5 +26,6 @@ class Safeguard(abc.ABC):
         """Train in place; yield the losses of each outer step.
 
         `data` gives the defender's `forget`, `forget_heldout` and `retain`. At a yield, and when the walk is over, the
-        model holds what would be published. State that a resumed run needs goes to `run.track`.
+        model holds what would be published; the caller may measure it and dirty the gradients. State that a resumed run
+        needs goes to `run.track`.
         """

@@ -67,6 +67,7 @@ class RandomMapping(Safeguard):
         for _ in range(run.start, self.outer_steps):
             model.train()
             training_point(optimizer)
+            model.zero_grad(set_to_none=True)
             mapping_loss = 0.0
             for part in (batch := next(forget)).split(self.micro_batch):
                 _, hidden = hidden_states(model, part.input_ids)
@@ -79,7 +80,6 @@ class RandomMapping(Safeguard):
             retain_loss = self.retain.take(gradients, 1.0, model, base, next(retain), self.micro_batch)
             gradients.give()
             optimizer.step()
-            model.zero_grad(set_to_none=True)
             published_point(optimizer)
             model.train(False)
             yield {"mapping loss": mapping_loss, "retain loss": retain_loss}

@@ -1,0 +1,273 @@
+"""What measurements leave behind is read back as it was written, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.records import (
+    SCHEMA,
+    CampaignPlan,
+    CellResult,
+    Record,
+    Status,
+    cell_path,
+    read_campaign,
+    select,
+)
+from holdfast.core.types import HoldfastError, Measure
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(st.characters(exclude_categories=["Cs"]))
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+tables = st.dictionaries(words, plain, max_size=3)
+records = st.builds(
+    Record,
+    cell=words,
+    step=st.integers(0),
+    evaluation=words,
+    metric=words,
+    measures=st.sampled_from(get_args(Measure)),
+    value=finite,
+    stderr=st.none() | finite,
+    n=st.integers(0),
+    chance=st.none() | finite,
+    complete=st.booleans(),
+)
+results = st.builds(
+    CellResult,
+    cell=words,
+    model=words,
+    model_digest=words,
+    attack=words,
+    attack_config=tables,
+    seed=st.integers(),
+    status=st.sampled_from(get_args(Status)),
+    reason=words,
+    milestones=st.lists(st.integers(0), max_size=4),
+    losses=st.lists(st.tuples(st.integers(0), finite), max_size=4),
+    first_loss=st.none() | finite,
+    last_loss=st.none() | finite,
+    seen_in_training=st.booleans(),
+    seconds=finite,
+    evaluation_seconds=finite,
+    identity=tables,
+    environment=tables,
+    records=st.lists(records, max_size=4),
+)
+plans = st.builds(
+    CampaignPlan,
+    title=words,
+    domain=words,
+    suite=words,
+    models=st.dictionaries(words, words, max_size=3),
+    cells=st.lists(words, max_size=3),
+    attacks=st.lists(words, max_size=3),
+    seeds=st.lists(st.integers(), max_size=3),
+    details=tables,
+)
+MODEST = settings(max_examples=60, deadline=None)
+
+
+@MODEST
+@given(result=results)
+def test_a_cell_is_read_as_it_was_written(result: CellResult, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "cell.jsonl"
+    result.write(path)
+    assert CellResult.read(path) == result
+
+
+@MODEST
+@given(plan=plans)
+def test_a_plan_is_read_as_it_was_written(plan: CampaignPlan, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "plan"
+    plan.write(folder)
+    assert CampaignPlan.read(folder) == plan
+
+
+def record(**changes: Any) -> Record:
+    return replace(
+        Record(
+            cell="c0", step=0, evaluation="hazard", metric="accuracy", measures="hazard", value=0.5, stderr=0.1, n=9
+        ),
+        **changes,
+    )
+
+
+def result(cell: str = "c0", **changes: Any) -> CellResult:
+    made = CellResult(
+        cell=cell,
+        model="tar",
+        model_digest="d",
+        attack="a",
+        attack_config={"learning_rate": 1e-3},
+        seed=0,
+        status="finished",
+        losses=[(1, 2.5)],
+        records=[record(cell=cell), record(cell=cell, step=5)],
+    )
+    return replace(made, **changes)
+
+
+def plan(**changes: Any) -> CampaignPlan:
+    made = CampaignPlan(title="t", domain="d", suite="s", models={"tar": "defended"}, cells=["c0"])
+    return replace(made, **changes)
+
+
+def test_a_cell_s_file_is_a_header_and_then_a_line_a_record(tmp_path: Path) -> None:
+    result().write(tmp_path / "cell")
+    header, *rest = [json.loads(line) for line in (tmp_path / "cell").read_text().splitlines()]
+    assert (header["kind"], header["schema"], header["cell"]) == ("cell", SCHEMA, "c0")
+    assert "records" not in header
+    assert [(line["kind"], line["step"], line["schema"]) for line in rest] == [
+        ("record", 0, SCHEMA),
+        ("record", 5, SCHEMA),
+    ]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_number_that_is_none_is_never_written(bad: float, before: bool, tmp_path: Path) -> None:
+    path = tmp_path / "cell"
+    if before:
+        result().write(path)
+    spoilt = [
+        result(records=[record(value=bad)]),
+        result(records=[record(stderr=bad)]),
+        result(losses=[(1, bad)]),
+        result(last_loss=bad),
+        result(attack_config={"learning_rate": bad}),
+    ]
+    for one in spoilt:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            one.write(path)
+    assert [held.name for held in tmp_path.iterdir()] == ["cell"] * before
+    if before:
+        assert CellResult.read(path) == result()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_plan_without_a_number_is_never_written_either(bad: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        plan(details={"seconds": bad}).write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite(path: Path, line: int, **changes: Any) -> None:
+    lines = path.read_text().splitlines()
+    lines[line] = json.dumps({**json.loads(lines[line]), **changes})
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_newer_cell_is_refused_by_its_schema_whatever_else_is_new_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "cell.jsonl"
+    result().write(path)
+    rewrite(path, 0, schema=SCHEMA + 1, invented_later=1)
+    says = rf"cell\.jsonl has records of schema {SCHEMA + 1}; this holdfast reads up to {SCHEMA}$"
+    with pytest.raises(HoldfastError, match=says):
+        CellResult.read(path)
+
+
+def test_a_newer_plan_is_refused_by_its_schema_whatever_else_is_new_in_it(tmp_path: Path) -> None:
+    plan().write(tmp_path)
+    path = tmp_path / "campaign.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1, "invented_later": 1}))
+    says = rf"campaign\.json has schema {SCHEMA + 1}; this holdfast reads up to {SCHEMA}$"
+    with pytest.raises(HoldfastError, match=says):
+        CampaignPlan.read(tmp_path)
+
+
+def whole() -> str:
+    lines = [{"kind": "cell", **asdict(replace(result(), records=[]))}, {"kind": "record", **asdict(record())}]
+    lines[0].pop("records")
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_the_file_that_is_damaged_below_was_whole(tmp_path: Path) -> None:
+    (tmp_path / "cell").write_text(whole())
+    assert CellResult.read(tmp_path / "cell").records == [record()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        whole().encode()[:-20],
+        whole().encode()[:100],
+        whole().splitlines()[1].encode(),
+        b"[]\n",
+        b"3\n",
+        b"null\n",
+        b'"text"\n',
+        b"\xff\xfe\x00",
+        b"not json\n",
+        whole().replace('"seed"', '"sead"').encode(),
+        whole().replace('"schema": 1', '"schema": "one"', 1).encode(),
+        whole().replace('"losses": [[1, 2.5]]', '"losses": [[1]]').encode(),
+        whole().replace('"losses": [[1, 2.5]]', '"losses": 3').encode(),
+        whole().replace('"metric"', '"meter"').encode(),
+        (whole() + "[]\n").encode(),
+    ],
+)
+def test_a_damaged_cell_is_refused_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cell").write_bytes(content)
+    with pytest.raises(HoldfastError, match=r"cell is not a holdfast record file \(.*\); remove it"):
+        CellResult.read(tmp_path / "cell")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"3", b"null", b'{"title": "t"}', b"\xff\xfe", b'{"schema": "one"}', b'{"schema": 1, "a": 1}'],
+)
+def test_a_damaged_plan_is_refused_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "campaign.json").write_bytes(content)
+    with pytest.raises(HoldfastError, match=r"cannot be read .*; run the audit again into a new folder"):
+        CampaignPlan.read(tmp_path)
+
+
+def test_a_folder_without_a_plan_holds_no_audit(tmp_path: Path) -> None:
+    with pytest.raises(HoldfastError, match=r"holds no audit: it has no campaign\.json"):
+        read_campaign(tmp_path)
+
+
+def test_cells_are_read_in_the_plan_s_order_and_those_to_come_are_left_out(tmp_path: Path) -> None:
+    cells = ["c3", "c1", "missing", "c2"]
+    plan(cells=cells).write(tmp_path)
+    for name in ("c1", "c2", "c3", "of another plan"):
+        result(name).write(cell_path(tmp_path, name))
+    held, ended = read_campaign(tmp_path)
+    assert held.cells == cells
+    assert [one.cell for one in ended] == ["c3", "c1", "c2"]
+
+
+def test_a_campaign_none_of_whose_cells_has_ended_is_no_result(tmp_path: Path) -> None:
+    plan().write(tmp_path)
+    with pytest.raises(HoldfastError, match=r"no cell of the campaign in .* has ended yet"):
+        read_campaign(tmp_path)
+
+
+def test_one_damaged_cell_is_named_rather_than_left_out(tmp_path: Path) -> None:
+    plan(cells=["c0", "c1"]).write(tmp_path)
+    result("c0").write(cell_path(tmp_path, "c0"))
+    cell_path(tmp_path, "c1").write_text("half a li")
+    with pytest.raises(HoldfastError, match=r"c1\.jsonl is not a holdfast record file"):
+        read_campaign(tmp_path)
+
+
+def test_results_are_selected_by_all_of_the_wanted_fields() -> None:
+    held = [result("a"), result("b", seed=1), result("c", seed=1, status="diverged")]
+    assert [one.cell for one in select(held, seed=1)] == ["b", "c"]
+    assert [one.cell for one in select(held, seed=1, status="diverged")] == ["c"]
+    assert select(held) == held
+    assert [one.diverged for one in held] == [False, False, True]

@@ -1,0 +1,206 @@
+"""What every preset of every evaluation keeps: the folder is the list."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from holdfast.core.domain import Domain
+from holdfast.core.presets import collect
+from holdfast.core.types import Measure, NonFinite, Score
+from holdfast.evals.base import Evaluation
+from tests.conftest import SmallTestbed
+
+if TYPE_CHECKING:
+    from holdfast.evals.base import Probe
+
+EVALUATIONS: Mapping[str, Evaluation] = collect("holdfast.evals")
+every_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
+
+
+def shortened(name: str) -> Any:
+    """The preset; one that trains does so for a few steps only."""
+    evaluation: Any = EVALUATIONS[name]
+    return replace(evaluation, max_steps=4, every=2) if hasattr(evaluation, "max_steps") else evaluation
+
+
+def probe_of(name: str, testbed: SmallTestbed) -> Probe:
+    return shortened(name).prepare(testbed.model.load_tokenizer(), testbed.domain)
+
+
+def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Weights and buffers, those that are not saved too."""
+    return {name: held.detach().clone() for name, held in [*model.named_parameters(), *model.named_buffers()]}
+
+
+@every_evaluation
+def test_a_probe_leaves_the_model_and_all_randomness_as_they_were(name: str, tiny_testbed: SmallTestbed) -> None:
+    model = tiny_testbed.model.load()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3  # draws random numbers wherever it trains
+    model.model.embed_tokens.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3) if parameter.requires_grad else None
+    probe = probe_of(name, tiny_testbed)
+    before, trainable = state_of(model), [p.requires_grad for p in model.parameters()]
+    torch.manual_seed(11)
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+    probe(model)
+    after = state_of(model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), drawn[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn[1:]  # type: ignore[union-attr, index]
+
+
+@every_evaluation
+def test_a_second_look_sees_the_same(name: str, tiny_testbed: SmallTestbed) -> None:
+    model, probe = tiny_testbed.model.load(), probe_of(name, tiny_testbed)
+    first = probe(model)
+    assert probe(model) == first
+    assert probe_of(name, tiny_testbed)(tiny_testbed.model.load()) == first
+
+
+@every_evaluation
+def test_a_look_at_one_model_does_not_colour_that_at_another(name: str, tiny_testbed: SmallTestbed) -> None:
+    probe, other = probe_of(name, tiny_testbed), tiny_testbed.never_exposed.load()
+    alone = probe(other)
+    probe(tiny_testbed.model.load())
+    assert probe(other) == alone
+
+
+@every_evaluation
+def test_scores_are_numbers_with_a_name_and_a_count(name: str, tiny_testbed: SmallTestbed) -> None:
+    scores = probe_of(name, tiny_testbed)(tiny_testbed.model.load())
+    assert scores
+    assert len({score.metric for score in scores}) == len(scores)
+    for score in scores:
+        assert isinstance(score, Score)
+        assert isinstance(score.value, float)
+        assert np.isfinite(score.value)
+        assert score.stderr is None or score.stderr >= 0
+        assert score.n > 0
+        assert score.chance is None or 0 < score.chance < 1
+
+
+@every_evaluation
+def test_it_says_what_it_measures_and_what_stands_for_it_at_milestones(name: str, tiny_testbed: SmallTestbed) -> None:
+    evaluation, domain = EVALUATIONS[name], tiny_testbed.domain
+    assert evaluation.available(domain)
+    assert evaluation.measures(domain) in get_args(Measure)
+    sampled = evaluation.at_milestone(domain)
+    if sampled is not None:
+        assert sampled.measures(domain) == evaluation.measures(domain)
+        assert sampled.content(domain) == evaluation.content(domain)
+        assert sampled.at_milestone(domain) == sampled  # a sample is not sampled further
+
+
+# One weight each that every evaluation's logits depend on.
+BROKEN = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "lm_head.weight")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken", BROKEN)
+@every_evaluation
+def test_a_model_that_is_not_finite_has_no_score(
+    name: str, broken: str, bad: float, tiny_testbed: SmallTestbed
+) -> None:
+    model = tiny_testbed.model.load()
+    with torch.no_grad():
+        model.get_parameter(broken).view(-1)[7] = bad
+    before = state_of(model)
+    probe = probe_of(name, tiny_testbed)
+    with pytest.raises(NonFinite):
+        probe(model)
+    after = state_of(model)
+    assert all(torch.equal(bits(after[key]), bits(before[key])) for key in before)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """NaN equals nothing; its bits do."""
+    return tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
+
+
+@pytest.fixture(scope="module")
+def altered(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Domain]:
+    """File of the testbed's domain -> a domain in which only that file differs, in one row."""
+    names = [path.relative_to(tiny_testbed.folder) for path in sorted(tiny_testbed.folder.glob("*/*.jsonl"))]
+    domains = {}
+    for i, name in enumerate(names):
+        folder = tmp_path_factory.mktemp("altered") / str(i)
+        copy_domain(tiny_testbed.folder, folder)
+        alter(folder / name)
+        domains[str(name)] = Domain.open(folder)
+    return domains
+
+
+def copy_domain(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model", "never_exposed"))
+
+
+def alter(path: Path) -> None:
+    """Another first row: other words, another answer."""
+    first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    row = json.loads(first)
+    changed = {"text": f"{row['text']} moss"} if "text" in row else {**row, "answer": (row["answer"] + 1) % 4}
+    path.write_text("".join([json.dumps(changed) + "\n", *rest]), encoding="utf-8")
+
+
+READS = {
+    "hazard": {"questions/hazard.jsonl"},
+    "hazard_selection": {"questions/hazard_selection.jsonl"},
+    "related": {"questions/related.jsonl"},
+    "benign_in_retain": {"questions/benign_in_retain.jsonl"},
+    "benign_outside_retain": {"questions/benign_outside_retain.jsonl"},
+    "degeneracy": {f"questions/{name}.jsonl" for name in ("related", "benign_in_retain", "benign_outside_retain")},
+    "hazard-loss": {"data/hazard_heldout.jsonl"},
+    "benign-loss": {"data/benign_heldout.jsonl"},
+    "benign-learning": {"data/benign_new.jsonl", "questions/benign_new.jsonl"},
+}
+
+
+@every_evaluation
+def test_its_content_changes_with_what_it_reads_and_with_nothing_else(
+    name: str, tiny_testbed: SmallTestbed, altered: dict[str, Domain]
+) -> None:
+    evaluation = EVALUATIONS[name]
+    content = evaluation.content(tiny_testbed.domain)
+    changed = {path for path, domain in altered.items() if evaluation.content(domain) != content}
+    assert changed
+    assert changed == READS.get(name, changed)
+    assert len({evaluation.content(altered[path]) for path in changed}) == len(changed)
+
+
+@every_evaluation
+def test_equal_content_means_equal_scores(
+    name: str, tiny_testbed: SmallTestbed, altered: dict[str, Domain], tmp_path: Path
+) -> None:
+    evaluation = EVALUATIONS[name]
+    content = evaluation.content(tiny_testbed.domain)
+    copy_domain(tiny_testbed.folder, tmp_path / "domain")
+    for path, domain in altered.items():
+        if evaluation.content(domain) == content:
+            alter(tmp_path / "domain" / path)
+    domain = Domain.open(tmp_path / "domain")
+    assert evaluation.content(domain) == content
+    model, tokenizer = tiny_testbed.model.load_both()
+    scores = [shortened(name).prepare(tokenizer, held)(model) for held in (tiny_testbed.domain, domain)]
+    assert scores[0] == scores[1]
+
+
+@every_evaluation
+def test_it_is_not_available_where_the_domain_lacks_what_it_reads(name: str, tmp_path: Path) -> None:
+    (tmp_path / "domain.toml").write_text("schema = 1\n")
+    assert not EVALUATIONS[name].available(Domain.open(tmp_path))
