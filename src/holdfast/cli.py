@@ -246,8 +246,10 @@ def evaluate(
         chosen.append(("hazard_selection", MultipleChoice(questions="hazard_selection")))
     if not chosen:
         _fail(f"{domain} holds nothing to measure with; add a [questions.…] section to its domain.toml")
+    checkpoint = Checkpoint(model)
+    checkpoint.check(trust_remote_code)
     seed_everything(0)
-    loaded, tokenizer = Checkpoint(model).load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
+    loaded, tokenizer = checkpoint.load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
     table = Table(title=f"{_label(model)} on {opened.name}")
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         table.add_column(column, justify="left" if column in ("evaluation", "measures", "metric") else "right")

@@ -54,13 +54,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """Content hash of the weights and the config. The config's library version is no content."""
-        folder = self._weights_folder()
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise HoldfastError(
-                f"{folder / 'config.json'} is not valid JSON ({error}); restore the checkpoint"
-            ) from error
+        folder, config = self._weights_folder(), self._config()
         config.pop("transformers_version", None)
         return digest([config, {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}])
 
@@ -90,6 +84,7 @@ class Checkpoint:
             NonFinite: a weight is not finite.
         """
         folder = self._weights_folder()
+        self._config()
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
@@ -110,6 +105,13 @@ class Checkpoint:
                 "convert them with save_pretrained(..., safe_serialization=True)"
             )
         return folder
+
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / "config.json"
+        try:
+            return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
 
     def load(
         self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False

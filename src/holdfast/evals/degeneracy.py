@@ -48,7 +48,8 @@ class Degeneracy(Evaluation):
         import torch
 
         held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
-        asked = [held[i * len(held) // self.prompts] for i in range(min(self.prompts, len(held)))]
+        count = min(self.prompts, len(held))
+        asked = [held[i * len(held) // count] for i in range(count)]
         by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
         for question in asked:
             by_length[len(ids := list(tokenizer(question.prompt)["input_ids"]))].append(ids)

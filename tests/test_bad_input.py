@@ -1,0 +1,488 @@
+"""Whatever is wrong with the input: one sentence that names it and says what to do, a non-zero exit, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from holdfast.cli import main
+from holdfast.core.records import CampaignPlan, CellResult
+from tests.conftest import SmallTestbed
+from tests.core.characters import character_tokenizer
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model, a domain and a place for the output that a test may break."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def domain(self) -> Path:
+        return self.folder / "domain"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def toml(self, old: str, new: str) -> None:
+        """Change `domain.toml`."""
+        path = self.domain / "domain.toml"
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    def data(self, role: str, *lines: str) -> None:
+        """Other lines for a role."""
+        (self.domain / "data" / f"{role}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def question(self, **changes: Any) -> None:
+        """A change of the first hazard question; None takes the column away."""
+        path = self.domain / "questions" / "hazard.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        first = {**json.loads(lines[0]), **changes}
+        lines[0] = json.dumps({key: value for key, value in first.items() if value is not None})
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Change the model's tensors."""
+        path = self.model / "model.safetensors"
+        held = load_file(path)
+        change(held)
+        save_file(held, path, metadata={"format": "pt"})
+
+    def tokenizer(self, **changes: Any) -> None:
+        """A tokenizer of characters in place of the testbed's."""
+        for path in self.model.glob("tokenizer*"):
+            path.unlink()
+        words = character_tokenizer()
+        for name, value in changes.items():
+            setattr(words, name, value)
+        words.save_pretrained(self.model)
+
+
+@pytest.fixture
+def place(tiny_testbed: SmallTestbed, tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    shutil.copytree(tiny_testbed.folder / "model", made.model)
+    shutil.copytree(tiny_testbed.folder, made.domain, ignore=shutil.ignore_patterns("model", "never_exposed"))
+    yield made
+    made.folder.chmod(0o755)
+
+
+def everything_under(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def sentence_of(
+    place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], keep_partial: bool = False
+) -> str:
+    """Run a command that must fail properly; its sentence."""
+    before = everything_under(place.folder)
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert status not in (0, None)
+    [sentence] = printed.err.splitlines()
+    assert sentence.startswith("holdfast: ")
+    assert "Traceback" not in printed.out + printed.err
+    after = everything_under(place.folder)
+    if keep_partial:
+        assert {path: content for path, content in after.items() if path in before} == before
+    else:
+        assert after == before
+    return sentence
+
+
+def safeguard(place: Place, *more: str) -> list[str]:
+    common = ["--model", str(place.model), "--domain", str(place.domain), "--out", str(place.out)]
+    return ["safeguard", "random-mapping", *common, "--set", "random-mapping.outer_steps=2", *more]
+
+
+def attack(place: Place, *more: str, preset: str = "full-adamw-1e-3") -> list[str]:
+    return [
+        "attack",
+        preset,
+        "--model",
+        str(place.model),
+        "--domain",
+        str(place.domain),
+        "--out",
+        str(place.out),
+        *more,
+    ]
+
+
+def evaluate(place: Place, *more: str) -> list[str]:
+    return ["evaluate", "--model", str(place.model), "--domain", str(place.domain), *more]
+
+
+def audit(place: Place, *more: str, model: Path | None = None, undefended: Path | None = None) -> list[str]:
+    return [
+        "audit", "--model", str(model or place.model), "--undefended", str(undefended or place.model),
+        "--domain", str(place.domain), "--out", str(place.out), *more,
+    ]  # fmt: skip
+
+
+Command = Callable[..., list[str]]
+Break = Callable[[Place], object]
+
+
+def nan(held: dict[str, torch.Tensor]) -> None:
+    held["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+
+
+def fewer_words(held: dict[str, torch.Tensor]) -> None:
+    held.update({name: held[name][:50].clone() for name in ("model.embed_tokens.weight", "lm_head.weight")})
+
+
+def truncate(place: Place) -> None:
+    path = place.model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickled(place: Place) -> None:
+    (place.model / "model.safetensors").unlink()
+    (place.model / "pytorch_model.bin").write_bytes(b"\x80\x04 whatever is in here is never read")
+
+
+def config(**changes: Any) -> Break:
+    def change(place: Place) -> None:
+        path = place.model / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+    return change
+
+
+MODELS: dict[str, tuple[Break, tuple[str, ...]]] = {
+    "NaN in the weights": (lambda p: p.weights(nan), ("not finite", "up_proj", "restore")),
+    "a truncated safetensors file": (truncate, ("model.safetensors", "damaged", "restore")),
+    "a tensor that is missing": (
+        lambda p: p.weights(lambda held: held.pop("model.layers.0.mlp.up_proj.weight")),
+        ("lack", "up_proj", "restore"),
+    ),
+    "pickled weights only": (pickled, ("no safetensors weights", "never loads pickles", "safe_serialization")),
+    "no config": (lambda p: (p.model / "config.json").unlink(), ("not a Hugging Face model", "config.json")),
+    "a config that is not JSON": (lambda p: (p.model / "config.json").write_text("{"), ("config.json", "not valid JSON")),
+    "an unknown architecture": (config(model_type="perpetuum"), ("cannot be loaded", "perpetuum")),
+    "no tokenizer": (
+        lambda p: [path.unlink() for path in p.model.glob("tokenizer*")],
+        ("tokenizer", "cannot be loaded", "save_pretrained"),
+    ),
+    "a tokenizer that is not JSON": (lambda p: (p.model / "tokenizer.json").write_text("{"), ("tokenizer", "loaded")),
+    "a tokenizer of another model": (
+        lambda p: (
+            p.weights(fewer_words), config(vocab_size=50)(p),
+        ),
+        ("token ids", "embeddings", "do not belong together"),
+    ),
+    "no model": (lambda p: shutil.rmtree(p.model), ("model",)),
+    "a damaged card": (lambda p: (p.model / "holdfast.json").write_text("{"), ("holdfast.json", "damaged")),
+}  # fmt: skip
+
+FOUND_LATE = ("a tensor that is missing", "an unknown architecture", "a tokenizer of another model")
+
+
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        pytest.param(what, command, id=f"{what}, {command.__name__}")
+        for what in MODELS
+        for command in (safeguard, attack, evaluate)
+        if (what, command) != ("a damaged card", evaluate)  # which reads no card
+    ],
+)
+def test_a_broken_model(what: str, command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, said = MODELS[what]
+    spoil(place)
+    # What only a whole load shows is found in the workers of an attack, whose failed cells are on record.
+    found_late = command is attack and what in FOUND_LATE
+    sentence = sentence_of(place, capsys, command(place), keep_partial=found_late)
+    assert all(words in sentence for words in said), sentence
+
+
+DOMAINS: dict[str, tuple[Command, Break, tuple[str, ...]]] = {
+    "no domain": (safeguard, lambda p: shutil.rmtree(p.domain), ("is not a domain", "domain.toml")),
+    "no domain.toml": (evaluate, lambda p: (p.domain / "domain.toml").unlink(), ("is not a domain",)),
+    "a broken domain.toml": (attack, lambda p: p.toml("schema = 1", "schema = ["), ("not valid TOML", "domain.toml")),
+    "another schema": (safeguard, lambda p: p.toml("schema = 1", "schema = 2"), ("schema 2", "schema = 1")),
+    "an unknown role": (safeguard, lambda p: p.toml("[data.retain]", "[data.retian]"), ("'retian'", "did you mean retain")),
+    "an unknown key": (safeguard, lambda p: p.toml("max_length", "max_lenght"), ("'max_lenght'", "did you mean max_length")),
+    "a file and a dataset": (
+        safeguard, lambda p: p.toml('file = "data/forget.jsonl"', 'file = "a"\ndataset = "b"'), ("either a file or a dataset",)
+    ),
+    "a measure there is not": (
+        evaluate, lambda p: p.toml('measures = "hazard"', 'measures = "danger"'), ("measures must be", '"hazard"')
+    ),
+    "a length of no number": (safeguard, lambda p: p.toml("max_length = 16", 'max_length = "long"'), ("max_length",)),
+    "a role that is not named": (
+        safeguard, lambda p: p.toml('[data.forget_heldout]\nfile = "data/forget_heldout.jsonl"\n', ""),
+        ("'forget_heldout'", "[data.forget_heldout]"),
+    ),
+    "a role that an attack needs": (
+        lambda p: attack(p, preset="full-adamw-1e-3-mixed"),
+        lambda p: p.toml('[data.benign]\nfile = "data/benign.jsonl"\n', ""), ("'benign'", "[data.benign]"),
+    ),
+    "a data file that is missing": (
+        safeguard, lambda p: (p.domain / "data" / "retain.jsonl").unlink(), ("retain.jsonl", "does not exist")
+    ),
+    "malformed JSON": (
+        safeguard, lambda p: p.data("retain", '{"text": "a"}', "{oops"), ("retain.jsonl, line 2", "not valid JSON")
+    ),
+    "JSON that is no object": (attack, lambda p: p.data("attack", '["a"]'), ("attack.jsonl, line 1", "list")),
+    "a row without its column": (safeguard, lambda p: p.data("forget", '{"body": "a"}'), ("forget.jsonl, line 1", "body")),
+    "a row without the named column": (
+        safeguard, lambda p: p.toml('file = "data/forget.jsonl"', 'file = "data/forget.jsonl"\ntext = "body"'),
+        ("no column 'body'", "it has: text"),
+    ),
+    "an empty text": (safeguard, lambda p: p.data("forget", '{"text": "  "}'), ("forget.jsonl, line 1", "not empty")),
+    "an empty set": (safeguard, lambda p: p.data("forget", ""), ("'forget'", "empty", "at least one row")),
+    "half a character": (safeguard, lambda p: p.data("forget", '{"text": "\\ud800"}'), ("surrogate", "line 1")),
+    "data that is no text": (
+        safeguard, lambda p: (p.domain / "data" / "forget.jsonl").write_bytes(b"\xff\xfe\x00"), ("not UTF-8", "forget.jsonl")
+    ),
+    "a conversation without a chat template": (
+        safeguard,
+        lambda p: p.data("retain", '{"messages": [{"role": "assistant", "content": "a"}]}'),
+        ("chat template", "'text'"),
+    ),
+    "a conversation without an assistant": (
+        safeguard, lambda p: p.data("retain", '{"messages": [{"role": "user", "content": "a"}]}'), ("'assistant'", "line 1")
+    ),
+    "a conversation that is none": (safeguard, lambda p: p.data("retain", '{"messages": "a"}'), ("must be a list", "line 1")),
+    "an answer out of range": (evaluate, lambda p: p.question(answer=4), ("'answer' is 4", "0 to 3")),
+    "an answer that is no index": (evaluate, lambda p: p.question(answer="2"), ("'answer' is '2'",)),
+    "one choice": (evaluate, lambda p: p.question(choices=[" a"], answer=0), ("'choices'", "at least two")),
+    "two equal choices": (attack, lambda p: p.question(choices=[" a", " a"], answer=0), ("the same", "no single answer")),
+    "a question without a prompt": (evaluate, lambda p: p.question(prompt=None), ("no 'prompt'", "line 1")),
+    "an empty set of questions": (
+        evaluate, lambda p: (p.domain / "questions" / "hazard.jsonl").write_text(""), ("'hazard'", "empty")
+    ),
+    "no hazard to be measured": (
+        attack,
+        lambda p: (
+            p.toml('[questions.hazard]\nfile = "questions/hazard.jsonl"\nmeasures = "hazard"\n', ""),
+            p.toml('[questions.hazard_selection]\nfile = "questions/hazard_selection.jsonl"\nmeasures = "hazard"\n', ""),
+            p.toml('[data.hazard_heldout]\nfile = "data/hazard_heldout.jsonl"\n', ""),
+        ),
+        ("neither hazard questions nor rows", "[questions.hazard]"),
+    ),
+    "a dataset out of reach": (
+        safeguard, lambda p: p.toml('file = "data/forget.jsonl"', 'dataset = "nobody/nothing"'),
+        ("'nobody/nothing'", "cannot be loaded"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DOMAINS)
+def test_a_broken_domain(what: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    command, spoil, said = DOMAINS[what]
+    spoil(place)
+    sentence = sentence_of(place, capsys, command(place))
+    assert all(words in sentence for words in said), sentence
+
+
+WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
+    "an unknown safeguard": (
+        lambda p: [word.replace("random-mapping", "random-maping") for word in safeguard(p)],
+        ("'random-maping'", "did you mean random-mapping"),
+    ),
+    "an unknown attack": (lambda p: attack(p, preset="full-adam-1e-3"), ("'full-adam-1e-3'", "did you mean")),
+    "an unknown suite": (lambda p: audit(p, "--suite", "quik"), ("'quik'", "did you mean quick")),
+    "nothing of that name to list": (lambda p: ["list", "tarr"], ("'tarr'", "did you mean tar")),
+    "a setting that is none": (lambda p: safeguard(p, "--set", "outer_steps"), ("PRESET.FIELD=VALUE",)),
+    "a setting of another preset": (lambda p: safeguard(p, "--set", "tar.outer_steps=3"), ("'tar' is not in this run",)),
+    "a setting of no field": (
+        lambda p: safeguard(p, "--set", "random-mapping.outer_stepps=3"), ("'outer_stepps'", "did you mean outer_steps")
+    ),
+    "a setting of another type": (
+        lambda p: safeguard(p, "--set", "random-mapping.outer_steps=few"), ("outer_steps=few", "integer")
+    ),
+    "a setting that is nested": (lambda p: safeguard(p, "--set", "random-mapping.retain=1"), ("nested", "Python")),
+    "a setting out of range": (
+        lambda p: attack(p, "--set", "full-adamw-1e-3.benign_share=2"), ("benign_share must lie between 0 and 1",)
+    ),
+    "a negative rate": (
+        lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=-1"), ("learning_rate must be above 0",)
+    ),
+    "an optimizer there is not": (lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lion"), ("optimizer=lion", "'adamw'")),
+    "milestones that are none": (lambda p: attack(p, "--milestones", "0,many"), ("--milestones 0,many", "0,8,64,512")),
+    "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
+    "an unknown precision": (lambda p: evaluate(p, "--dtype", "int3"), ("--dtype int3", "float32")),
+    "a hub id out of reach": (
+        lambda p: ["evaluate", "--model", "nobody/nothing", "--domain", str(p.domain)], ("nobody/nothing", "within reach")
+    ),
+    "two models of one name": (
+        lambda p: audit(p, "--reference", str(p.model)), ("one name", "rename a folder"),
+    ),
+    "a world too large": (lambda p: ["testbed", str(p.out), "--benign", "9000"], ("names", "fewer benign entities")),
+    "the output that is the input": (
+        lambda p: [*safeguard(p)[:-4], "--out", str(p.model)], ("is also an input", "--out")
+    ),
+    "the output that is the domain": (lambda p: [*attack(p), "--out", str(p.domain)], ("is also an input",)),
+    "a report of nothing": (
+        lambda p: ["report", str(p.domain), "--out", str(p.out / "r.html")], ("holds no audit", "campaign.json")
+    ),
+    "a testbed where something else is": (lambda p: ["testbed", str(p.model)], ("already holds something else",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_words_that_make_no_sense(what: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words, said = WORDS[what]
+    sentence = sentence_of(place, capsys, words(place))
+    assert all(held in sentence for held in said), sentence
+
+
+@pytest.mark.parametrize("command", [safeguard, attack, audit], ids=lambda command: command.__name__)
+@pytest.mark.parametrize("what", ["something else", "a file", "closed"])
+def test_a_place_that_cannot_take_the_output(
+    what: str, command: Command, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = command(place)
+    if command is audit:
+        shutil.copytree(place.model, place.folder / "other")
+        arguments = audit(place, model=place.folder / "other")
+    if what == "something else":
+        place.out.mkdir()
+        (place.out / "precious.txt").write_text("precious")
+        said = "already holds something else"
+    elif what == "a file":
+        place.out.write_text("precious")
+        said = "is a file"
+    else:
+        # Not by permissions alone: the superuser, who runs tests in containers, may write everywhere.
+        allowed = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != place.folder)
+        said = "cannot be written"
+    assert said in sentence_of(place, capsys, arguments)
+
+
+def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.out.mkdir()
+    (place.out / "demo.json").write_text('{"seed": 7}\n')
+    sentence = sentence_of(place, capsys, ["demo", "--out", str(place.out), "--seed", "0"])
+    assert "seed 7" in sentence
+    assert "--out" in sentence
+
+
+def test_a_base_that_has_gone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(safeguard(place)) == 0
+    shutil.copytree(place.out, place.folder / "shallow")
+    shutil.rmtree(place.out)
+    place.weights(lambda held: held["lm_head.weight"].mul_(2))
+    arguments = [word if word != str(place.model) else str(place.folder / "shallow") for word in safeguard(place)]
+    sentence = sentence_of(place, capsys, arguments)
+    assert "gone or changed" in sentence
+    assert "--base" in sentence
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda p: safeguard(p, "--set", "random-mapping.learning_rate=1e30", "--set", "random-mapping.outer_steps=9"),
+        lambda p: [
+            *safeguard(p)[:1], "tar", *safeguard(p)[2:-2], "--set", "tar.outer_learning_rate=1e30",
+            "--set", "tar.outer_steps=9", "--set", "tar.inner_steps=4", "--set", "tar.outer_warmup_steps=1",
+        ],
+    ],
+    ids=["random-mapping", "tar"],
+)  # fmt: skip
+def test_divergence_stops_a_safeguard(command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = sentence_of(place, capsys, command(place))
+    assert "at step " in sentence or "not finite" in sentence
+    assert "learning rate" in sentence
+
+
+def test_damaged_and_newer_records(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = CellResult(
+        cell="c0", model="m", model_digest="d", attack="none", attack_config={}, seed=0, status="finished"
+    )  # fmt: skip
+    cell.write(place.out / "cells" / "c0.jsonl")
+    CampaignPlan(title="t", domain="d", suite="s", models={"m": "defended"}, cells=["c0"]).write(place.out)
+    report = ["report", str(place.out), "--out", str(place.folder / "r.html")]
+    path = place.out / "cells" / "c0.jsonl"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: len(text) // 2])
+    assert "not a holdfast record file" in sentence_of(place, capsys, report)
+    path.write_text(text.replace('"schema": 1', '"schema": 99'))
+    assert "schema 99" in sentence_of(place, capsys, report)
+    path.unlink()
+    assert "has ended yet" in sentence_of(place, capsys, report)
+    (place.out / "campaign.json").write_text("{")
+    assert "campaign.json cannot be read" in sentence_of(place, capsys, report)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
+def test_a_full_disk(
+    code: int, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the middle of writing the checkpoint: nothing half-written stays, and the next run succeeds."""
+    from transformers import PreTrainedTokenizerBase
+
+    def full(self: Any, folder: Path, **kwargs: Any) -> None:
+        (Path(folder) / "tokenizer.json").write_text("half of i")
+        raise OSError(code, os.strerror(code), str(folder))
+
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+        sentence = sentence_of(place, capsys, safeguard(place))
+    assert "the disk is full" in sentence
+    assert "run the same command again" in sentence
+    assert main(safeguard(place)) == 0
+
+
+def test_a_folder_that_turns_out_to_be_closed(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(place.out))
+
+    monkeypatch.setattr("holdfast.stages.atomic_folder", closed)
+    sentence = sentence_of(place, capsys, safeguard(place, "--seed", "17"))
+    assert "Permission denied" in sentence
+    assert str(place.out) in sentence
+
+
+def test_a_prompt_that_shares_no_token_with_its_options(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tokenizer without a start token, and an option that merges with the whole of its prompt."""
+    place.tokenizer()
+    path = place.model / "tokenizer.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table["post_processor"] = None
+    table["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    table["model"]["vocab"].update({"a": 4, "ab": 5, "ac": 6})
+    path.write_text(json.dumps(table), encoding="utf-8")
+    place.question(prompt="a", choices=["b", "c"], answer=0)
+    sentence = sentence_of(place, capsys, evaluate(place))
+    assert "shares no first token" in sentence
+
+
+@pytest.mark.parametrize("what", ["no padding token", "no start and no end token"])
+def test_a_tokenizer_without_special_tokens_is_no_obstacle(what: str, place: Place) -> None:
+    path = place.model / "tokenizer_config.json"
+    held = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("pad_token",) if what == "no padding token" else ("bos_token", "eos_token"):
+        held.pop(name)
+    path.write_text(json.dumps(held), encoding="utf-8")
+    assert main(safeguard(place)) == 0
+
+
+def test_an_unknown_option_is_the_parsers_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--modle", "m"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
