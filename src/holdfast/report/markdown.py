@@ -5,12 +5,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from holdfast.report.section import Section
 from holdfast.report.tables import Entry, Table
-
-if TYPE_CHECKING:
-    from holdfast.report.page import Section
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
