@@ -76,13 +76,12 @@ class Slow(FineTune):
 
 
 class KillsItsProcess(FineTune):
-    """Dies in the middle, with one seed."""
+    """Dies in the middle."""
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         for loss in super().steps(model, data, run):
-            if run.seed == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
             yield loss
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Fails(FineTune):
@@ -446,16 +445,16 @@ def test_the_untouched_cell_has_one_step_and_how_well_it_learns(tiny_testbed: Sm
 def test_long_curves_of_the_loss_are_thinned_and_the_attacker_s_own_loss_starts_after_benign_steps(
     tiny_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
-    attack = FineTune(max_steps=150, batch_size=1, benign_first=0.4)
+    attack = FineTune(max_steps=80, batch_size=1, benign_first=0.4)
     hazard = dict(cell_of(tiny_testbed).evaluations)["hazard"]
-    result = run(cell_of(tiny_testbed, attack, milestones=(0, 150), evaluations=(("hazard", hazard),)), tmp_path)
+    result = run(cell_of(tiny_testbed, attack, milestones=(0, 80), evaluations=(("hazard", hazard),)), tmp_path)
     assert 32 <= len(result.losses) <= 64
     assert result.losses[0][0] == 1
     seed_everything(0)
     model, data = fresh(tiny_testbed)
     losses = list(attack.steps(model, data, Run(0)))
-    assert attack.benign_steps == 60
-    assert result.first_loss == pytest.approx(sum(losses[60:68]) / 8)
+    assert attack.benign_steps == 32
+    assert result.first_loss == pytest.approx(sum(losses[32:40]) / 8)
     assert result.last_loss == pytest.approx(sum(losses[-8:]) / 8)
 
 
@@ -617,12 +616,12 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
 
 
 def interrupted_campaign(folder: Path) -> Campaign:
-    short = FineTune(max_steps=2, batch_size=4)
+    slow, dies = Slow(**vars(ATTACK)), KillsItsProcess(max_steps=2, batch_size=4)
     return Campaign(
         models=(Model(label="model", path=str(folder / "model"), role="undefended"),),
         domain=folder,
-        attacks=(("slow", Slow(**vars(ATTACK))), ("dies", KillsItsProcess(**vars(short)))),
-        seeds=(0, 1),
+        attacks=(("slow", slow), ("slower", replace(slow, learning_rate=1e-4)), ("dies", dies)),
+        seeds=(0,),
         milestones=MILESTONES,
     )
 
@@ -650,16 +649,15 @@ class Interrupted:
     outcomes: list[Outcome]
     """of the second start"""
 
-    def cell(self, attack: str, seed: int) -> Cell:
-        cells = interrupted_campaign(self.testbed.folder).cells()
-        return next(cell for cell in cells if (cell.attack_name, cell.seed) == (attack, seed))
+    def cell(self, attack: str) -> Cell:
+        return next(c for c in interrupted_campaign(self.testbed.folder).cells() if c.attack_name == attack)
 
 
 @pytest.fixture(scope="module")
 def interrupted(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     out = tmp_path_factory.mktemp("interrupted")
     held = Interrupted(tiny_testbed, out, {}, [])
-    first = cell_path(out, held.cell("slow", 0).id)
+    first = cell_path(out, held.cell("slow").id)
     with in_a_process("start_interrupted_campaign", tiny_testbed.folder, out) as coordinator:
         started = time.monotonic()
         while not first.exists():
@@ -674,7 +672,7 @@ def interrupted(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_killed_campaign_leaves_whole_records_and_nothing_else(interrupted: Interrupted) -> None:
-    ended = [interrupted.cell("none", 0).id, interrupted.cell("slow", 0).id]
+    ended = [interrupted.cell("none").id, interrupted.cell("slow").id]
     assert set(interrupted.before) == {"campaign.json", *(f"cells/{key}.jsonl" for key in ended)}
     for key in ended:
         path = cell_path(interrupted.out, key)
@@ -686,20 +684,19 @@ def test_a_campaign_started_again_after_a_kill_gives_the_records_of_an_undisturb
     interrupted: Interrupted, tmp_path: Path
 ) -> None:
     started = [outcome.job.name for outcome in interrupted.outcomes]
-    assert started == ["model · slow · seed 1", "model · dies · seed 0", "model · dies · seed 1"]
-    for attack, seed in (("none", 0), ("slow", 0), ("slow", 1), ("dies", 1)):
-        cell = interrupted.cell(attack, seed)
+    assert started == ["model · slower · seed 0", "model · dies · seed 0"]
+    for attack in ("none", "slow", "slower"):
+        cell = interrupted.cell(attack)
         there = CellResult.read(cell_path(interrupted.out, cell.id))
         assert there.records
         assert content(there) == content(run(cell, tmp_path))
 
 
-def test_the_cell_of_a_dead_worker_is_recorded_as_failed_and_the_next_is_run(interrupted: Interrupted) -> None:
-    dead = CellResult.read(cell_path(interrupted.out, interrupted.cell("dies", 0).id))
+def test_the_cell_of_a_dead_worker_is_recorded_as_failed(interrupted: Interrupted) -> None:
+    dead = CellResult.read(cell_path(interrupted.out, interrupted.cell("dies").id))
     assert (dead.status, dead.records) == ("failed", [])
     assert dead.reason == "its process died (signal 9), perhaps for lack of memory"
-    assert [outcome.error for outcome in interrupted.outcomes] == [None, dead.reason, None]
-    assert CellResult.read(cell_path(interrupted.out, interrupted.cell("dies", 1).id)).status == "finished"
+    assert [outcome.error for outcome in interrupted.outcomes] == [None, dead.reason]
 
 
 # Attacked weights and the disk
