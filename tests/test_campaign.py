@@ -55,6 +55,8 @@ from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
 from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.degeneracy import Degeneracy
+from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.jobs import Job, Outcome
 from holdfast.safeguards.tar import TAR, Adversary
 from tests.attacks.walk import fresh, weights
@@ -514,6 +516,24 @@ def test_a_diverged_attack_is_recorded_as_such_with_no_score_from_there_on(
     assert cell_path(tmp_path, cell.id).stat().st_mtime_ns == written
 
 
+def test_one_void_score_voids_its_step(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def void(*args: Any) -> list[list[int]]:
+        if steps:
+            raise NonFinite("the model's logits are not finite")
+        return [[4, 5, 6]]
+
+    monkeypatch.setattr("holdfast.evals.degeneracy._continue", void)
+    evaluations = (("hazard", MultipleChoice(questions="hazard")), ("degeneracy", Degeneracy(new_tokens=5)))
+    cell = cell_of(tiny_testbed, milestones=(0, 2, 6), evaluations=evaluations)
+    result = run(cell, tmp_path, on_step=lambda done, total: steps.append(done))
+    assert result.status == "diverged"
+    assert {record.step for record in result.records} == {0, 2}
+
+
 def test_a_model_that_is_not_finite_to_begin_with_is_no_divergence(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     model, tokenizer = tiny_testbed.model.load_both()
     dial(model)[0] = math.nan
@@ -784,6 +804,18 @@ def test_the_untouched_model_is_never_kept(tiny_testbed: SmallTestbed, tmp_path:
     evaluations = cell_of(tiny_testbed).evaluations
     run(cell_of(tiny_testbed, None, evaluations=evaluations), tmp_path, Options(keep_attacked_weights=True))
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_weights_that_are_asked_for_later_are_kept_then(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    """The cell is run again, to the same record."""
+    cell = cell_of(tiny_testbed, ATTACK, seed=3)
+    first = run(cell, tmp_path)
+    again = run(cell, tmp_path, Options(keep_attacked_weights=True))
+    assert (tmp_path / f"TAMPERED-{cell.id}").is_dir()
+    assert content(again) == content(first)
+    written = cell_path(tmp_path, cell.id).stat().st_mtime_ns
+    run(cell, tmp_path, Options(keep_attacked_weights=True))
+    assert cell_path(tmp_path, cell.id).stat().st_mtime_ns == written
 
 
 # Resumable attacks

@@ -210,7 +210,7 @@ def run_cell(
     identity = cell.identity()
     key = digest(identity)[:16]
     path = cell_path(out, key)
-    if path.is_file() and CellResult.read(path).status != "failed":
+    if _done(cell, key, out, options):
         return key
     started = time.monotonic()
     checkpoint, domain = Checkpoint(cell.model.path), Domain.open(cell.domain)
@@ -270,7 +270,7 @@ def run_campaign(
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
     write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command)
-    pending = [cell for cell in cells if not _ended(out, ids[cell.name])]
+    pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
     jobs = cell_jobs(pending, out, options, untouched_undefended(cells))
 
     def record(outcome: Outcome) -> None:
@@ -387,8 +387,21 @@ class _Measured:
         self.undefended = undefended
 
     def take(self, step: int, model: Any, tokenizer: Any) -> None:
-        """Measure the model: everything at the first and the last step and at a breach, hazard and samples between."""
+        """Measure the model: everything at the first and the last step and at a breach, hazard and samples between.
+
+        Raises:
+            NonFinite: a score is void, and with it all of this step.
+        """
         started = time.monotonic()
+        try:
+            self._take(step, model, tokenizer)
+        except NonFinite:
+            self.records = [record for record in self.records if record.step != step]
+            raise
+        finally:
+            self.seconds += time.monotonic() - started
+
+    def _take(self, step: int, model: Any, tokenizer: Any) -> None:
         full = step in (0, self.cell.milestones[-1])
         for name, evaluation in self.cell.evaluations:
             chosen = evaluation if full else evaluation.at_milestone(self.domain)
@@ -399,7 +412,6 @@ class _Measured:
             self.records = [r for r in self.records if r.step != step]
             for name, evaluation in self.cell.evaluations:
                 self._score(step, name, evaluation, complete=True, model=model, tokenizer=tokenizer)
-        self.seconds += time.monotonic() - started
 
     def _at_breach(self, step: int) -> bool:
         """Whether the hazard has come half-way from chance to the undefended model's, or to 1 where none is known."""
@@ -481,9 +493,16 @@ def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:
     return next((cell for cell in cells if cell.model.role == "undefended" and cell.attack is None), None)
 
 
-def _ended(out: Path, cell: str) -> bool:
-    path = cell_path(out, cell)
-    return path.is_file() and CellResult.read(path).status != "failed"
+def _done(cell: Cell, key: str, out: Path, options: Options) -> bool:
+    """Whether nothing is left to do: the record is there, and the attacked weights too where they are to be kept."""
+    path = cell_path(out, key)
+    status = CellResult.read(path).status if path.is_file() else "failed"
+    missing = options.keep_attacked_weights and cell.attack is not None and not _kept(out, key).is_dir()
+    return status == "diverged" or (status == "finished" and not missing)
+
+
+def _kept(out: Path, key: str) -> Path:
+    return out / f"TAMPERED-{key}"
 
 
 def record_failure(cell: Cell, out: Path, outcome: Outcome) -> None:
@@ -540,7 +559,7 @@ def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
         f"`{cell.model.label}` after the attack `{cell.attack_name}` (seed {cell.seed}), kept on demand for inspection. "
         "Its safeguard may be gone. Delete it when you are done.\n"
     )
-    folder = out / f"TAMPERED-{key}"
+    folder = _kept(out, key)
     if not folder.is_dir():
         with atomic_folder(folder) as temporary:
             temporary.chmod(0o700)

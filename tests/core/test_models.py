@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -405,3 +406,9 @@ def test_switching_modes_is_what_train_does(make: Callable[[], PreTrainedModel])
     for training in (True, False, True):
         switch(training)
         assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    model, tokenizer = tiny_testbed.model.load_both()
+    save_checkpoint(model, tokenizer, tmp_path, {}, "")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}

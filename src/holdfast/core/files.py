@@ -27,15 +27,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well and vanishes when it does not."""
+def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary path that becomes `path`, with `mode`, when the block ends well and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
-    temporary.chmod(0o644)
     try:
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

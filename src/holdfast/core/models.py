@@ -198,6 +198,8 @@ def save_checkpoint(
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # as its neighbours; safetensors leaves it closed to all but the owner
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", readme)
 

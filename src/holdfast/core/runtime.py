@@ -82,7 +82,7 @@ class Run:
             "torch": torch.get_rng_state(),
         }
         tree = _pack(state, tensors)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, mode=0o600) as temporary:  # it may hold attacked weights
             save_file(tensors, temporary, metadata={"step": str(step), "key": key, "tree": json.dumps(tree)})
 
     def resume(self, path: Path, model: nn.Module, key: str) -> None:
