@@ -1,6 +1,6 @@
 """Where the time of TAR's outer step goes on the testbed, and how it compares with a plain transcription of algorithm 1.
 
-    python benchmarks/outer_step.py
+    .venv/bin/python -m benchmarks.outer_step
 
 Both are run by turns in one process on one thread, on the same batches from one untrained model: what is timed does not
 depend on what the model knows. The passes are the forward and backward passes with their losses, timed inside the very
@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from schedulefree import AdamWScheduleFree
 from transformers import PreTrainedModel
 
 from holdfast.core import data, losses, sharded
@@ -92,6 +93,7 @@ def clocked_steps(safeguard: TAR, model: PreTrainedModel, held: data.Data, run: 
         clock.timed(data.Stream, "take", "batches"),
         clock.timed(data.Stream, "batch", "batches"),
         clock.timed(torch.optim.AdamW, "step", "optimizers"),
+        *(clock.timed(AdamWScheduleFree, name, "optimizers") for name in ("step", "train", "eval")),
     ]
     seconds = []
     with ExitStack() as stack:
@@ -165,7 +167,9 @@ def report(clock: Clock, ours: list[float], theirs: list[float]) -> None:
     passes = sum(value for (_, activity), value in inside.items() if activity in PASSES)
     rest = whole - sum(value for (_, activity), value in inside.items() if activity != "the rest")
     print(f"{'the rest':16}" + " " * 76 + f"{rest:9.1f}{rest / whole:8.1%}")
+    updates = sum(value for (_, activity), value in inside.items() if activity == "optimizers")
     print(f"\na step: {whole:.0f} ms; its forward and backward passes: {passes:.0f} ms; ratio {whole / passes:.3f}")
+    print(f"with the optimizers' updates: {passes + updates:.0f} ms; ratio {whole / (passes + updates):.3f}")
     plainly = 1e3 * statistics.mean(theirs)
     print(f"the plain transcription: {plainly:.0f} ms; ratio to it {plainly / whole:.2f}")
 

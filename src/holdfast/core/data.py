@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jinja2 import TemplateError
@@ -82,13 +83,14 @@ def collate(
     rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
 ) -> Batch:
     """The batch of `rows`, of which this rank keeps every `ranks`-th from `rank` on."""
-    label_count = sum(label != UNLABELLED for row in rows for label in row.labels[1:]) / ranks
+    label_count = sum(len(row.labels) - 1 - row.labels[1:].count(UNLABELLED) for row in rows) / ranks
     token_count = sum(len(row.ids) for row in rows) / ranks
     width = max(len(row.ids) for row in rows)
     mine = rows[rank::ranks]
-    input_ids = torch.tensor([[*row.ids, *[pad] * (width - len(row.ids))] for row in mine])
-    labels = torch.tensor([[*row.labels, *[UNLABELLED] * (width - len(row.labels))] for row in mine])
-    mask = torch.arange(width) < torch.tensor([[len(row.ids)] for row in mine])
+    # By way of numpy, which reads nested tuples several times as fast.
+    input_ids = torch.from_numpy(np.array([row.ids + (pad,) * (width - len(row.ids)) for row in mine], np.int64))
+    labels = torch.from_numpy(np.array([row.labels + (UNLABELLED,) * (width - len(row.ids)) for row in mine], np.int64))
+    mask = torch.from_numpy(np.arange(width) < np.array([[len(row.ids)] for row in mine]))
     return Batch(input_ids.to(device), labels.to(device), mask.to(device), max(label_count, 1 / ranks), token_count)
 
 
