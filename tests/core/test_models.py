@@ -254,6 +254,16 @@ def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
+def test_weights_that_only_a_pickle_holds_are_not_loaded_for_a_safetensors_file_of_something_else(
+    tmp_path: Path,
+) -> None:
+    checkpoint = saved(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "optimizer.safetensors")
+    with pytest.raises(HoldfastError, match="cannot be loaded"):
+        checkpoint.load()
+
+
 def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path / "model")
     sprung = tmp_path / "sprung"
