@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from holdfast.attacks.suites import SUITES
-from holdfast.cli import app, main
+from holdfast.cli import _next, app, main
 from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
@@ -60,6 +61,23 @@ def test_help_needs_no_torch() -> None:
         "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_the_next_command_is_one_that_this_shell_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ".venv" / "bin" / "holdfast"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    _next(Console(), "holdfast list tar")
+    assert capsys.readouterr().out == "Next: .venv/bin/holdfast list tar\n"
+    monkeypatch.setenv("PATH", str(program.parent))
+    _next(Console(), "holdfast list tar")
+    assert capsys.readouterr().out == "Next: holdfast list tar\n"
 
 
 def test_list_shows_everything_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

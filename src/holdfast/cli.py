@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -524,6 +525,12 @@ def _command() -> str:
 
 
 def _next(console: Console, command: str) -> None:
+    """Suggest the next command, in words that this shell understands: the environment may not be on its path."""
+    import shutil
+
+    started = Path(sys.argv[0])
+    if started.name == "holdfast" and shutil.which("holdfast") is None:
+        command = _q(os.path.relpath(started)) + command.removeprefix("holdfast")
     console.print(f"Next: {command}", soft_wrap=True, highlight=False)
 
 
