@@ -9,7 +9,7 @@ knowledge better on the testbed: the retain loss's representation term, and a we
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.core.optimizers import OptimizerName
@@ -86,6 +86,6 @@ class RandomMapping(Safeguard):
 
 
 PRESETS = {
-    "random-mapping": RandomMapping(),
-    "random-mapping-large": replace(RandomMapping(), learning_rate=2e-5, forget_batch_size=16, retain_batch_size=16),
+    "random-mapping": RandomMapping(outer_steps=300),
+    "random-mapping-large": RandomMapping(learning_rate=2e-5, forget_batch_size=16, retain_batch_size=16),
 }
