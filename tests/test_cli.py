@@ -115,6 +115,7 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
 
     scores = tmp_path / "scores.json"
     printed = run(capsys, "evaluate", "--model", tar, "--domain", domain, "--out", scores)
+    assert "benign_outside_retain" in printed  # whole, on 80 columns
     assert next_command(printed)[0] == "attack"
     named = {score["evaluation"] for score in json.loads(scores.read_text(encoding="utf-8"))}
     assert named >= {
@@ -131,7 +132,9 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
         capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
         "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5",
     )  # fmt: skip
-    assert next_command(printed) == ["list", "full-adamw-1e-3"]
+    suggested = next_command(printed)
+    assert suggested[0] == "audit"
+    assert suggested[suggested.index("--undefended") + 1] == str(model)
     [attacked] = [result for result in read_campaign(one)[1] if result.attack != "none"]
     assert attacked.milestones == [0, 2, 5]
     assert attacked.seed == 1

@@ -204,6 +204,7 @@ def attack(
     """Run one attack on one model and measure it along the way."""
     console = _console()
     from holdfast.campaign import Campaign, Model, parse_milestones
+    from holdfast.core.models import Checkpoint
     from holdfast.core.presets import pick, with_settings
 
     chosen = with_settings({preset: pick("holdfast.attacks", preset)}, settings or [])
@@ -216,7 +217,12 @@ def attack(
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
     _run(console, campaign, out, 1, options, title=f"{preset} on {_label(model)}", suite=preset)
-    _next(console, f"holdfast list {preset}")
+    base = Checkpoint(model).card.get("base", {}).get("path", "")
+    _next(
+        console,
+        f"holdfast audit --model {_q(model)} --undefended {_q(base or 'THE-ORIGINAL-MODEL')} --domain {_q(domain)} "
+        f"--suite quick --seeds 3 --out {_q(out.parent / 'audit')}",
+    )
 
 
 @app.command(epilog="Example: holdfast evaluate --model runs/tar --domain runs/testbed")
@@ -251,9 +257,10 @@ def evaluate(
     checkpoint.check(trust_remote_code)
     seed_everything(0)
     loaded, tokenizer = checkpoint.load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
-    table = Table(title=f"{_label(model)} on {opened.name}")
+    table = Table(title=f"{_label(model)} on {opened.name}", box=None, padding=(0, 2, 0, 0))
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
-        table.add_column(column, justify="left" if column in ("evaluation", "measures", "metric") else "right")
+        left = column in ("evaluation", "measures", "metric")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     rows = []
     for name, evaluation in chosen:
         for score in evaluation.prepare(tokenizer, opened)(loaded):
