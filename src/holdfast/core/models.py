@@ -151,7 +151,7 @@ class Checkpoint:
         """The tokenizer.
 
         Raises:
-            HoldfastError: there is none, it cannot be read, or it knows more words than the model has embeddings.
+            HoldfastError: there is none, it cannot be read, or it is empty.
         """
         folder = self.folder
         try:
