@@ -47,7 +47,7 @@ RemoteCodeOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off unless you say so.")
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads of this process.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
 MilestonesOption = Annotated[
     Optional[str], typer.Option("--milestones", help="Steps to measure at, such as 0,8,64,512; default 0,5,10,20,40,…")
 ]
@@ -153,7 +153,7 @@ def safeguard(
     from holdfast.display import show_steps
     from holdfast.stages import Recipe, build
 
-    Domain.open(domain)
+    opened = Domain.open(domain)
     chosen = with_settings({name: pick("holdfast.safeguards", name) for name in stages}, settings or [])
     recipe = Recipe(
         model=Checkpoint(model),
@@ -169,7 +169,7 @@ def safeguard(
     finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key
     if not finished:
         claim_output(out, Path(model), domain)
-        recipe.model.check(trust_remote_code)
+        recipe.model.check(trust_remote_code, opened.max_length)
         with show_steps(console, " → ".join(stages)) as on_step:
             build(recipe, out, on_step)
     console.print(
@@ -237,6 +237,8 @@ def evaluate(
 ) -> None:
     """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
     console = _console()
+    if out is not None and out.is_dir():
+        _fail(f"the output {out} is a folder; give a file as --out")
     _start_torch(threads, device, dtype)
     from rich.table import Table
 
@@ -254,7 +256,7 @@ def evaluate(
     if not chosen:
         _fail(f"{domain} holds nothing to measure with; add a [questions.…] section to its domain.toml")
     checkpoint = Checkpoint(model)
-    checkpoint.check(trust_remote_code)
+    checkpoint.check(trust_remote_code, opened.max_length)
     seed_everything(0)
     loaded, tokenizer = checkpoint.load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
     table = Table(title=f"{_label(model)} on {opened.name}", box=None, padding=(0, 2, 0, 0))
@@ -409,7 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         import errno
 
-        where = f" ({error.filename})" if error.filename else ""
+        # The second name is where a temporary file was to go.
+        where = f" ({error.filename2 or error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _report_error(f"the disk is full{where}; free some space and run the same command again to go on")
         return _report_error(f"{error.strerror or error}{where}; check the path and its permissions")
@@ -451,10 +454,9 @@ def _check_device(device: str, dtype: str) -> None:
 
     if dtype not in ("float32", "bfloat16", "float16"):
         _fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        _fail(
-            f"there is no device {device!r} here; give --device cpu" + (" or cuda" if torch.cuda.is_available() else "")
-        )
+    known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if device not in ("cpu", *known) and not (known and device == "cuda"):
+        _fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
 
 
 def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool, resumable: bool) -> Options:
@@ -475,15 +477,20 @@ def _run(
 ) -> None:
     """Check the input, run the campaign, print where it stands."""
     from holdfast.campaign import run_campaign
+    from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
     from holdfast.core.models import Checkpoint
+    from holdfast.core.records import CampaignPlan
     from holdfast.display import show_jobs
 
     campaign.check()
+    max_length = Domain.open(campaign.domain).max_length
     for model in campaign.models:
-        Checkpoint(model.path).check(options.trust_remote_code)
+        Checkpoint(model.path).check(options.trust_remote_code, max_length)
     if not (out / "campaign.json").is_file():
         claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
+    elif (held := CampaignPlan.read(out).title) != title:
+        _fail(f"{out} holds another run, {held!r}; give another --out")
     with show_jobs(console, title) as on_progress:
         outcomes = run_campaign(
             campaign, out, workers, options, title=title, suite=suite, command=_command(), on_progress=on_progress

@@ -7,7 +7,6 @@ once, and a run that was killed goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.files import atomic_folder, cache_folder, digest
+from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest
 from holdfast.core.models import Checkpoint, Precision, save_checkpoint
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
@@ -105,7 +104,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     if out is None:
         return folders[-1]
     with atomic_folder(out) as temporary:
-        shutil.copytree(folders[-1], temporary, dirs_exist_ok=True)
+        copy_folder(folders[-1], temporary)
     return out
 
 

@@ -69,8 +69,14 @@ class FineTune(Attack):
         for name in ("max_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "restart_every"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "lora_rank"):
+            if getattr(self, name) < 0:
+                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
+        if not 0 <= self.lora_dropout < 1:
+            raise HoldfastError(f"lora_dropout must lie between 0 and 1, not {self.lora_dropout}")
         if self.warmup_steps and self.schedule == "constant":
             raise HoldfastError('warmup_steps has no effect under schedule "constant"; use "linear-warmup"')
 

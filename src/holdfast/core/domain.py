@@ -92,7 +92,7 @@ class Domain:
                 f"{folder} is not a domain: it has no domain.toml; see docs/getting-started.md for its layout"
             )
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise HoldfastError(f"{path} is not valid TOML: {error}") from error
         if table.get("schema") != SCHEMA:
@@ -192,7 +192,7 @@ def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[
         raise HoldfastError(f"{path}, named in [{section}] of domain.toml, does not exist")
     try:
         # Not splitlines: JSON may hold characters such as U+2028 as they stand.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise HoldfastError(f"{path} is not UTF-8 text: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails halfway does not know it
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,6 +65,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy what is in `source` into the folder `target`. The first error ends it, as itself, which `copytree`'s does not."""
+    for path in sorted(source.rglob("*")):
+        copied = target / path.relative_to(source)
+        if path.is_dir():
+            copied.mkdir(exist_ok=True)
+        else:
+            shutil.copy2(path, copied)
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """What safetensors and tokenizers raise where the system refuses a write to `path`, as the OSError that it is."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def claim_output(folder: Path, *inputs: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.core.files import digest, file_digest, write_text
+from holdfast.core.files import digest, file_digest, os_errors, write_text
 from holdfast.core.types import HoldfastError, NonFinite
 
 CARD = "holdfast.json"
@@ -72,19 +72,31 @@ class Checkpoint:
         """What made this checkpoint, as holdfast wrote it; empty for a model from elsewhere."""
         path = self.folder / CARD
         try:
-            return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return _json_object(path) if path.is_file() else {}
+        except ValueError as error:
             raise HoldfastError(f"{path} is damaged ({error}); remove it or restore the checkpoint") from error
 
-    def check(self, trust_remote_code: bool = False) -> None:
+    def check(self, trust_remote_code: bool = False, max_length: int = 0) -> None:
         """Read what a long run will read later, tensor by tensor, so that it does not fail in its last hour.
 
         Raises:
-            HoldfastError: as `load_tokenizer`; there are no safetensors weights, or they are damaged.
+            HoldfastError: as `load_tokenizer`; there are no safetensors weights, they are damaged, the architecture is
+                unknown, or it has learned positions, fewer than `max_length`.
             NonFinite: a weight is not finite.
         """
         folder = self._weights_folder()
         self._config()
+        try:
+            with _quiet():
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+        except Exception as error:  # as in `load`
+            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+        positions = getattr(config, "max_position_embeddings", None)
+        # Rotary positions go on beyond what the config says; a table of them ends there.
+        if positions is not None and positions < max_length and getattr(config, "rope_parameters", None) is None:
+            raise HoldfastError(
+                f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
+            )
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
@@ -109,8 +121,8 @@ class Checkpoint:
     def _config(self) -> dict[str, Any]:
         path = self.folder / "config.json"
         try:
-            return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return _json_object(path)
+        except ValueError as error:
             raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
 
     def load(
@@ -134,6 +146,7 @@ class Checkpoint:
                     # Over a few tokens plain attention is faster on a CPU than the fused kernel.
                     attn_implementation="eager" if _is_tiny(config) and str(device) == "cpu" else None,
                     use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # refused below, with their names
                     trust_remote_code=trust_remote_code,
                     output_loading_info=True,
                 )
@@ -143,6 +156,12 @@ class Checkpoint:
             missing = sorted(loading["missing_keys"])
             raise HoldfastError(
                 f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} the first; restore the checkpoint"
+            )
+        if loading["mismatched_keys"]:
+            name, held, wanted = sorted(loading["mismatched_keys"])[0]
+            raise HoldfastError(
+                f"the weights in {folder} do not fit its config.json: {name} has shape {list(held)}, not {list(wanted)}; "
+                "restore the checkpoint"
             )
         check_finite(model, f"the weights in {folder}")
         return cast(PreTrainedModel, model.train(False).to(device))
@@ -195,7 +214,7 @@ def save_checkpoint(
         NonFinite: a weight is not finite; nothing is written.
     """
     check_finite(model, "the model to be saved")
-    with _quiet():
+    with _quiet(), os_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
@@ -226,6 +245,19 @@ def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torc
     return output.logits, output.hidden_states
 
 
+def kept_keys(output: Any) -> Any:
+    """The keys and values that a forward pass kept, for the next one.
+
+    Raises:
+        HoldfastError: the architecture keeps none.
+    """
+    if getattr(output, "past_key_values", None) is None:
+        raise HoldfastError(
+            "the model keeps a state in place of keys and values, so it cannot be measured; give one with attention"
+        )
+    return output.past_key_values
+
+
 def mode_switch(model: torch.nn.Module) -> Callable[[bool], None]:
     """`model.train(…)` without a walk through the modules, on which a loop of short steps would spend percents of its time."""
     held = [vars(module) for module in model.modules()]
@@ -253,5 +285,14 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(held, dict):
+        raise ValueError(f"a {type(held).__name__}, not an object")
+    return held
+
+
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what it says, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

@@ -89,7 +89,7 @@ class CellResult:
             HoldfastError: it is not such a file, or of a newer schema.
         """
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line, parse_constant=_no_number) for line in path.read_text(encoding="utf-8").splitlines()]
             header, *records = lines
             if header.pop("kind") != "cell":
                 raise KeyError("kind")
@@ -140,6 +140,10 @@ class CampaignPlan:
             return cls(**table)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise HoldfastError(f"{path} cannot be read ({error}); run the audit again into a new folder") from error
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number that is ever recorded")
 
 
 def cell_path(folder: Path, cell: str) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from holdfast.core.files import atomic_file
+from holdfast.core.files import atomic_file, os_errors
 from holdfast.core.sharded import local
 from holdfast.core.types import HoldfastError, NonFinite
 
@@ -82,7 +82,7 @@ class Run:
             "torch": torch.get_rng_state(),
         }
         tree = _pack(state, tensors)
-        with atomic_file(path, mode=0o600) as temporary:  # it may hold attacked weights
+        with atomic_file(path, mode=0o600) as temporary, os_errors(path):  # it may hold attacked weights
             save_file(tensors, temporary, metadata={"step": str(step), "key": key, "tree": json.dumps(tree)})
 
     def resume(self, path: Path, model: nn.Module, key: str) -> None:

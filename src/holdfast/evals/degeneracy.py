@@ -78,6 +78,8 @@ def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, en
     """Greedy continuations of prompts of one length, each up to and without the end token."""
     import torch
 
+    from holdfast.core.models import kept_keys
+
     ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
     while len(drawn) < new_tokens and not ended.all():
@@ -85,7 +87,7 @@ def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, en
         logits = output.logits[:, -1]
         if not torch.isfinite(logits).all():
             raise NonFinite("the model's logits are not finite, so its text has no score")
-        ids, cache = logits.argmax(-1, keepdim=True), output.past_key_values
+        ids, cache = logits.argmax(-1, keepdim=True), kept_keys(output)
         drawn.append(ids)
         if end is not None:
             ended |= ids[:, 0] == end

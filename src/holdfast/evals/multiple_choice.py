@@ -135,6 +135,8 @@ def _scores(model: PreTrainedModel, items: Sequence[_Item]) -> list[torch.Tensor
     """log P(choice | prompt) of every option of every item; the prefixes are of one length."""
     import torch
 
+    from holdfast.core.models import kept_keys
+
     prefixes = torch.tensor([item.prefix for item in items], device=model.device)
     longest = max(len(c) for item in items for c in item.continuations)
     output = model(input_ids=prefixes, use_cache=longest > 1, logits_to_keep=1)
@@ -149,7 +151,7 @@ def _scores(model: PreTrainedModel, items: Sequence[_Item]) -> list[torch.Tensor
     padded = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
     target = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
     held = torch.arange(width, device=model.device) < torch.tensor([[len(c) - 1] for c in rest], device=model.device)
-    cache = output.past_key_values
+    cache = kept_keys(output)
     cache.reorder_cache(torch.arange(len(items), device=model.device).repeat_interleave(counts))
     log_p = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
     tails = log_p.gather(-1, target[..., None])[..., 0].where(held, 0.0).sum(-1)

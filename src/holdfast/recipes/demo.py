@@ -69,8 +69,8 @@ def run_demo(
     marker = out / "demo.json"
     if not marker.is_file():
         claim_output(out)
-    elif (held := json.loads(marker.read_text(encoding="utf-8"))) != {"seed": seed}:
-        raise HoldfastError(f"{out} holds the demo of seed {held.get('seed')}; give another --out for seed {seed}")
+    elif (held := _seed_of(marker)) != seed:
+        raise HoldfastError(f"{out} holds the demo of seed {held}; give another --out for seed {seed}")
     write_text(marker, json.dumps({"seed": seed}) + "\n")
     write_domain(out / "testbed", seed, Sizes())
     plan = campaign(out)
@@ -98,6 +98,13 @@ def run_demo(
     return list(outcomes.values())
 
 
+def _seed_of(marker: Path) -> int:
+    try:
+        return int(json.loads(marker.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise HoldfastError(f"{marker} is damaged; remove it with its folder, or give another --out") from error
+
+
 def _making(out: Path, seed: int) -> list[Job]:
     """The jobs that make the models, each before what depends on it."""
     testbed: dict[str, Any] = {"folder": out / "testbed", "seed": seed, "sizes": Sizes()}
@@ -114,7 +121,7 @@ def _making(out: Path, seed: int) -> list[Job]:
             call=make_safeguarded,
             arguments={"out": out, "label": "random-mapping", "seed": seed},
             after=("train the undefended model",),
-            size=600,
+            size=400,
         ),
         Job(
             name="TAR",

@@ -31,7 +31,8 @@ def build_report(folders: Sequence[Path], out: Path) -> Report:
     """Write the page to `out` (.html), and beside it .md and .json; each campaign folder is a section.
 
     Raises:
-        HoldfastError: `out` is no .html name, no folder is given, or one holds no campaign with an ended cell.
+        HoldfastError: `out` is no .html name or would overwrite a campaign, no folder is given, or one holds no campaign
+            with an ended cell.
     """
     if out.suffix != ".html":
         raise HoldfastError(f"the report {out} needs a name that ends in .html; .md and .json are written beside it")
@@ -41,9 +42,15 @@ def build_report(folders: Sequence[Path], out: Path) -> Report:
     sections = tuple(section(plan, results, f"c{place}") for place, (plan, results) in enumerate(read, 1))
     title = sections[0].title if len(sections) == 1 else f"{len(sections)} audits"
     report = Report(html=out, markdown=out.with_suffix(".md"), json=out.with_suffix(".json"), sections=sections)
-    write_text(report.html, _printable(_html(title, sections)))
-    write_text(report.markdown, _printable(markdown.render(title, sections)))
-    write_text(report.json, _json(read, sections))
+    if any(report.json.resolve() == (folder / "campaign.json").resolve() for folder in folders):
+        raise HoldfastError(f"the report's {report.json} is the campaign itself; give --out another name")
+    texts = {
+        report.html: _printable(_html(title, sections)),
+        report.markdown: _printable(markdown.render(title, sections)),
+        report.json: _json(read, sections),
+    }
+    for path, text in texts.items():
+        write_text(path, text)
     return report
 
 

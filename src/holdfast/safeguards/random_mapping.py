@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.core.optimizers import OptimizerName
+from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.objective import RetainLoss
 
@@ -43,6 +44,16 @@ class RandomMapping(Safeguard):
     """the retain loss"""
     micro_batch: int | None = None
     """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+
+    def __post_init__(self) -> None:
+        for name in ("outer_steps", "forget_batch_size", "retain_batch_size", "micro_batch"):
+            if not (getattr(self, name) is None or getattr(self, name) >= 1):
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("weight_decay", "mapping_weight"):
+            if getattr(self, name) < 0:
+                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
@@ -86,6 +97,6 @@ class RandomMapping(Safeguard):
 
 
 PRESETS = {
-    "random-mapping": RandomMapping(outer_steps=300),
+    "random-mapping": RandomMapping(),
     "random-mapping-large": RandomMapping(learning_rate=2e-5, forget_batch_size=16, retain_batch_size=16),
 }

@@ -104,9 +104,21 @@ class TAR(Safeguard):
             raise HoldfastError("TAR needs at least one adversary")
         if not 1 <= self.every <= self.inner_steps:
             raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
-        for name in ("outer_steps", "adversaries_per_step", "tamper_resistance_batch_size", "retain_batch_size"):
-            if getattr(self, name) < 1:
+        counts = (
+            "outer_steps",
+            "adversaries_per_step",
+            "tamper_resistance_batch_size",
+            "retain_batch_size",
+            "micro_batch",
+        )
+        for name in counts:
+            if not (getattr(self, name) is None or getattr(self, name) >= 1):
                 raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.outer_learning_rate > 0:
+            raise HoldfastError(f"outer_learning_rate must be above 0, not {self.outer_learning_rate}")
+        for name in ("tamper_resistance_weight", "retain_weight", "outer_warmup_steps", "outer_weight_decay"):
+            if getattr(self, name) < 0:
+                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.core.optimizers import (

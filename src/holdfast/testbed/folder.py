@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.domain import Question
-from holdfast.core.files import atomic_folder, cache_folder, digest, write_text
+from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
 from holdfast.testbed.world import Fact, Sizes, World, sentences
 
 RECIPE = 1
@@ -58,7 +57,10 @@ def write_domain(folder: Path, seed: int, sizes: Sizes) -> None:
 def is_testbed(folder: Path, seed: int, sizes: Sizes) -> bool:
     """Whether `folder` holds the domain of exactly this world."""
     path = folder / _MARKER
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == _made_by(seed, sizes)
+    try:
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == _made_by(seed, sizes)
+    except ValueError:  # it is no JSON, so it is not ours
+        return False
 
 
 def _made_by(seed: int, sizes: Sizes) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def place(
     trained = train(which, seed, sizes, on_step)
     if not (folder / which).is_dir():
         with atomic_folder(folder / which) as temporary:
-            shutil.copytree(trained, temporary, dirs_exist_ok=True)
+            copy_folder(trained, temporary)
     return folder / which
 
 
