@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from holdfast.cli import main
 from holdfast.core.records import CampaignPlan, CellResult
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
+from tests.test_cli import run_here
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,24 @@ def pickled(place: Place) -> None:
     (place.model / "pytorch_model.bin").write_bytes(b"\x80\x04 whatever is in here is never read")
 
 
+def without_a_shard(place: Place) -> None:
+    (place.model / "model.safetensors").rename(place.model / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (place.model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def replaced(place: Place, model: PreTrainedModel) -> None:
+    """Another model under the testbed's tokenizer."""
+    for name in ("model.safetensors", "config.json", "holdfast.json"):
+        (place.model / name).unlink()
+    model.save_pretrained(place.model)
+
+
+def few_positions(place: Place) -> None:
+    """A table of positions, which ends where the config says; rotary ones go on."""
+    replaced(place, GPT2LMHeadModel(GPT2Config(vocab_size=255, n_embd=16, n_layer=1, n_head=2, n_positions=8)))
+
+
 def config(**changes: Any) -> Break:
     def change(place: Place) -> None:
         path = place.model / "config.json"
@@ -178,6 +208,13 @@ MODELS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "pickled weights only": (pickled, ("no safetensors weights", "never loads pickles", "safe_serialization")),
     "no config": (lambda p: (p.model / "config.json").unlink(), ("not a Hugging Face model", "config.json")),
     "a config that is not JSON": (lambda p: (p.model / "config.json").write_text("{"), ("config.json", "not valid JSON")),
+    "a config that is no object": (lambda p: (p.model / "config.json").write_text("[]"), ("config.json", "restore")),
+    "a config that contradicts itself": (config(num_attention_heads=5), ("cannot be loaded", "(5)")),
+    "a config of another size": (
+        config(hidden_size=48, head_dim=12), ("do not fit its config.json", "lm_head.weight", "[255, 48]", "restore")
+    ),
+    "a shard that is missing": (without_a_shard, ("cannot be loaded", "model-00002-of-00002.safetensors")),
+    "fewer positions than a row has": (few_positions, ("only 8 positions", "max_length = 16", "domain.toml")),
     "an unknown architecture": (config(model_type="perpetuum"), ("cannot be loaded", "perpetuum")),
     "no tokenizer": (
         lambda p: [path.unlink() for path in p.model.glob("tokenizer*")],
@@ -190,11 +227,15 @@ MODELS: dict[str, tuple[Break, tuple[str, ...]]] = {
         ),
         ("token ids", "embeddings", "do not belong together"),
     ),
-    "no model": (lambda p: shutil.rmtree(p.model), ("model",)),
-    "a damaged card": (lambda p: (p.model / "holdfast.json").write_text("{"), ("holdfast.json", "damaged")),
+    "no model": (lambda p: shutil.rmtree(p.model), ("there is no model folder", "/model;", "hub id")),
+    "a damaged card": (lambda p: (p.model / "holdfast.json").write_text("{"), ("holdfast.json", "damaged", "remove it")),
+    "a card that is no object": (lambda p: (p.model / "holdfast.json").write_text("[]"), ("holdfast.json", "damaged")),
 }  # fmt: skip
 
-FOUND_LATE = ("a tensor that is missing", "an unknown architecture", "a tokenizer of another model")
+FOUND_LATE = (
+    "a tensor that is missing", "a config of another size", "a shard that is missing", "a tokenizer of another model",
+)  # fmt: skip
+CARDS = ("a damaged card", "a card that is no object")
 
 
 @pytest.mark.parametrize(
@@ -203,13 +244,16 @@ FOUND_LATE = ("a tensor that is missing", "an unknown architecture", "a tokenize
         pytest.param(what, command, id=f"{what}, {command.__name__}")
         for what in MODELS
         for command in (safeguard, attack, evaluate)
-        if (what, command) != ("a damaged card", evaluate)  # which reads no card
+        if not (what in CARDS and command is evaluate)  # which reads none
     ],
 )
-def test_a_broken_model(what: str, command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_model(
+    what: str, command: Command, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil, said = MODELS[what]
     spoil(place)
-    # What only a whole load shows is found in the workers of an attack, whose failed cells are on record.
+    # What only a whole load shows is found in the jobs of an attack, whose failed cells are on record.
+    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
     found_late = command is attack and what in FOUND_LATE
     sentence = sentence_of(place, capsys, command(place), keep_partial=found_late)
     assert all(words in sentence for words in said), sentence
@@ -217,6 +261,16 @@ def test_a_broken_model(what: str, command: Command, place: Place, capsys: pytes
 
 DOMAINS: dict[str, tuple[Command, Break, tuple[str, ...]]] = {
     "no domain": (safeguard, lambda p: shutil.rmtree(p.domain), ("is not a domain", "domain.toml")),
+    "a domain that is a file": (
+        lambda p: [word if word != str(p.domain) else str(p.domain / "domain.toml") for word in evaluate(p)],
+        lambda p: None, ("domain.toml is not a domain",),
+    ),
+    "data that is no section": (
+        safeguard, lambda p: (p.domain / "domain.toml").write_text("schema = 1\ndata = 3\n"), ("[data] must be a section",)
+    ),
+    "nothing to measure": (
+        evaluate, lambda p: (p.domain / "domain.toml").write_text("schema = 1\n"), ("nothing to measure", "[questions.…]")
+    ),
     "no domain.toml": (evaluate, lambda p: (p.domain / "domain.toml").unlink(), ("is not a domain",)),
     "a broken domain.toml": (attack, lambda p: p.toml("schema = 1", "schema = ["), ("not valid TOML", "domain.toml")),
     "another schema": (safeguard, lambda p: p.toml("schema = 1", "schema = 2"), ("schema 2", "schema = 1")),
@@ -249,6 +303,11 @@ DOMAINS: dict[str, tuple[Command, Break, tuple[str, ...]]] = {
         safeguard, lambda p: p.toml('file = "data/forget.jsonl"', 'file = "data/forget.jsonl"\ntext = "body"'),
         ("no column 'body'", "it has: text"),
     ),
+    "a preference with one side": (
+        safeguard, lambda p: p.data("forget", '{"prompt": "a", "chosen": "b"}'), ("line 1", "'rejected'", "prompt, chosen")
+    ),
+    "a text that is a number": (safeguard, lambda p: p.data("forget", '{"text": 3}'), ("line 1", "must be a text")),
+    "a text that is NaN": (safeguard, lambda p: p.data("forget", '{"text": NaN}'), ("line 1", "must be a text")),
     "an empty text": (safeguard, lambda p: p.data("forget", '{"text": "  "}'), ("forget.jsonl, line 1", "not empty")),
     "an empty set": (safeguard, lambda p: p.data("forget", ""), ("'forget'", "empty", "at least one row")),
     "half a character": (safeguard, lambda p: p.data("forget", '{"text": "\\ud800"}'), ("surrogate", "line 1")),
@@ -313,18 +372,24 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
         lambda p: safeguard(p, "--set", "random-mapping.outer_steps=few"), ("outer_steps=few", "integer")
     ),
     "a setting that is nested": (lambda p: safeguard(p, "--set", "random-mapping.retain=1"), ("nested", "Python")),
-    "a setting out of range": (
-        lambda p: attack(p, "--set", "full-adamw-1e-3.benign_share=2"), ("benign_share must lie between 0 and 1",)
-    ),
-    "a negative rate": (
-        lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=-1"), ("learning_rate must be above 0",)
+    "a setting that is infinite": (
+        lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=1e400"), ("learning_rate=1e400", "finite")
     ),
     "an optimizer there is not": (lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lion"), ("optimizer=lion", "'adamw'")),
     "milestones that are none": (lambda p: attack(p, "--milestones", "0,many"), ("--milestones 0,many", "0,8,64,512")),
     "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
     "an unknown precision": (lambda p: evaluate(p, "--dtype", "int3"), ("--dtype int3", "float32")),
+    "no device at all": (lambda p: safeguard(p, "--device", "cuda"), ("'cuda'", "--device cpu")),
     "a hub id out of reach": (
-        lambda p: ["evaluate", "--model", "nobody/nothing", "--domain", str(p.domain)], ("nobody/nothing", "within reach")
+        lambda p: [word if word != str(p.model) else "nobody/nothing" for word in evaluate(p)],
+        ("nobody/nothing", "within reach"),
+    ),
+    "a hub id out of reach, to attack": (
+        lambda p: [word if word != str(p.model) else "nobody/nothing" for word in attack(p)],
+        ("nobody/nothing", "within reach"),
+    ),
+    "a control that is not there": (
+        lambda p: audit(p, undefended=p.folder / "gone"), ("there is no model folder", "/gone;")
     ),
     "two models of one name": (
         lambda p: audit(p, "--reference", str(p.model)), ("one name", "rename a folder"),
@@ -337,6 +402,11 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "a report of nothing": (
         lambda p: ["report", str(p.domain), "--out", str(p.out / "r.html")], ("holds no audit", "campaign.json")
     ),
+    "a report of a folder that is not there": (
+        lambda p: ["report", str(p.out), "--out", str(p.folder / "r.html")], ("/out holds no audit",)
+    ),
+    "a report of another kind": (lambda p: ["report", str(p.out), "--out", "r.pdf"], ("r.pdf", "ends in .html")),
+    "scores where a folder is": (lambda p: evaluate(p, "--out", str(p.domain)), ("/domain is a folder", "--out")),
     "a testbed where something else is": (lambda p: ["testbed", str(p.model)], ("already holds something else",)),
 }  # fmt: skip
 
@@ -346,6 +416,58 @@ def test_words_that_make_no_sense(what: str, place: Place, capsys: pytest.Captur
     words, said = WORDS[what]
     sentence = sentence_of(place, capsys, words(place))
     assert all(held in sentence for held in said), sentence
+
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "random-mapping": (
+        "outer_steps=0", "forget_batch_size=0", "retain_batch_size=-2", "micro_batch=0", "learning_rate=-1",
+        "weight_decay=-1", "mapping_weight=-1",
+    ),
+    "tar": (
+        "outer_steps=0", "inner_steps=0", "every=0", "every=99", "adversaries=()", "adversaries_per_step=0",
+        "tamper_resistance_batch_size=0", "retain_batch_size=0", "micro_batch=0", "outer_learning_rate=0",
+        "tamper_resistance_weight=-1", "retain_weight=-1", "outer_warmup_steps=-1", "outer_weight_decay=-1",
+    ),
+    "full-adamw-1e-3": (
+        "max_steps=0", "batch_size=0", "benign_share=2", "benign_first=-1", "benign_flip=1.1", "learning_rate=-1",
+        "weight_decay=-1", "max_grad_norm=-1", "restart_every=0", "lora_rank=-1", "lora_alpha=0", "lora_dropout=1",
+        "warmup_steps=8", "warmup_steps=-1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting"), [(preset, setting) for preset, settings in SETTINGS.items() for setting in settings]
+)
+def test_a_setting_out_of_range(preset: str, setting: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = attack(place, preset=preset) if preset.startswith("full") else safeguard(place)
+    words = [word.replace("random-mapping", preset) for word in verb]
+    sentence = sentence_of(place, capsys, [*words, "--set", f"{preset}.{setting}"])
+    named = {"inner_steps": "inner_steps (0)", "adversaries": "at least one adversary"}
+    field = setting.partition("=")[0]
+    assert named.get(field, field) in sentence
+    assert re.search("must|needs|use ", sentence), sentence
+
+
+@pytest.mark.parametrize("device", ["cuda:3", "cuda:x", "cudas"])
+def test_one_device_of_which_there_are_fewer(
+    device: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    sentence = sentence_of(place, capsys, evaluate(place, "--device", device))
+    assert f"no device '{device}' here" in sentence
+    assert sentence.endswith("give --device cpu or cuda:0")
+
+
+def test_a_package_that_is_missing(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    place.toml('file = "data/forget.jsonl"', 'dataset = "nobody/nothing"')
+    sentence = sentence_of(place, capsys, safeguard(place))
+    assert "[data.forget]" in sentence
+    assert "pip install 'holdfast[datasets]'" in sentence
 
 
 @pytest.mark.parametrize("command", [safeguard, attack, audit], ids=lambda command: command.__name__)
@@ -372,6 +494,28 @@ def test_a_place_that_cannot_take_the_output(
     assert said in sentence_of(place, capsys, arguments)
 
 
+@pytest.mark.parametrize("command", [attack, audit], ids=lambda command: command.__name__)
+def test_the_run_of_another_command(command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its plan would be overwritten, and its report with it."""
+    CampaignPlan(title="Audit of another", domain="d", suite="s", models={}, cells=[]).write(place.out)
+    shutil.copytree(place.model, place.folder / "other")
+    arguments = audit(place, undefended=place.folder / "other") if command is audit else attack(place)
+    sentence = sentence_of(place, capsys, arguments)
+    assert f"{place.out} holds another run, 'Audit of another'" in sentence
+    assert "--out" in sentence
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seed": "one"}'])
+def test_a_damaged_marker(content: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.out.mkdir()
+    (place.out / "demo.json").write_text(content)
+    sentence = sentence_of(place, capsys, ["demo", "--out", str(place.out)])
+    assert "demo.json is damaged" in sentence
+    assert "--out" in sentence
+    (place.out / "demo.json").rename(place.out / "testbed.json")
+    assert "already holds something else" in sentence_of(place, capsys, ["testbed", str(place.out)])
+
+
 def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.out.mkdir()
     (place.out / "demo.json").write_text('{"seed": 7}\n')
@@ -392,20 +536,34 @@ def test_a_base_that_has_gone(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "said"),
     [
-        lambda p: safeguard(p, "--set", "random-mapping.learning_rate=1e30", "--set", "random-mapping.outer_steps=9"),
-        lambda p: [
-            *safeguard(p)[:1], "tar", *safeguard(p)[2:-2], "--set", "tar.outer_learning_rate=1e30",
-            "--set", "tar.outer_steps=9", "--set", "tar.inner_steps=4", "--set", "tar.outer_warmup_steps=1",
-        ],
+        (
+            lambda p: safeguard(p, "--set", "random-mapping.learning_rate=1e9", "--set", "random-mapping.outer_steps=9"),
+            "the mapping loss became nan at step 2",
+        ),
+        (
+            lambda p: [
+                *safeguard(p)[:1], "tar", *safeguard(p)[2:-2], "--set", "tar.outer_learning_rate=1e12",
+                "--set", "tar.outer_steps=9", "--set", "tar.inner_steps=4", "--set", "tar.outer_warmup_steps=1",
+            ],
+            "the tamper-resistance loss became nan at step 2",
+        ),
+        (
+            lambda p: safeguard(p, "--set", "random-mapping.learning_rate=1e39", "--set", "random-mapping.outer_steps=1"),
+            "not finite (model.embed_tokens.weight)",
+        ),
     ],
-    ids=["random-mapping", "tar"],
+    ids=["random-mapping", "tar", "in the last step"],
 )  # fmt: skip
-def test_divergence_stops_a_safeguard(command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_stops_a_safeguard(
+    command: Command, said: str, place: Place, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = sorted((cache / "stages").glob("*"))
     sentence = sentence_of(place, capsys, command(place))
-    assert "at step " in sentence or "not finite" in sentence
+    assert said in sentence
     assert "learning rate" in sentence
+    assert sorted((cache / "stages").glob("*")) == trained
 
 
 def test_damaged_and_newer_records(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,30 +579,92 @@ def test_damaged_and_newer_records(place: Place, capsys: pytest.CaptureFixture[s
     assert "not a holdfast record file" in sentence_of(place, capsys, report)
     path.write_text(text.replace('"schema": 1', '"schema": 99'))
     assert "schema 99" in sentence_of(place, capsys, report)
+    path.write_text(text.replace('"seconds": 0.0', '"seconds": NaN'))
+    assert "NaN" in sentence_of(place, capsys, report)
+    path.write_text(text)
+    sentence = sentence_of(place, capsys, [*report[:-1], str(place.out / "campaign.html")])
+    assert "campaign.json is the campaign itself" in sentence
     path.unlink()
     assert "has ended yet" in sentence_of(place, capsys, report)
     (place.out / "campaign.json").write_text("{")
     assert "campaign.json cannot be read" in sentence_of(place, capsys, report)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
+FULL: dict[str, tuple[str, Callable[[str], Exception]]] = {
+    "full": ("tokenizer.json", lambda path: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)),
+    "quota": ("tokenizer.json", lambda path: OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), path)),
+    # As safetensors and tokenizers say it, whose errors are no OSError.
+    "full for the weights": (
+        "model.safetensors",
+        lambda path: SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ),
+    "full for the tokenizer": ("tokenizer.json", lambda path: Exception("No space left on device (os error 28)")),
+}
+
+
+@pytest.mark.parametrize("what", FULL)
 def test_a_full_disk(
-    code: int, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    what: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In the middle of writing the checkpoint: nothing half-written stays, and the next run succeeds."""
-    from transformers import PreTrainedTokenizerBase
+    name, raised = FULL[what]
 
     def full(self: Any, folder: Path, **kwargs: Any) -> None:
-        (Path(folder) / "tokenizer.json").write_text("half of i")
-        raise OSError(code, os.strerror(code), str(folder))
+        (Path(folder) / name).write_text("half of i")
+        raise raised(str(folder))
 
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
+    writer = PreTrainedModel if name == "model.safetensors" else PreTrainedTokenizerBase
     with monkeypatch.context() as patch:
-        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+        patch.setattr(writer, "save_pretrained", full)
         sentence = sentence_of(place, capsys, safeguard(place))
-    assert "the disk is full" in sentence
+    assert f"the disk is full ({tmp_path / 'cache'}" in sentence
     assert "run the same command again" in sentence
     assert main(safeguard(place)) == 0
+
+
+def test_a_disk_that_is_full_for_the_copy(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is in the cache and does not fit where it was to go."""
+
+    def full(source: Path, target: Path) -> None:
+        Path(target).write_text("half of i")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        sentence = sentence_of(place, capsys, safeguard(place))
+    assert f"the disk is full ({place.folder}/" in sentence
+    assert main(safeguard(place)) == 0
+
+
+@pytest.mark.parametrize("what", ["plan", "record", "scores"])
+def test_a_disk_that_is_full_for_what_was_measured(
+    what: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is there whole or not at all, and the next run goes on."""
+    arguments = attack(place, "--set", "full-adamw-1e-3.max_steps=2")
+    if what == "scores":
+        arguments = evaluate(place, "--out", str(place.out / "scores.json"))
+    name = {"plan": "campaign.json", "record": ".jsonl", "scores": "scores.json"}[what]
+    written = Path.write_text
+
+    def full(self: Path, text: str, **kwargs: Any) -> int:
+        if name not in self.name:
+            return written(self, text, **kwargs)
+        written(self, text[: len(text) // 2], **kwargs)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        sentence = sentence_of(place, capsys, arguments, keep_partial=True)
+    assert re.search(rf"the disk is full \({place.out}/.*{name}\)", sentence), sentence
+    assert {path.name for path in place.out.rglob("*") if path.is_file()} == (
+        {"campaign.json"} if what == "record" else set()
+    )
+    assert main(arguments) == 0
 
 
 def test_a_folder_that_turns_out_to_be_closed(
@@ -473,16 +693,49 @@ def test_a_prompt_that_shares_no_token_with_its_options(place: Place, capsys: py
     assert "shares no first token" in sentence
 
 
-@pytest.mark.parametrize("what", ["no padding token", "no start and no end token"])
-def test_a_tokenizer_without_special_tokens_is_no_obstacle(what: str, place: Place) -> None:
+def test_a_model_without_keys_and_values(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    config = MambaConfig(vocab_size=255, hidden_size=16, num_hidden_layers=1, state_size=4)
+    replaced(place, MambaForCausalLM(config))
+    sentence = sentence_of(place, capsys, evaluate(place))
+    assert "keeps a state in place of keys and values" in sentence
+    assert "give one with attention" in sentence
+
+
+@pytest.mark.parametrize("what", ["no padding token", "no start and no end token", "none of the three"])
+def test_a_tokenizer_without_special_tokens_is_no_obstacle(
+    what: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = place.model / "tokenizer_config.json"
     held = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("pad_token",) if what == "no padding token" else ("bos_token", "eos_token"):
+    gone = {"no padding token": ("pad_token",), "no start and no end token": ("bos_token", "eos_token")}
+    for name in gone.get(what, ("pad_token", "bos_token", "eos_token")):
         held.pop(name)
     path.write_text(json.dumps(held), encoding="utf-8")
+    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
+    assert main(safeguard(place)) == 0
+    assert main(evaluate(place)) == 0
+    shutil.rmtree(place.out)
+    assert main(attack(place, "--set", "full-adamw-1e-3.max_steps=2")) == 0
+
+
+def test_more_tokens_to_a_row_than_the_model_was_made_for_are_no_obstacle(place: Place) -> None:
+    """Where positions are rotary."""
+    config(max_position_embeddings=8)(place)
+    assert main(safeguard(place)) == 0
+    assert main(evaluate(place)) == 0
+
+
+def test_a_byte_order_mark_is_no_obstacle(place: Place) -> None:
+    for path in (place.domain / "domain.toml", place.domain / "data" / "forget.jsonl"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert main(safeguard(place)) == 0
 
 
-def test_an_unknown_option_is_the_parsers_matter(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--modle", "m"]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words", [["audit", "--modle", "m"], ["demo", "--seed", str(2**64)], ["demo", "--workers", "0"], ["auditt"]]
+)
+def test_words_that_do_not_parse_are_the_parsers_matter(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert words[-2 if len(words) > 1 else 0] in printed.err
+    assert "Traceback" not in printed.err

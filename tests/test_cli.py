@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,33 @@ from holdfast.cli import _next, app, main
 from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
+from holdfast.core.types import HoldfastError
+from holdfast.jobs import Job, Outcome, Progress
 from holdfast.testbed.world import Sizes
 from tests.conftest import SMALL, SmallTestbed
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHORT = ("--set", "random-mapping.outer_steps=3")
+
+
+def run_here(
+    jobs: Sequence[Job],
+    workers: int,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Outcome]:
+    """`run_jobs` without its processes, each of which takes seconds to start; test_jobs.py and the tour have those."""
+    outcomes = {}
+    for job in jobs:
+        try:
+            outcome = Outcome(job=job, result=job.call(**job.arguments, on_step=lambda done, total: None))
+        except HoldfastError as error:
+            outcome = Outcome(job=job, error=str(error))
+        except Exception as error:
+            outcome = Outcome(job=job, error=f"{type(error).__name__}: {error}")
+        outcomes[job.name] = outcome
+        on_outcome(outcome)
+    return outcomes
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
