@@ -89,7 +89,9 @@ class CellResult:
             HoldfastError: it is not such a file, or of a newer schema.
         """
         try:
-            lines = [json.loads(line, parse_constant=_no_number) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [
+                json.loads(line, parse_constant=_no_number) for line in path.read_text(encoding="utf-8").splitlines()
+            ]
             header, *records = lines
             if header.pop("kind") != "cell":
                 raise KeyError("kind")
