@@ -193,7 +193,7 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     page = tmp_path / "both.html"
     assert f"The report is {page}" in run(capsys, "report", audit, one, "--out", page)
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(["']?(https?:)?//|@import""", text)
     assert page.with_suffix(".md").is_file()
     assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
