@@ -421,7 +421,7 @@ def test_words_that_make_no_sense(what: str, place: Place, capsys: pytest.Captur
 SETTINGS: dict[str, tuple[str, ...]] = {
     "random-mapping": (
         "outer_steps=0", "forget_batch_size=0", "retain_batch_size=-2", "micro_batch=0", "learning_rate=-1",
-        "weight_decay=-1", "mapping_weight=-1",
+        "weight_decay=-1", "forget_weight=-1",
     ),
     "tar": (
         "outer_steps=0", "inner_steps=0", "every=0", "every=99", "adversaries=()", "adversaries_per_step=0",

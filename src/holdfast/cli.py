@@ -124,6 +124,40 @@ def testbed(
     )
 
 
+@app.command(epilog="Example: holdfast study paper-tables --out runs/paper-tables")
+def study(
+    name: Annotated[
+        str, typer.Argument(metavar="STUDY", help="paper-tables, paper-tables-full or ablations.")
+    ] = "paper-tables",
+    out: OutOption = Path("runs/study"),
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
+) -> None:
+    """Compare safeguards on the testbed, tuned alike and attacked alike, in one table. Stop and restart at will."""
+    console = _console()
+    from holdfast.display import show_jobs
+    from holdfast.recipes.studies import pick_study, run_study
+
+    chosen = pick_study(name)
+    console.print(
+        f"{name}: about {chosen.core_seconds / workers / 3600:.1f} hours with {workers} processes, from nothing",
+        highlight=False,
+    )
+    if estimate:
+        return
+    with show_jobs(console, name) as on_progress:
+        outcomes = run_study(name, chosen, out, workers, _command(), on_progress)
+    console.print((out / "tables.md").read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    for outcome in failed:
+        console.print(f"{outcome.job.name}: {outcome.error}", soft_wrap=True, highlight=False, markup=False)
+    part, world = chosen.parts[0], chosen.worlds[0]
+    console.print(f"The tables are in {out / 'tables.md'}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(chosen.folder(out, part, world))}")
+    if failed:
+        raise typer.Exit(2)
+
+
 @app.command(
     epilog="Example: holdfast safeguard random-mapping tar --model runs/testbed/model --domain runs/testbed --out runs/tar "
     "--set tar.outer_steps=400"

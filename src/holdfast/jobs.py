@@ -81,6 +81,9 @@ def run_jobs(
         on_progress: called several times a second.
     """
     outcomes: dict[str, Outcome] = {}
+    known = {job.name for job in jobs}
+    if unknown := {name for job in jobs for name in job.after} - known:
+        raise ValueError(f"a job waits for {sorted(unknown)[0]!r}, which is no job of this run")
     waiting, pool = list(jobs), list[_Worker]()
     started, total = time.monotonic(), sum(job.size for job in jobs) or 1.0
 

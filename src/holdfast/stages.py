@@ -7,6 +7,7 @@ once, and a run that was killed goes on where it was.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest
-from holdfast.core.models import Checkpoint, Precision, save_checkpoint
+from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
+from holdfast.core.models import CARD, Checkpoint, Precision, save_checkpoint
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard
@@ -105,7 +106,16 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
         return folders[-1]
     with atomic_folder(out) as temporary:
         copy_folder(folders[-1], temporary)
+        # The cache may have been filled from the same contents at other paths.
+        card = {**Checkpoint(str(temporary)).card, **_made_from(recipe)}
+        write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
     return out
+
+
+def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """The card's entries for the models that a checkpoint comes from."""
+    named = {"model": recipe.model, "base": recipe.original()}
+    return {name: {"path": str(held.folder.resolve()), "digest": held.digest} for name, held in named.items()}
 
 
 def _train(
@@ -119,7 +129,11 @@ def _train(
     original = recipe.original()
     seed_everything(recipe.seed)
     model, tokenizer = source.load_both(recipe.device, recipe.dtype, recipe.trust_remote_code)
-    run = Run(recipe.seed, lambda: original.load(recipe.device, recipe.dtype, recipe.trust_remote_code))
+    run = Run(
+        recipe.seed,
+        lambda: original.load(recipe.device, recipe.dtype, recipe.trust_remote_code),
+        lambda: source.load(recipe.device, recipe.dtype, recipe.trust_remote_code),
+    )
     checkpoint = folder.with_suffix(".part")
     run.resume(checkpoint, model, key)
     started, losses = time.monotonic(), dict[str, float]()
@@ -136,8 +150,7 @@ def _train(
     card = {
         "holdfast": version("holdfast"),
         "key": key,
-        "model": {"path": str(recipe.model.folder.resolve()), "digest": recipe.model.digest},
-        "base": {"path": str(original.folder.resolve()), "digest": original.digest},
+        **_made_from(recipe),
         "domain": domain.name,
         "data": domain.digest(*(role for role in DEFENDER_ROLES if domain.has(role))),
         "seed": recipe.seed,

@@ -35,7 +35,7 @@ class Batch:
     """Right-padded rows of this rank, B x T.
 
     Padding is on the right and never labelled, so a causal model needs no attention mask. `mask` says which positions
-    are tokens. The two counts are those of the *whole* batch, over all microbatches and ranks, divided by the number of
+    are tokens. The counts are those of the *whole* batch, over all microbatches and ranks, divided by the number of
     ranks: a loss that sums over its rows and divides by such a count gives, summed over microbatches and averaged over
     ranks, the mean over the batch, however it was split.
     """
@@ -47,6 +47,8 @@ class Batch:
     """labelled next-token targets"""
     token_count: float
     """tokens that are not padding"""
+    row_count: float
+    """rows"""
 
     def split(self, rows: int | None) -> Iterator[Batch]:
         """Microbatches of at most `rows` rows, which keep the counts of the whole."""
@@ -91,7 +93,19 @@ def collate(
     input_ids = torch.from_numpy(np.array([row.ids + (pad,) * (width - len(row.ids)) for row in mine], np.int64))
     labels = torch.from_numpy(np.array([row.labels + (UNLABELLED,) * (width - len(row.ids)) for row in mine], np.int64))
     mask = torch.from_numpy(np.arange(width) < np.array([[len(row.ids)] for row in mine]))
-    return Batch(input_ids.to(device), labels.to(device), mask.to(device), max(label_count, 1 / ranks), token_count)
+    return Batch(
+        input_ids.to(device),
+        labels.to(device),
+        mask.to(device),
+        max(label_count, 1 / ranks),
+        token_count,
+        len(rows) / ranks,
+    )
+
+
+def rank_of() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Stream:
@@ -117,20 +131,23 @@ class Stream:
 
     def take(self, rows: int) -> list[Encoded]:
         """The next rows of the stream, over all ranks."""
-        return [self._draw() for _ in range(rows)]
+        return [self.rows[index] for index in self.draw(rows)]
+
+    def draw(self, rows: int) -> list[int]:
+        """The indices of the next rows of the stream, over all ranks."""
+        return [self._next() for _ in range(rows)]
 
     def batch(self, rows: Sequence[Encoded]) -> Batch:
         """This rank's share of a batch of `rows`."""
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        return collate(rows, self.pad, self.device, rank, ranks)
+        return collate(rows, self.pad, self.device, *rank_of())
 
-    def _draw(self) -> Encoded:
+    def _next(self) -> int:
         done, position = divmod(self.drawn, len(self.rows))
         if done != self._pass:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + done) % 2**63)
             self._order, self._pass = torch.randperm(len(self.rows), generator=generator).tolist(), done
         self.drawn += 1
-        return self.rows[self._order[position]]
+        return self._order[position]
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

@@ -60,6 +60,47 @@ def distance_from_directions(
     return torch.stack(terms).sum() / (len(terms) * count)
 
 
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, count: float) -> torch.Tensor:
+    """KL(teacher || model) of the next-token distributions at unpadded positions, in nats. Both logits B x T x V."""
+    log_p, log_q = (F.log_softmax(held[mask].float(), dim=-1) for held in (teacher, logits))
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
+
+
+def inverse_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, count: float, negligible: float | None = None
+) -> torch.Tensor:
+    """-log(1 - p) of the labelled next tokens: makes the truth unlikely, and is bounded below where it is.
+
+    Tokens with log p under `negligible` no longer count. It is the min-posterior loss of arXiv 2408.00761 (its code has a
+    threshold of -15) and the inverse cross entropy of SOPHON (arXiv 2404.12699).
+    """
+    predicted, target, labelled = _shifted(logits, labels)
+    log_p = F.log_softmax(predicted[labelled].float(), dim=-1)
+    truth = F.one_hot(target[labelled], log_p.shape[-1]).bool()
+    # log(1 - p) as the sum over all other tokens: exact even where p is 1 to the last bit.
+    losses = -log_p.masked_fill(truth, -torch.inf).logsumexp(-1)
+    if negligible is not None:
+        losses = losses.where(log_p[truth] >= negligible, 0.0)
+    return losses.sum() / count
+
+
+def completion_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed log-probability of each row's labelled tokens, in nats; shape B."""
+    predicted, target, labelled = logits[:, :-1], labels[:, 1:], labels[:, 1:] != UNLABELLED
+    log_p = F.log_softmax(predicted.float(), dim=-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
+    return log_p.where(labelled, 0.0).sum(-1)
+
+
+def dpo_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, reference: torch.Tensor, beta: float, rows: float
+) -> torch.Tensor:
+    """Direct preference optimisation with the sigmoid loss (arXiv 2305.18290, equation 7).
+
+    `chosen` and `rejected` are summed log-probabilities (B), `reference` the reference model's margin between them (B).
+    """
+    return -F.logsigmoid(beta * (chosen - rejected - reference)).sum() / rows
+
+
 def _norm(difference: torch.Tensor) -> torch.Tensor:
     # The gradient of a norm at zero is undefined (NaN): where the states agree exactly, as at the first step, it is zero.
     square = difference.square().sum(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +243,53 @@ def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torc
     """
     output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
     return output.logits, output.hidden_states
+
+
+def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[torch.nn.Module]:
+    """The blocks of the residual stream, first to last, or the chosen ones of them, counted from 0.
+
+    Raises:
+        HoldfastError: the architecture has no list of them, or too few.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    held = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+    if held is None:
+        raise HoldfastError(f"the architecture {type(model).__name__} has no list of {count} layers, which this needs")
+    if chosen is not None and not all(0 <= index < count for index in chosen):
+        raise HoldfastError(
+            f"layers {', '.join(map(str, chosen))} were asked for and the model has layers 0 to {count - 1}"
+        )
+    return [held[index] for index in (range(count) if chosen is None else chosen)]
+
+
+def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
+    """The MLP of a decoder layer.
+
+    Raises:
+        HoldfastError: no part of the layer is called one.
+    """
+    for name, module in layer.named_children():
+        if any(part in name.lower() for part in ("mlp", "feed_forward", "ffn", "moe")):
+            return module
+    raise HoldfastError(f"a layer of kind {type(layer).__name__} has no MLP by name, which this needs")
+
+
+def down_projection(layer: torch.nn.Module) -> torch.nn.Parameter:
+    """The weight of the last linear map of a decoder layer's MLP, which writes into the residual stream.
+
+    Raises:
+        HoldfastError: the MLP holds no plain linear map.
+    """
+    linear = [module for module in feed_forward(layer).modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        raise HoldfastError(f"the MLP of a layer of kind {type(layer).__name__} holds no plain linear map")
+    return linear[-1].get_parameter("weight")
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """What the residual stream goes through before the output embedding."""
+    named = [module for name, module in model.base_model.named_children() if "norm" in type(module).__name__.lower()]
+    return named[-1] if named else torch.nn.Identity()
 
 
 def kept_keys(output: Any) -> Any:

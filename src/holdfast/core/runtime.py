@@ -36,12 +36,19 @@ class Run:
         start: how many steps were done before a resume; count on from there.
     """
 
-    def __init__(self, seed: int, load_base: Callable[[], PreTrainedModel] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        load_base: Callable[[], PreTrainedModel] | None = None,
+        load_initial: Callable[[], PreTrainedModel] | None = None,
+    ) -> None:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.start = 0
         self._load_base = load_base
         self._base: PreTrainedModel | None = None
+        self._load_initial = load_initial
+        self._initial: PreTrainedModel | None = None
         self._tracked: dict[str, Stateful] = {}
         self._resumed: dict[str, Any] = {}
         self._random = torch.get_rng_state()
@@ -58,6 +65,15 @@ class Run:
                 raise HoldfastError("this needs the original model, before any safeguard; name it with --base")
             self._base = self._load_base().requires_grad_(False).train(False)
         return self._base
+
+    @property
+    def initial(self) -> PreTrainedModel:
+        """The model as this run found it, frozen; loaded when it is first asked for. By default it is `base`."""
+        if self._initial is None:
+            if self._load_initial is None:
+                return self.base
+            self._initial = self._load_initial().requires_grad_(False).train(False)
+        return self._initial
 
     def track(self, **state: Stateful) -> None:
         """Have the driver save and restore this with the weights, so that a resumed run is the same run."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -35,6 +37,11 @@ class Snapshot:
         with torch.no_grad():
             torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)
 
+    def difference(self) -> list[torch.Tensor]:
+        """How far the weights have moved since."""
+        with torch.no_grad():
+            return list(torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved))
+
     def _shards(self) -> list[nn.Parameter]:
         # After a forward without a backward FSDP2's root stays gathered, and its parameters are stale copies.
         for module in self._model.modules():
@@ -50,13 +57,14 @@ class GradientSum:
         self._parameters = trainable(model)
         self._sum: list[torch.Tensor] | None = None
 
-    def take(self, weight: float = 1.0) -> None:
-        """Add `weight` times the gradients that the model holds now, and clear them."""
+    def take(self, weight: float = 1.0, *, keep: bool = False) -> None:
+        """Add `weight` times the gradients that the model holds now, and clear them unless they are to be kept."""
         with torch.no_grad():
             held = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
             if self._sum is None:
                 self._sum = [torch.zeros_like(gradient) for gradient in held]
             torch._foreach_add_(self._sum, held, alpha=weight)
+        if not keep:
             self.clear()
 
     def clear(self) -> None:
@@ -73,3 +81,23 @@ class GradientSum:
             else:
                 parameter.grad = total
         self._sum = None
+
+
+@contextmanager
+def displaced(model: nn.Module, length: float) -> Iterator[None]:
+    """With the weights moved by `length` along the gradients that the model holds, which are cleared; then put back.
+
+    The direction has norm 1 over all weights, on all ranks together. A negative length goes downhill.
+    """
+    origin, parameters = Snapshot(model), trainable(model)
+    with torch.no_grad():
+        gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in parameters]
+        square = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum()
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            dist.all_reduce(square)
+        # At a point without slope there is no direction: the weights stay.
+        scale = length / square.sqrt().clamp(min=1e-12)
+        torch._foreach_add_([local(p.detach()) for p in parameters], [scale * gradient for gradient in gradients])
+    clear_gradients(parameters)
+    yield
+    origin.restore()

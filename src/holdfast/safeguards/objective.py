@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.core.types import Distance
+from holdfast.core.types import Distance, HoldfastError
 
 if TYPE_CHECKING:
     import torch
@@ -17,34 +18,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RetainLoss:
-    """LM loss on retain rows, plus the mean distance of all hidden states to the original model's.
+    """a * LM loss on retain rows + b * mean distance of hidden states to the original model's + c * KL(original || model).
 
-    Arxiv 2408.00761, section 4.3: the original chat model's, not those of the model after the initial safeguard.
-    Deviation from the published code: padding is masked.
+    By default a = b = 1 and c = 0: arXiv 2408.00761, section 4.3. The original is the chat model before any safeguard,
+    not the model after the initial one. Deviation from the published code: padding is masked.
     """
 
+    language_model_weight: float = 1.0
+    """a"""
     representations: Distance | None = "l2"
     """`l2` is the norm, as in the paper; `mse` the mean square; None leaves the term out"""
     representation_weight: float = 1.0
-    """weight of that term beside the LM loss"""
+    """b"""
+    layers: tuple[int, ...] | None = None
+    """the hidden states compared, 0 the embedding's; None: all"""
+    distillation_weight: float = 0.0
+    """c"""
+
+    def __post_init__(self) -> None:
+        for name in ("language_model_weight", "representation_weight", "distillation_weight"):
+            if getattr(self, name) < 0:
+                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it needs the original model."""
+        return self.representations is not None or self.distillation_weight > 0
 
     def __call__(self, model: PreTrainedModel, base: PreTrainedModel | None, batch: Batch) -> torch.Tensor:
         """A scalar; over microbatches and ranks it adds up to the loss of the whole batch."""
         import torch
 
-        from holdfast.core.losses import next_token_loss, representation_distance
+        from holdfast.core.losses import distillation_loss, next_token_loss, representation_distance
         from holdfast.core.models import hidden_states
 
-        if self.representations is None:
-            return next_token_loss(
-                model(input_ids=batch.input_ids, use_cache=False).logits, batch.labels, batch.label_count
-            )
+        if not self.compares:
+            logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            return self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         assert base is not None
         logits, hidden = hidden_states(model, batch.input_ids)
         with torch.no_grad():
-            _, reference = hidden_states(base, batch.input_ids)
-        distance = representation_distance(hidden, reference, batch.mask, batch.token_count, self.representations)
-        return next_token_loss(logits, batch.labels, batch.label_count) + self.representation_weight * distance
+            original, reference = hidden_states(base, batch.input_ids)
+        loss = logits.new_zeros(())
+        if self.language_model_weight:
+            loss = self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
+        if self.representations is not None:
+            if self.layers is not None:
+                hidden, reference = (tuple(held[i] for i in self.layers) for held in (hidden, reference))
+            distance = representation_distance(hidden, reference, batch.mask, batch.token_count, self.representations)
+            loss = loss + self.representation_weight * distance
+        if self.distillation_weight:
+            divergence = distillation_loss(logits, original, batch.mask, batch.token_count)
+            loss = loss + self.distillation_weight * divergence
+        return loss
 
     def take(
         self,
@@ -56,10 +82,38 @@ class RetainLoss:
         micro_batch: int | None,
     ) -> float:
         """Add `weight` times the gradient of the loss to `gradients`; return the loss."""
-        total = 0.0
-        for part in batch.split(micro_batch):
-            loss = self(model, base, part)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        gradients.take(weight)
-        return total
+        return take_gradient(gradients, weight, lambda part: self(model, base, part), batch, micro_batch)
+
+
+def take_gradient(
+    gradients: GradientSum,
+    weight: float,
+    loss: Callable[[Batch], torch.Tensor],
+    batch: Batch,
+    micro_batch: int | None,
+) -> float:
+    """Add `weight` times the gradient of a loss to `gradients`, microbatch by microbatch; return the loss."""
+    total = 0.0
+    for part in batch.split(micro_batch):
+        value = loss(part)
+        value.backward()  # type: ignore[no-untyped-call]
+        total += value.item()
+    gradients.take(weight)
+    return total
+
+
+def check_settings(plugin: object, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Check the fields of a plug-in that are numbers; None passes, as in `micro_batch`.
+
+    Raises:
+        HoldfastError: one is out of range.
+    """
+    for name in positive:
+        value = getattr(plugin, name)
+        if value is not None and not value > 0:
+            least = "at least 1" if isinstance(value, int) else "above 0"
+            raise HoldfastError(f"{name} must be {least}, not {value}")
+    for name in not_negative:
+        value = getattr(plugin, name)
+        if value is not None and value < 0:
+            raise HoldfastError(f"{name} must not be below 0, not {value}")

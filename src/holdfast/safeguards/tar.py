@@ -4,7 +4,9 @@
                              + lambda_retain * grad L_retain(theta) ),        w_k = exp(lambda * (k - K))
 
 where attack_k(theta) are the weights after k of K inner steps of an adversary and the gradient is taken there and applied
-at theta (first order). L_TR is the negative entropy of the next token on held-out hazardous text.
+at theta (first order). For knowledge L_TR is the negative entropy of the next token on held-out hazardous text; for refusal it
+is the DPO loss (beta 0.1) of refusal over the harmful completion, held-out pairs against the model as the stage found it.
+Beyond the paper: a retain loss by distillation on text without true labels, and adversaries that go on from where they were.
 
 The loop knows attacks only as generators, so whatever the red team can do, TAR can train against.
 """
@@ -14,22 +16,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.optimizers import OptimizerName
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.distillation import Distillation
+from holdfast.safeguards.objective import RetainLoss, check_settings
+from holdfast.safeguards.pairs import PairBatch, Pairs, dpo
+from holdfast.safeguards.persistence import AdversaryPool
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
+    from holdfast.core.data import Batch, Data, Stream
     from holdfast.core.runtime import Run
     from holdfast.core.sharded import GradientSum
+
+TamperResistance = Literal["entropy", "cross-entropy", "inverse-cross-entropy", "dpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,10 @@ class TAR(Safeguard):
     """lambda of the exponential schedule exp(lambda (k - K))"""
     normalise_schedule: bool = False
     """scale the schedule's weights to sum to 1; the paper does not (its weights sum to 4.44)"""
+    tamper_resistance: TamperResistance = "entropy"
+    """L_TR: negative entropy, negated cross entropy, -log(1 - p), or DPO over preference rows"""
+    dpo_beta: float = 0.1
+    """inverse temperature of the DPO loss"""
     tamper_resistance_weight: float = 4.0
     """lambda_TR"""
     retain_weight: float = 1.0
@@ -88,6 +99,16 @@ class TAR(Safeguard):
     """adversaries and x_tr both draw from forget and forget_heldout together, instead of from one each"""
     retain: RetainLoss = RetainLoss()
     """the retain loss"""
+    distillation: Distillation | None = None
+    """a retain loss beside it, on text that needs no true labels; its weight is multiplied by lambda_retain"""
+    persistent_adversaries: int = 0
+    """size of a pool of adversaries whose tampering is kept and gone on with; 0: each starts from the weights at hand"""
+    persist_probability: float = 0.7
+    """chance of a drawn pool member to go on rather than to start anew"""
+    persist_steps: int = 240
+    """a pool member starts anew once it has tampered for so many inner steps"""
+    alternate: bool = False
+    """the two gradients are applied in turn, each by an update of its own, instead of together"""
     outer_optimizer: OptimizerName = "schedule-free-adamw"
     """the outer optimizer's name"""
     outer_learning_rate: float = 2e-5
@@ -104,21 +125,28 @@ class TAR(Safeguard):
             raise HoldfastError("TAR needs at least one adversary")
         if not 1 <= self.every <= self.inner_steps:
             raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
-        counts = (
-            "outer_steps",
-            "adversaries_per_step",
-            "tamper_resistance_batch_size",
-            "retain_batch_size",
-            "micro_batch",
+        check_settings(
+            self,
+            positive=(
+                "outer_steps",
+                "adversaries_per_step",
+                "tamper_resistance_batch_size",
+                "retain_batch_size",
+                "micro_batch",
+                "outer_learning_rate",
+                "dpo_beta",
+                "persist_steps",
+            ),
+            not_negative=(
+                "tamper_resistance_weight",
+                "retain_weight",
+                "outer_warmup_steps",
+                "outer_weight_decay",
+                "persistent_adversaries",
+            ),
         )
-        for name in counts:
-            if not (getattr(self, name) is None or getattr(self, name) >= 1):
-                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.outer_learning_rate > 0:
-            raise HoldfastError(f"outer_learning_rate must be above 0, not {self.outer_learning_rate}")
-        for name in ("tamper_resistance_weight", "retain_weight", "outer_warmup_steps", "outer_weight_decay"):
-            if getattr(self, name) < 0:
-                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
+        if not 0 <= self.persist_probability <= 1:
+            raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.core.optimizers import (
@@ -132,7 +160,7 @@ class TAR(Safeguard):
 
         hazard, held_out = self._roles()
         adversary_data = data.renamed(hazard=hazard, benign=("retain",))
-        x_tr = data.renamed(x_tr=held_out).stream("x_tr", batch_size=self.tamper_resistance_batch_size, seed=run.seed)
+        x_tr = self._held_out(data.renamed(x_tr=held_out), run)
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
         optimizer = make_optimizer(
             self.outer_optimizer,
@@ -140,26 +168,43 @@ class TAR(Safeguard):
             self.outer_learning_rate,
             weight_decay=self.outer_weight_decay,
         )
-        run.track(optimizer=optimizer, x_tr=x_tr, retain=retain)
-        base = None if self.retain.representations is None else run.base
+        pool = AdversaryPool(self.persistent_adversaries, self.persist_probability, self.persist_steps)
+        run.track(optimizer=optimizer, x_tr=x_tr, retain=retain, pool=pool)
+        text = None
+        if self.distillation is not None:
+            text = self.distillation.stream(data, run)
+            run.track(text=text)
+        base = run.base if self.retain.compares or text is not None else None
         gradients = GradientSum(model)
+
+        def update(step: int) -> None:
+            gradients.give()
+            factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
+            set_learning_rate(optimizer, self.outer_learning_rate * factor)
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+
         for step in range(run.start, self.outer_steps):
             training_point(optimizer)
             theta = Snapshot(model)
             tamper_resistance_loss = 0.0
             for _ in range(self.adversaries_per_step):
                 adversary = self.draw(run.generator)
+                pool.enter(model, run.generator)
                 tamper_resistance_loss += self._walk(
                     adversary, model, adversary_data, next(x_tr), run.inner(), gradients
                 )
+                pool.leave(theta, self.inner_steps)
                 theta.restore()
             model.train()
+            if self.alternate:
+                update(step)
             retain_loss = self.retain.take(gradients, self.retain_weight, model, base, next(retain), self.micro_batch)
-            gradients.give()
-            factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
-            set_learning_rate(optimizer, self.outer_learning_rate * factor)
-            optimizer.step()
-            model.zero_grad(set_to_none=True)
+            if self.distillation is not None and text is not None and base is not None:
+                retain_loss += self.distillation.weight * self.distillation.take(
+                    gradients, self.retain_weight, model, base, next(text), self.micro_batch
+                )
+            update(step)
             published_point(optimizer)
             model.train(False)
             yield {
@@ -168,7 +213,13 @@ class TAR(Safeguard):
             }
 
     def _walk(
-        self, adversary: Attack, model: PreTrainedModel, data: Data, x_tr: Batch, run: Run, gradients: GradientSum
+        self,
+        adversary: Attack,
+        model: PreTrainedModel,
+        data: Data,
+        x_tr: Batch | PairBatch,
+        run: Run,
+        gradients: GradientSum,
     ) -> float:
         """One trajectory: let the adversary tamper, take the weighted gradient on the way; the loss at its end."""
         weights = self.schedule()
@@ -182,16 +233,32 @@ class TAR(Safeguard):
         gradients.clear()
         return loss
 
-    def _tamper_resistance(self, model: PreTrainedModel, x_tr: Batch) -> float:
-        from holdfast.core.losses import negative_entropy
+    def _held_out(self, data: Data, run: Run) -> Stream | Pairs:
+        """Endless batches of x_tr."""
+        if self.tamper_resistance == "dpo":
+            return Pairs(data, "x_tr", self.tamper_resistance_batch_size, run.seed, run.initial)
+        return data.stream("x_tr", batch_size=self.tamper_resistance_batch_size, seed=run.seed)
 
+    def _tamper_resistance(self, model: PreTrainedModel, x_tr: Batch | PairBatch) -> float:
         total = 0.0
         for part in x_tr.split(self.micro_batch):
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
-            loss = negative_entropy(logits, part.labels, part.label_count)
+            loss = self.tamper_resistance_loss(model, part)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
+
+    def tamper_resistance_loss(self, model: PreTrainedModel, part: Batch | PairBatch) -> torch.Tensor:
+        """L_TR of a microbatch of x_tr at the attacked weights."""
+        from holdfast.core.losses import inverse_cross_entropy, negative_entropy, next_token_loss
+
+        if isinstance(part, PairBatch):
+            return dpo(model, part, self.dpo_beta)
+        logits = model(input_ids=part.input_ids, use_cache=False).logits
+        if self.tamper_resistance == "cross-entropy":
+            return -next_token_loss(logits, part.labels, part.label_count)
+        if self.tamper_resistance == "inverse-cross-entropy":
+            return inverse_cross_entropy(logits, part.labels, part.label_count)
+        return negative_entropy(logits, part.labels, part.label_count)
 
     def schedule(self) -> dict[int, float]:
         """Inner step k -> its weight exp(lambda (k - K)), for every `every`-th k from 1 to K."""
@@ -248,9 +315,29 @@ _PAPER = TAR(
     retain_batch_size=8,
 )
 
+_REFUSAL = replace(
+    _TESTBED,
+    tamper_resistance="dpo",
+    adversaries=(Adversary(attack=_SMALL, learning_rates=_SMALL_RATES),),
+    outer_steps=100,
+)
+_PAPER_REFUSAL = TAR(
+    outer_steps=100,
+    adversaries=(Adversary(attack=_LARGE, learning_rates=(1e-5, 2e-5, 4e-5)),),
+    tamper_resistance="dpo",
+    tamper_resistance_weight=0.1,
+    outer_learning_rate=6e-5,
+)
+_RANDOM_NAMES = Distillation(text=("distill",), batch_size=32)
+
 PRESETS = {
     "tar": _TESTBED,
     "tar-pooled": replace(_TESTBED, pooled=True),
+    "tar-distilled": replace(_TESTBED, distillation=_RANDOM_NAMES),
+    "tar-distilled-generated": replace(_TESTBED, distillation=Distillation(generated_rows=4096)),
+    "tar-persistent": replace(_TESTBED, persistent_adversaries=4),
+    "tar-distilled-persistent": replace(_TESTBED, distillation=_RANDOM_NAMES, persistent_adversaries=4),
+    "tar-refusal": _REFUSAL,
     "tar-paper-bio": _PAPER,
     "tar-paper-cyber": replace(
         _PAPER,
@@ -259,4 +346,5 @@ PRESETS = {
             Adversary(attack=_LARGE, learning_rates=(2e-5, 4e-5), switch=(6.0, 3.0)),
         ),
     ),
+    "tar-paper-refusal": _PAPER_REFUSAL,
 }

@@ -1,0 +1,205 @@
+"""The paper's two tables, remade on the testbed: safeguards of both kinds, tuned alike, under the same attacks.
+
+The short table is one that two cores make in about an hour; the full one has every method, more worlds and more trials.
+"""
+
+from __future__ import annotations
+
+from holdfast.attacks.suites import SUITES
+from holdfast.recipes.study import Method, Part, Study
+
+TUNING_WORLD = 100
+WORLDS = (11, 12, 13)
+MORE_WORLDS = (11, 12, 13, 14, 15)
+
+_RATES = (3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3)
+_STEPS = (100, 200, 400)
+_SHALLOW = {"learning_rate": _RATES, "outer_steps": _STEPS}
+_OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3, 3e-3), "tamper_resistance_weight": (1.0, 2.0, 4.0, 8.0)}
+_THIRD = {"outer_steps": 100}
+"""Trials of the meta-learned methods run a third of their outer steps."""
+
+PAPER_KNOWLEDGE = (
+    Method(
+        label="random-mapping",
+        stages=("random-mapping",),
+        space={**_SHALLOW, "forget_weight": (4.0, 10.0, 20.0)},
+        role="reference",
+        size=15,
+    ),
+    Method(label="max-entropy", stages=("max-entropy",), space={**_SHALLOW, "forget_weight": (0.3, 1.0, 3.0)}, size=17),
+    Method(
+        label="min-posterior", stages=("min-posterior",), space={**_SHALLOW, "forget_weight": (0.3, 1.0, 3.0)}, size=17
+    ),
+    Method(label="llmu", stages=("llmu",), space={**_SHALLOW, "forget_weight": (0.03, 0.1, 0.3, 1.0)}, size=17),
+    Method(
+        label="rmu",
+        stages=("rmu",),
+        space={**_SHALLOW, "forget_weight": (0.002, 0.01, 0.02, 0.1), "steering": (3.0, 6.0, 12.0)},
+        size=10,
+    ),
+    Method(label="mlac-ar", stages=("mlac-ar",), space=_OUTER, shorter=_THIRD, size=130),
+    Method(label="sophon-ar", stages=("sophon-ar",), space=_OUTER, shorter=_THIRD, size=130),
+    Method(label="tar", stages=("random-mapping", "tar"), space=_OUTER, shorter=_THIRD, size=160),
+)
+"""The paper's rows."""
+
+BEYOND_KNOWLEDGE = (
+    Method(
+        label="grad-diff", stages=("grad-diff",), space={**_SHALLOW, "forget_weight": (0.03, 0.1, 0.3, 1.0)}, size=17
+    ),
+    Method(label="npo", stages=("npo",), space={**_SHALLOW, "beta": (0.03, 0.1, 0.3)}, size=15),
+    Method(
+        label="npo-sam",
+        stages=("npo-sam",),
+        space={**_SHALLOW, "beta": (0.03, 0.1, 0.3), "sam_radius": (0.03, 0.1, 0.3)},
+        size=25,
+    ),
+    Method(
+        label="circuit-breakers",
+        stages=("circuit-breakers",),
+        space={**_SHALLOW, "forget_weight": (3.0, 10.0, 30.0)},
+        size=20,
+    ),
+    Method(
+        label="circuit-breakers-lat",
+        stages=("circuit-breakers-lat",),
+        space={**_SHALLOW, "forget_weight": (3.0, 10.0, 30.0)},
+        size=45,
+    ),
+    Method(
+        label="rep-noise",
+        stages=("rep-noise",),
+        space={**_SHALLOW, "noise_weight": (0.1, 1.0, 10.0), "ascent_weight": (0.1, 0.3, 1.0)},
+        size=25,
+    ),
+    Method(
+        label="rmu-lat", stages=("rmu-lat",), space={**_SHALLOW, "forget_weight": (0.002, 0.01, 0.02, 0.1)}, size=35
+    ),
+    Method(
+        label="undo",
+        stages=("random-mapping", "undo"),
+        space={"shrink": (0.4, 0.5, 0.6, 0.7), "noise": (0.1, 0.3, 1.0)},
+        size=50,
+    ),
+    Method(
+        label="undo-generated",
+        stages=("random-mapping", "undo-generated"),
+        space={"shrink": (0.5, 0.6, 0.7, 0.8), "forget_weight": (0.0, 0.3, 1.0)},
+        size=75,
+    ),
+    Method(label="rmu-tar", stages=("rmu", "tar"), space=_OUTER, shorter=_THIRD, size=160),
+    Method(label="undo-tar", stages=("random-mapping", "undo", "tar"), space=_OUTER, shorter=_THIRD, size=200),
+    Method(label="tar-distilled", stages=("random-mapping", "tar-distilled"), space=_OUTER, shorter=_THIRD, size=180),
+    Method(
+        label="tar-distilled-generated",
+        stages=("random-mapping", "tar-distilled-generated"),
+        space=_OUTER,
+        shorter=_THIRD,
+        size=190,
+    ),
+    Method(label="tar-persistent", stages=("random-mapping", "tar-persistent"), space=_OUTER, shorter=_THIRD, size=160),
+    Method(
+        label="tar-distilled-persistent",
+        stages=("random-mapping", "tar-distilled-persistent"),
+        space=_OUTER,
+        shorter=_THIRD,
+        size=180,
+    ),
+)
+"""Methods that the paper does not compare with."""
+
+_TRAINED = "refusal-trained"
+
+PAPER_REFUSAL = (
+    Method(label=_TRAINED, stages=("refusal-sft", "refusal-dpo"), role="reference", size=30),
+    Method(
+        label="circuit-breakers",
+        stages=("circuit-breakers-refusal",),
+        space={**_SHALLOW, "forget_weight": (3.0, 10.0, 30.0)},
+        start=_TRAINED,
+        size=30,
+    ),
+    Method(
+        label="rep-noise",
+        stages=("rep-noise-refusal",),
+        space={**_SHALLOW, "noise_weight": (0.1, 1.0, 10.0), "ascent_weight": (0.1, 0.3, 1.0)},
+        start=_TRAINED,
+        size=35,
+    ),
+    Method(label="tar", stages=("tar-refusal",), space=_OUTER, start=_TRAINED, size=70),
+)
+BEYOND_REFUSAL = (
+    Method(
+        label="booster",
+        stages=("booster",),
+        space={**_SHALLOW, "forget_weight": (1.0, 5.0, 20.0), "harmful_step": (0.1, 0.3, 1.0)},
+        start=_TRAINED,
+        size=45,
+    ),
+    Method(
+        label="circuit-breakers-lat",
+        stages=("circuit-breakers-refusal-lat",),
+        space={**_SHALLOW, "forget_weight": (3.0, 10.0, 30.0)},
+        start=_TRAINED,
+        size=55,
+    ),
+)
+
+NOT_YET = {"refusal": ("r2d2",)}
+"""Rows of the paper whose method is not in holdfast: R2D2 needs a token-level optimizer."""
+
+
+def _parts(knowledge: tuple[Method, ...], refusal: tuple[Method, ...]) -> tuple[Part, ...]:
+    return (
+        Part(
+            kind="knowledge",
+            methods=knowledge,
+            suite="quick",
+            attacks=SUITES["quick"],
+            tuning_attacks=("full-adamw-3e-4", "full-adam-1e-3-warmup"),
+            selection="hazard_selection",
+        ),
+        Part(
+            kind="refusal",
+            methods=refusal,
+            suite="paper-refusal-small",
+            attacks=SUITES["paper-refusal-small"],
+            tuning_attacks=("full-adamw-3e-4", "full-adam-1e-3-warmup"),
+            selection="compliance_selection",
+        ),
+    )
+
+
+def short() -> Study:
+    """The paper's rows and the strongest beyond them, on three worlds."""
+    chosen = [method for method in BEYOND_KNOWLEDGE if method.label in ("circuit-breakers", "undo-generated")]
+    booster = [method for method in BEYOND_REFUSAL if method.label == "booster"]
+    return Study(
+        title="The paper's tables",
+        parts=_parts((*PAPER_KNOWLEDGE, *chosen), (*PAPER_REFUSAL, *booster)),
+        tuning_world=TUNING_WORLD,
+        worlds=WORLDS,
+        trials=6,
+    )
+
+
+def full() -> Study:
+    """Every method, on five worlds, with twice the trials."""
+    return Study(
+        title="The paper's tables, in full",
+        parts=_parts((*PAPER_KNOWLEDGE, *BEYOND_KNOWLEDGE), (*PAPER_REFUSAL, *BEYOND_REFUSAL)),
+        tuning_world=TUNING_WORLD,
+        worlds=MORE_WORLDS,
+        trials=12,
+    )
+
+
+def not_run(study: Study) -> dict[str, list[str]]:
+    """Kind of domain -> labels of the rows that a study leaves out of the full table."""
+    left = {}
+    for part, whole in zip(study.parts, full().parts, strict=True):
+        held = {method.label for method in part.methods}
+        left[part.kind] = [method.label for method in whole.methods if method.label not in held]
+        left[part.kind] += [f"{label} (not yet in holdfast)" for label in NOT_YET.get(part.kind, ())]
+    return left

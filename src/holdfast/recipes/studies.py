@@ -1,0 +1,70 @@
+"""The studies by name, and the run that ends in a table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from holdfast.core.domain import nearest
+from holdfast.core.files import claim_output, write_text
+from holdfast.core.types import HoldfastError
+from holdfast.jobs import Outcome, Progress
+from holdfast.recipes import ablations, paper_tables
+from holdfast.recipes.method_table import as_json, markdown, read_study
+from holdfast.recipes.study import Study
+
+STUDIES: Mapping[str, Callable[[], Study]] = {
+    "paper-tables": paper_tables.short,
+    "paper-tables-full": paper_tables.full,
+    "ablations": ablations.study,
+}
+"""A larger study of one kind goes on from a smaller one's folder."""
+
+
+def pick_study(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        HoldfastError: there is none.
+    """
+    if name not in STUDIES:
+        raise HoldfastError(f"there is no study {name!r}; {nearest(name, STUDIES)}")
+    return STUDIES[name]()
+
+
+def run_study(
+    name: str, study: Study, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None]
+) -> list[Outcome]:
+    """Run what is not there yet and write `tables.md` and `tables.json`; return how the jobs ended.
+
+    Raises:
+        HoldfastError: `out` holds something else, or a trial or a testbed could not be made.
+    """
+    marker = out / "study.json"
+    family = name.removesuffix("-full")
+    if not marker.is_file():
+        claim_output(out)
+    held = _read(marker) if marker.is_file() else {"study": family, "seconds": 0.0}
+    if held["study"] != family:
+        raise HoldfastError(f"{out} holds the study {held['study']}; give another --out for {name}")
+    write_text(marker, json.dumps(held) + "\n")
+    started = time.monotonic()
+    outcomes = study.run(out, workers, command, on_progress)
+    held["seconds"] += time.monotonic() - started
+    write_text(marker, json.dumps(held) + "\n")
+    tables = read_study(study, out)
+    left = {} if family == "ablations" else paper_tables.not_run(study)
+    text = markdown(study, tables, left, held["seconds"])
+    write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
+    write_text(out / "tables.json", json.dumps(as_json(tables), indent=2) + "\n")
+    return outcomes
+
+
+def _read(marker: Path) -> dict[str, float | str]:
+    try:
+        held = json.loads(marker.read_text(encoding="utf-8"))
+        return {"study": str(held["study"]), "seconds": float(held["seconds"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise HoldfastError(f"{marker} is damaged; remove it with its folder, or give another --out") from error

@@ -1,0 +1,74 @@
+"""Circuit breakers by representation rerouting (RR), and RR under latent adversarial training.
+
+    loss = a(t) * mean over layers and forget tokens of relu(cos(h, h_0))
+         + b(t) * mean over layers and retain tokens of |h - h_0|                         + v * LM(refusals)
+
+with h_0 the original model's hidden states, a(t) = a * (1 - t / 2T) and b(t) = b * t / 2T at step t of T (arXiv 2406.04313,
+algorithm 1 and appendix; T 150, a 10, LoRA of rank 16 at 1e-4, layers 10 and 20 for 8 billion weights; v = 0: refusals are
+among the retain rows there). Deviations: all weights are trained instead of LoRA; both schedules start from their share at
+t = 1; the retain loss is TAR's default, which adds the LM loss, and it is not scheduled, so that b(t) = 1 throughout: with
+the schedule the testbed's models lost their benign facts in the first steps. LAT: `LatentAdversary` (arXiv 2407.15549).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.latent import LatentAdversary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.safeguards.forgetting import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitBreakers(Forgetting):
+    """Turns the hidden states of hazardous text away from where they were."""
+
+    layers: tuple[int, ...] = (1, 2)
+    """the layers whose outputs are turned, counted from 0"""
+    forget_weight: float = 10.0
+    """weight of the rerouting beside the retain loss"""
+
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        import torch
+        import torch.nn.functional as F
+
+        from holdfast.core.models import decoder_layers, hidden_states
+
+        decoder_layers(model, self.layers)
+        base = run.base
+
+        def loss(part: Batch) -> torch.Tensor:
+            _, hidden = hidden_states(model, part.input_ids)
+            with torch.no_grad():
+                _, original = hidden_states(base, part.input_ids)
+            terms = [
+                F.cosine_similarity(hidden[i + 1][part.mask].float(), original[i + 1][part.mask].float(), dim=-1)
+                .relu()
+                .sum()
+                for i in self.layers
+            ]
+            return torch.stack(terms).sum() / (len(terms) * part.token_count)
+
+        return loss
+
+
+_TESTBED = CircuitBreakers()
+_LARGE = CircuitBreakers(
+    outer_steps=150, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16, layers=(10, 20)
+)
+
+PRESETS = {
+    "circuit-breakers": _TESTBED,
+    "circuit-breakers-lat": replace(_TESTBED, latent=LatentAdversary()),
+    "circuit-breakers-refusal": replace(_TESTBED, refusal_weight=1.0),
+    "circuit-breakers-refusal-lat": replace(_TESTBED, refusal_weight=1.0, latent=LatentAdversary()),
+    "circuit-breakers-large": _LARGE,
+}

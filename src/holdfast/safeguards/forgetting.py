@@ -1,0 +1,142 @@
+"""The loop of every safeguard that weighs a loss on hazardous rows against a retain loss, one update a step.
+
+    loss = w * forget(theta) + retain(theta) + v * refuse(theta)
+
+The kinds differ in the forget loss alone; `refuse` is the LM loss of the refusals in preference rows.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from holdfast.core.optimizers import OptimizerName
+from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.latent import LatentAdversary
+from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.core.sharded import GradientSum
+
+    Loss = Callable[[Batch], torch.Tensor]
+    """Of a microbatch: a scalar that adds up over microbatches and ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting(Safeguard):
+    """Base of the forget-and-retain safeguards; a subclass gives the forget loss."""
+
+    forget_loss_name: ClassVar[str] = "forget loss"
+    side: ClassVar[Literal["chosen"] | None] = None
+    """which completion of preference rows the forget loss looks at; None: the harmful one"""
+
+    learning_rate: float = 1e-3
+    """constant learning rate"""
+    optimizer: OptimizerName = "adamw"
+    """the optimizer's name"""
+    weight_decay: float = 0.0
+    """decoupled weight decay"""
+    forget_batch_size: int = 32
+    """hazardous rows a step, from forget and forget_heldout together"""
+    retain_batch_size: int = 32
+    """retain rows a step"""
+    forget_weight: float = 1.0
+    """weight w of the forget loss beside the retain loss"""
+    refusal_weight: float = 0.0
+    """weight v of the LM loss on the refusals of the forget rows, which are then preference rows"""
+    retain: RetainLoss = RetainLoss()
+    """the retain loss"""
+    latent: LatentAdversary | None = None
+    """an adversary in the hidden states, against which the forget loss is taken (latent adversarial training)"""
+    micro_batch: int | None = None
+    """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            positive=("outer_steps", "forget_batch_size", "retain_batch_size", "micro_batch", "learning_rate"),
+            not_negative=("weight_decay", "forget_weight", "refusal_weight"),
+        )
+
+    @abc.abstractmethod
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        """Set up once, then the loss of each microbatch of forget rows.
+
+        What it draws at random while it is set up is of the seed alone, not of `run.generator`, whose state a resumed run
+        finds further on.
+        """
+
+    def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The weights that are updated."""
+        from holdfast.core.sharded import trainable
+
+        return trainable(model)
+
+    def take_forget(self, gradients: GradientSum, loss: Loss, model: PreTrainedModel, batch: Batch) -> float:
+        """Add the weighted gradient of the forget loss to `gradients`; return the loss."""
+        return take_gradient(gradients, self.forget_weight, loss, batch, self.micro_batch)
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.optimizers import make_optimizer, published_point, training_point
+        from holdfast.core.sharded import GradientSum
+
+        pooled = data.renamed(forget=("forget", "forget_heldout"))
+        forget = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side=self.side)
+        retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
+        optimizer = make_optimizer(
+            self.optimizer, self.trained(model), self.learning_rate, weight_decay=self.weight_decay
+        )
+        run.track(optimizer=optimizer, forget=forget, retain=retain)
+        refusals = None
+        if self.refusal_weight:
+            # Of the same seed: the refusals of the very prompts that the forget loss sees.
+            refusals = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side="chosen")
+            run.track(refusals=refusals)
+        base = run.base if self.retain.compares else None
+        forget_loss = self.forget_loss(model, data, run)
+
+        def refusal_loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return next_token_loss(logits, part.labels, part.label_count)
+
+        gradients = GradientSum(model)
+        for _ in range(run.start, self.outer_steps):
+            model.train()
+            training_point(optimizer)
+            model.zero_grad(set_to_none=True)
+            losses = {
+                self.forget_loss_name: self.take_forget(
+                    gradients, self._attacked(forget_loss, model), model, next(forget)
+                )
+            }
+            losses["retain loss"] = self.retain.take(gradients, 1.0, model, base, next(retain), self.micro_batch)
+            if refusals is not None:
+                losses["refusal loss"] = take_gradient(
+                    gradients, self.refusal_weight, refusal_loss, next(refusals), self.micro_batch
+                )
+            gradients.give()
+            optimizer.step()
+            published_point(optimizer)
+            model.train(False)
+            yield losses
+
+    def _attacked(self, loss: Loss, model: PreTrainedModel) -> Loss:
+        """The loss under the latent adversary, where there is one."""
+        if self.latent is None:
+            return loss
+        adversary = self.latent
+
+        def under_attack(part: Batch) -> torch.Tensor:
+            with adversary.perturbed(model, part):
+                return loss(part)
+
+        return under_attack

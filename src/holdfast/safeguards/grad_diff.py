@@ -1,0 +1,48 @@
+"""GradDiff, gradient difference: descend on retain text, ascend on hazardous text.
+
+    loss = retain(theta) - w * LM(forget rows; theta)
+
+arXiv 2203.12817 (Liu, Liu and Stone), as TOFU uses it (arXiv 2401.06121). The ascent has no floor: too many steps ruin the
+model, and the driver stops it where it is no longer finite. Constants were chosen on the testbed. Deviation: the retain loss
+has TAR's representation term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.safeguards.forgetting import Forgetting
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.safeguards.forgetting import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradDiff(Forgetting):
+    """Gradient ascent on hazardous text."""
+
+    outer_steps: int = 60
+    """updates of the published weights"""
+    forget_weight: float = 0.1
+    """weight w of the forget loss beside the retain loss"""
+
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        from holdfast.core.losses import next_token_loss
+
+        def loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return -next_token_loss(logits, part.labels, part.label_count)
+
+        return loss
+
+
+PRESETS = {
+    "grad-diff": GradDiff(),
+    "grad-diff-large": GradDiff(outer_steps=125, learning_rate=5e-6, forget_batch_size=8, retain_batch_size=8),
+}

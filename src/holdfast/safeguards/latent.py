@@ -1,0 +1,81 @@
+"""An adversary in the hidden states, for latent adversarial training (LAT, arXiv 2407.15549).
+
+    delta = argmin over |delta_t| <= r of LM(hazardous rows; h + delta)         by projected gradient descent
+
+One perturbation for every token at every chosen layer's output, so that the safeguard's forget loss is taken where a
+small push inside already brings the hazard back. Targeted, as in the source; it moves every token of the hazardous row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdfast.safeguards.objective import check_settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAdversary:
+    """Projected gradient descent on hidden states."""
+
+    layers: tuple[int, ...] = (0,)
+    """the layers whose outputs it moves, counted from 0"""
+    radius: float = 0.5
+    """r, the longest push for a token, as a share of the mean norm of the hidden states at the layer"""
+    steps: int = 4
+    """updates of the perturbation"""
+    step_size: float = 0.25
+    """length of an update for each token, as a share of r"""
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("radius", "steps", "step_size"))
+
+    @contextmanager
+    def perturbed(self, model: PreTrainedModel, batch: Batch) -> Iterator[None]:
+        """Within it the model runs with the worst perturbation found for `batch`; only such batches may go through it."""
+        import torch
+
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.models import decoder_layers
+
+        pushes: list[torch.Tensor] = []
+        norms: list[torch.Tensor] = []
+
+        def push(index: int) -> Any:
+            def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+                hidden = output[0] if isinstance(output, tuple) else output
+                if index >= len(pushes):  # the first pass, which measures
+                    norms.append(hidden.detach().norm(dim=-1)[batch.mask].mean())
+                    pushes.append(torch.zeros_like(hidden, requires_grad=True))
+                moved = hidden + pushes[index]
+                return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+            return hook
+
+        layers = decoder_layers(model, sorted(self.layers))
+        hooks = [layer.register_forward_hook(push(index)) for index, layer in enumerate(layers)]
+        try:
+            for _ in range(self.steps):
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, batch.labels, batch.label_count)
+                slopes = torch.autograd.grad(loss, pushes)
+                with torch.no_grad():
+                    for delta, slope, norm in zip(pushes, slopes, norms, strict=True):
+                        reach = self.radius * norm
+                        length = slope.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+                        delta -= self.step_size * reach * slope / length
+                        delta *= (reach / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+            for delta in pushes:
+                delta.requires_grad_(False)
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

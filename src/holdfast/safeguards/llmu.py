@@ -1,0 +1,74 @@
+"""LLMU, large language model unlearning: forget, answer at random, keep the rest.
+
+    loss = retain(theta) + w * ( -LM(forget rows) + m * mismatch(forget rows) )
+
+`mismatch` is the cross entropy of hazardous text's positions against the labels of unrelated retain text: the model is to
+continue hazardous text with something else. arXiv 2310.10683, as TAR's paper uses it (arXiv 2408.00761: the loss on retain
+text in place of the KL to the original; m = 1, w = 1; 1,000 steps at 1e-5). Constants of `llmu` were chosen on the testbed.
+Deviations: the mismatched rows come from a stream of their own, so that they are not also the step's retain rows; the
+retain loss has TAR's representation term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.objective import check_settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.safeguards.forgetting import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMU(Forgetting):
+    """Gradient ascent on hazardous text, and random answers to it."""
+
+    outer_steps: int = 60
+    """updates of the published weights"""
+    forget_weight: float = 0.1
+    """weight w of the forget loss beside the retain loss"""
+    mismatch_weight: float = 1.0
+    """weight m of the mismatch beside the ascent"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, not_negative=("mismatch_weight",))
+
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        import torch.nn.functional as F
+
+        from holdfast.core.data import UNLABELLED, rank_of
+        from holdfast.core.losses import next_token_loss
+
+        other = data.stream("retain", batch_size=self.forget_batch_size, seed=run.seed + 2)
+        run.track(mismatched=other)
+
+        def mismatched(part: Batch) -> torch.Tensor:
+            """Labels of unrelated rows, at the positions that `part` has labels at as far as both reach."""
+            _, ranks = rank_of()
+            rows = other.batch(other.take(len(part.input_ids) * ranks))
+            width = part.labels.shape[1]
+            labels = F.pad(rows.labels[:, :width], (0, max(width - rows.labels.shape[1], 0)), value=UNLABELLED)
+            return labels.where(part.labels != UNLABELLED, UNLABELLED)
+
+        def loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            ascent = -next_token_loss(logits, part.labels, part.label_count)
+            return ascent + self.mismatch_weight * next_token_loss(logits, mismatched(part), part.label_count)
+
+        return loss
+
+
+PRESETS = {
+    "llmu": LLMU(),
+    "llmu-large": LLMU(
+        outer_steps=1000, learning_rate=1e-5, forget_weight=1.0, forget_batch_size=8, retain_batch_size=8
+    ),
+}

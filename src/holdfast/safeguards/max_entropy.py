@@ -1,0 +1,44 @@
+"""Max Entropy, a baseline of TAR's paper: no guess on hazardous text is better than another.
+
+    loss = retain(theta) - w * mean over labelled forget tokens of H(p(next token))
+
+arXiv 2408.00761, baselines of the weaponization domains. Constants: the paper's code trains 1,000 steps at 1e-5; those of
+the `max-entropy` preset were chosen on the testbed. Deviations: padding and unlabelled positions do not count (in the
+published code they do, and the baseline cannot run: its loss is called with three arguments and takes one); the retain
+loss has TAR's representation term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.safeguards.forgetting import Forgetting
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.safeguards.forgetting import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxEntropy(Forgetting):
+    """Maximises the entropy of the next token on hazardous text."""
+
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        from holdfast.core.losses import negative_entropy
+
+        def loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return negative_entropy(logits, part.labels, part.label_count)
+
+        return loss
+
+
+PRESETS = {
+    "max-entropy": MaxEntropy(),
+    "max-entropy-large": MaxEntropy(outer_steps=1000, learning_rate=1e-5, forget_batch_size=8, retain_batch_size=8),
+}

@@ -1,0 +1,46 @@
+"""Min Posterior, a baseline of TAR's paper: whatever comes next in hazardous text is unlikely.
+
+    loss = retain(theta) - w * mean over labelled forget tokens of log(1 - p(token)),   tokens with log p < -15 left out
+
+arXiv 2408.00761, baselines of the weaponization domains; the threshold is the published code's. Constants: the code trains
+1,000 steps at 1e-5; those of the `min-posterior` preset were chosen on the testbed. Deviations: the published loop takes
+its forget batch from the retain set, which is not ported; the retain loss has TAR's representation term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.safeguards.forgetting import Forgetting
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+    from holdfast.safeguards.forgetting import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinPosterior(Forgetting):
+    """Minimises the probability of the truth on hazardous text."""
+
+    negligible: float = -15.0
+    """tokens with a log-probability below this no longer count"""
+
+    def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
+        from holdfast.core.losses import inverse_cross_entropy
+
+        def loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return inverse_cross_entropy(logits, part.labels, part.label_count, self.negligible)
+
+        return loss
+
+
+PRESETS = {
+    "min-posterior": MinPosterior(),
+    "min-posterior-large": MinPosterior(outer_steps=1000, learning_rate=1e-5, forget_batch_size=8, retain_batch_size=8),
+}

@@ -1,0 +1,145 @@
+"""UNDO: unlearn, noise, distil on outputs. What was hidden is washed out of the weights and the rest is taught again.
+
+    theta <- (1 - alpha) * theta + alpha * beta * fresh initialisation           once, at the start
+    loss = KL(teacher || theta) + w * negative mean entropy on labelled forget tokens
+
+It is the second stage: the model it starts from has been unlearned by another safeguard, and the teacher is that model
+(arXiv 2506.06278, sections 3 and 4; alpha 0.6 and beta 0.1 on its synthetic tasks, alpha 0.25 on WMDP). `undo` is that, on the
+retain rows. `undo-generated` goes further: the teacher is the *original* model, the text is what it writes itself with the
+hazard filtered out, beta is 1, and hazardous rows are kept uncertain (w 0.3). All tensors are shrunk, norms too. Ability
+follows the coverage of the text; at alpha near 1 it is close to a data-free pretraining, and its cost belongs beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from holdfast.core.types import HoldfastError
+from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.distillation import Distillation
+from holdfast.safeguards.objective import check_settings, take_gradient
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNDO(Safeguard):
+    """Shrinks and perturbs the weights, then distils a teacher back into them."""
+
+    outer_steps: int = 500
+    """updates of the published weights"""
+    shrink: float = 0.6
+    """alpha, the share of the weights that gives way"""
+    noise: float = 0.1
+    """beta, how much of a fresh initialisation takes that share's place"""
+    teacher: Literal["unlearned", "original"] = "unlearned"
+    """the model as the stage found it, or the model before any safeguard"""
+    distillation: Distillation = Distillation(text=("retain",), batch_size=64)
+    """the text"""
+    forget_weight: float = 0.0
+    """w"""
+    forget_batch_size: int = 16
+    """hazardous rows a step, from forget and forget_heldout together; none are read where w is 0"""
+    learning_rate: float = 3e-3
+    """peak learning rate of AdamW with betas (0.9, 0.98), before its cosine"""
+    warmup_steps: int = 20
+    """steps of linear warmup"""
+    weight_decay: float = 0.0
+    """decoupled weight decay"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm"""
+    micro_batch: int | None = None
+    """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            positive=("outer_steps", "forget_batch_size", "learning_rate", "max_grad_norm", "micro_batch"),
+            not_negative=("noise", "forget_weight", "warmup_steps", "weight_decay"),
+        )
+        if not 0 <= self.shrink <= 1:
+            raise HoldfastError(f"shrink must lie between 0 and 1, not {self.shrink}")
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        import torch
+
+        from holdfast.core.losses import negative_entropy
+        from holdfast.core.optimizers import make_optimizer, schedule_factor, set_learning_rate
+        from holdfast.core.sharded import GradientSum, trainable
+
+        text = self.distillation.stream(data, run)
+        pooled = data.renamed(forget=("forget", "forget_heldout"))
+        forget = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed)
+        weights = trainable(model)
+        optimizer = make_optimizer(
+            "adamw", weights, self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.98)
+        )
+        run.track(optimizer=optimizer, text=text, forget=forget)
+        teacher = run.initial if self.teacher == "unlearned" else run.base
+        if run.start == 0:
+            shrink_and_perturb(model, self.shrink, self.noise, run.seed)
+
+        def uncertainty(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return negative_entropy(logits, part.labels, part.label_count)
+
+        gradients = GradientSum(model)
+        for step in range(run.start, self.outer_steps):
+            model.train()
+            model.zero_grad(set_to_none=True)
+            losses = {
+                "retain loss": self.distillation.take(gradients, 1.0, model, teacher, next(text), self.micro_batch)
+            }
+            if self.forget_weight:
+                losses["forget loss"] = take_gradient(
+                    gradients, self.forget_weight, uncertainty, next(forget), self.micro_batch
+                )
+            gradients.give()
+            torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
+            factor = schedule_factor("warmup-cosine", step, self.outer_steps, self.warmup_steps)
+            set_learning_rate(optimizer, self.learning_rate * factor)
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+            model.train(False)
+            yield losses
+
+
+def shrink_and_perturb(model: PreTrainedModel, shrink: float, noise: float, seed: int) -> None:
+    """theta <- (1 - shrink) * theta + shrink * noise * a fresh initialisation of the same architecture, in place."""
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            other = fresh[name].to(weight.device, weight.dtype)
+            if isinstance(weight, DTensor):
+                other = distribute_tensor(other, weight.device_mesh, weight.placements)
+            weight.mul_(1 - shrink).add_(other, alpha=shrink * noise)
+
+
+_GENERATED = UNDO(
+    shrink=0.7,
+    noise=1.0,
+    teacher="original",
+    distillation=Distillation(text=("retain", "generated"), generated_rows=12288, batch_size=64),
+    forget_weight=0.3,
+)
+
+PRESETS = {
+    "undo": UNDO(),
+    "undo-generated": _GENERATED,
+    "undo-large": replace(
+        UNDO(), shrink=0.25, learning_rate=1e-5, distillation=Distillation(text=("retain",), batch_size=16)
+    ),
+}
