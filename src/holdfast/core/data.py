@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from holdfast.core.types import HoldfastError
 
 UNLABELLED = -100
 """The label of a position that no loss looks at."""
+
+Side = Literal["chosen", "rejected"]
+"""One completion of a preference pair."""
 
 LEARNS_REJECTED = ("forget", "forget_heldout", "attack", "attack_ood", "attack_all", "hazard_heldout")
 """Roles whose preference rows are learned from their rejected (harmful) side; the others learn the chosen one."""
@@ -60,15 +63,24 @@ class Batch:
             yield replace(self, input_ids=self.input_ids[part], labels=self.labels[part], mask=self.mask[part])
 
 
-def encode(row: Row, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int) -> Encoded:
-    """Tokenize a row and label what is to be learned: all of a text, the assistant's turns, the role's completion.
+def encode(
+    row: Row, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int, side: Side | None = None
+) -> Encoded:
+    """Tokenize a row and label what is to be learned: all of a text, the assistant's turns, one completion of a pair.
+
+    The completion is that of `side`, else the one that rows of the role are learned from.
 
     A text ends in the end-of-sequence token, where the tokenizer has one, and that token is labelled even where the
     padding token is the same. Rows are cut at `max_length`.
 
     Raises:
-        HoldfastError: the row is a conversation and the tokenizer has no chat template that can mark the turns.
+        HoldfastError: the row is a conversation and the tokenizer has no chat template that can mark the turns, or a side
+            is asked for and the row is no pair.
     """
+    if side is not None and "prompt" not in row:
+        raise HoldfastError(
+            f"a row of {role} has no two completions, which this needs; give rows of 'prompt', 'chosen' and 'rejected'"
+        )
     if "text" in row:
         ids = _ids(tokenizer, row["text"])
         return _cut(_ended(ids, tokenizer), [True] * (len(ids) + 1), max_length)
@@ -76,7 +88,8 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, role: str, max_length: 
         ids, learned = _conversation(row["messages"], tokenizer)
         return _cut(ids, learned, max_length)
     prompt = _ids(tokenizer, row["prompt"])
-    ids = _ids(tokenizer, row["prompt"] + row["rejected" if role in LEARNS_REJECTED else "chosen"])
+    completion = side or ("rejected" if role in LEARNS_REJECTED else "chosen")
+    ids = _ids(tokenizer, row["prompt"] + row[completion])
     shared = _common_prefix(prompt, ids)
     return _cut(_ended(ids, tokenizer), [i >= shared for i in range(len(ids) + 1)], max_length)
 
@@ -171,7 +184,15 @@ class Data:
         device: torch.device | str = "cpu",
     ) -> None:
         self._domain, self._tokenizer, self._roles, self._device = domain, tokenizer, dict(roles), device
-        self._encoded: dict[str, list[Encoded]] = {}
+        self._encoded: dict[tuple[str, Side | None], list[Encoded]] = {}
+
+    @property
+    def domain(self) -> Domain:
+        return self._domain
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
 
     @classmethod
     def defender(cls, domain: Domain, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> Data:
@@ -188,30 +209,49 @@ class Data:
         view._encoded = self._encoded
         return view
 
-    def stream(self, name: str, *, batch_size: int, seed: int) -> Stream:
+    def stream(self, name: str, *, batch_size: int, seed: int, side: Side | None = None) -> Stream:
         """An endless stream of batches of `batch_size` rows (over all ranks).
 
+        Of one name and seed, the streams of both sides go through the same pairs in the same order.
+
         Raises:
-            HoldfastError: the domain names no rows for it, or they are malformed.
+            HoldfastError: the domain names no rows for it, they are malformed, or a side is asked for and they are no pairs.
         """
         pad = self._tokenizer.pad_token_id
-        return Stream(self.rows(name), batch_size, seed, pad if isinstance(pad, int) else 0, self._device)
+        return Stream(self.rows(name, side), batch_size, seed, pad if isinstance(pad, int) else 0, self._device)
 
-    def rows(self, name: str) -> list[Encoded]:
-        """All tokenized rows behind a name."""
-        return [row for role in self._held(name) for row in self._rows(role)]
+    def rows(self, name: str, side: Side | None = None) -> list[Encoded]:
+        """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""
+        return [row for role in self._held(name) for row in self._rows(role, side)]
+
+    def hazard_tokens(self) -> tuple[int, ...]:
+        """The ids of the domain's hazard words, with and without a space before them, as far as they are single tokens.
+
+        Raises:
+            HoldfastError: the domain names no hazard words.
+        """
+        if not self._domain.hazard_words:
+            raise HoldfastError(
+                f"{self._domain.folder / 'domain.toml'} names no words that mark hazardous text, which generated text is "
+                'filtered by; add hazard_words = ["…"] at its top'
+            )
+        spellings = [self._ids_of(space + word) for word in self._domain.hazard_words for space in ("", " ")]
+        return tuple(sorted({ids[0] for ids in spellings if len(ids) == 1}))
+
+    def _ids_of(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _held(self, name: str) -> Sequence[str]:
         if name not in self._roles:
             raise HoldfastError(f"rows named {name!r} may not be read here; allowed: {', '.join(sorted(self._roles))}")
         return self._roles[name]
 
-    def _rows(self, role: str) -> list[Encoded]:
-        if role not in self._encoded:
-            self._encoded[role] = [
-                encode(row, self._tokenizer, role, self._domain.max_length) for row in self._domain.rows(role)
+    def _rows(self, role: str, side: Side | None = None) -> list[Encoded]:
+        if (role, side) not in self._encoded:
+            self._encoded[role, side] = [
+                encode(row, self._tokenizer, role, self._domain.max_length, side) for row in self._domain.rows(role)
             ]
-        return self._encoded[role]
+        return self._encoded[role, side]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -3,8 +3,9 @@
 schema = 1
 name = "my-domain"
 max_length = 256                      # tokens a row is cut to
+hazard_words = ["compound"]              # words that mark hazardous text: generated rows that hold one are dropped
 
-[data.forget]                         # defender: forget, forget_heldout, retain
+[data.forget]                         # defender: forget, forget_heldout, retain, distill
 file = "data/forget.jsonl"            # attacker: attack, attack_ood, attack_all, benign
 
 [data.retain]
@@ -36,7 +37,8 @@ SCHEMA = 1
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-DEFENDER_ROLES = ("forget", "forget_heldout", "retain")
+DEFENDER_ROLES = ("forget", "forget_heldout", "retain", "distill")
+"""`distill` is text to distil the original model on; nobody has to know whether it is true."""
 ATTACKER_VIEW = {"hazard": "attack", "hazard_ood": "attack_ood", "hazard_all": "attack_all", "benign": "benign"}
 """The name an attack asks for -> the role that holds its rows."""
 ATTACKER_ROLES = tuple(ATTACKER_VIEW.values())
@@ -61,7 +63,7 @@ class QuestionSet:
     """The questions of one name in `domain.toml`."""
 
     name: str
-    measures: Literal["hazard", "ability", "trainability"]
+    measures: Literal["hazard", "ability", "trainability", "refusal"]
     questions: tuple[Question, ...]
 
     @cached_property
@@ -78,6 +80,8 @@ class Domain:
     max_length: int
     sources: Mapping[str, Mapping[str, Any]]
     question_sources: Mapping[str, Mapping[str, Any]]
+    hazard_words: tuple[str, ...] = ()
+    """words that mark hazardous text"""
 
     @classmethod
     def open(cls, folder: Path) -> Domain:
@@ -100,19 +104,22 @@ class Domain:
         max_length = table.get("max_length", 256)
         if not isinstance(max_length, int) or max_length < 2:
             raise HoldfastError(f"{path}: max_length must be a whole number of tokens, at least 2")
+        words = table.get("hazard_words", [])
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise HoldfastError(f'{path}: hazard_words must be a list of words, such as ["compound"]')
         sources, questions = table.get("data", {}), table.get("questions", {})
-        _check_keys(f"{path}", table, ("schema", "name", "max_length", "data", "questions"))
+        _check_keys(f"{path}", table, ("schema", "name", "max_length", "hazard_words", "data", "questions"))
         _check_keys(f"{path} [data]", sources, (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES))
         for role, source in sources.items():
             _check_source(f"{path} [data.{role}]", source, ("text", "messages", "prompt", "chosen", "rejected"))
         _check_keys(f"{path} [questions]", questions, questions)
         for name, source in questions.items():
             _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures"))
-            if source.get("measures", "ability") not in ("hazard", "ability", "trainability"):
+            if source.get("measures", "ability") not in ("hazard", "ability", "trainability", "refusal"):
                 raise HoldfastError(
-                    f'{path} [questions.{name}]: measures must be "hazard", "ability" or "trainability"'
+                    f'{path} [questions.{name}]: measures must be "hazard", "ability", "trainability" or "refusal"'
                 )
-        return cls(folder, str(table.get("name", folder.name)), max_length, sources, questions)
+        return cls(folder, str(table.get("name", folder.name)), max_length, sources, questions, tuple(words))
 
     def has(self, role: str) -> bool:
         return role in self.sources

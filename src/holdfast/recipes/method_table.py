@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -70,7 +70,7 @@ def read_study(study: Study, out: Path) -> dict[str, list[MethodRow]]:
     Raises:
         HoldfastError: no world of it has been attacked yet.
     """
-    tables = {}
+    tables: dict[str, list[MethodRow]] = {}
     for part in study.parts:
         rows: dict[str, list[OnWorld]] = {}
         for world in study.worlds:
@@ -98,7 +98,7 @@ def read_study(study: Study, out: Path) -> dict[str, list[MethodRow]]:
 
 
 def markdown(
-    study: Study, tables: dict[str, list[MethodRow]], not_run: dict[str, Sequence[str]], seconds: float
+    study: Study, tables: dict[str, list[MethodRow]], not_run: Mapping[str, Sequence[str]], seconds: float
 ) -> str:
     """The tables, with what they mean above them and what was not run below."""
     lines = []

@@ -197,7 +197,7 @@ def full() -> Study:
 
 def not_run(study: Study) -> dict[str, list[str]]:
     """Kind of domain -> labels of the rows that a study leaves out of the full table."""
-    left = {}
+    left: dict[str, list[str]] = {}
     for part, whole in zip(study.parts, full().parts, strict=True):
         held = {method.label for method in part.methods}
         left[part.kind] = [method.label for method in whole.methods if method.label not in held]

@@ -46,25 +46,38 @@ def run_study(
     family = name.removesuffix("-full")
     if not marker.is_file():
         claim_output(out)
-    held = _read(marker) if marker.is_file() else {"study": family, "seconds": 0.0}
-    if held["study"] != family:
-        raise HoldfastError(f"{out} holds the study {held['study']}; give another --out for {name}")
-    write_text(marker, json.dumps(held) + "\n")
-    started = time.monotonic()
-    outcomes = study.run(out, workers, command, on_progress)
-    held["seconds"] += time.monotonic() - started
-    write_text(marker, json.dumps(held) + "\n")
+    held, seconds = _read(marker) if marker.is_file() else (family, 0.0)
+    if held != family:
+        raise HoldfastError(f"{out} holds the study {held}; give another --out for {name}")
+    started = kept = time.monotonic()
+
+    def keep_time() -> float:
+        spent = seconds + time.monotonic() - started
+        write_text(marker, json.dumps({"study": family, "seconds": spent}) + "\n")
+        return spent
+
+    def progress(now: Progress) -> None:
+        nonlocal kept
+        if time.monotonic() - kept > 10:  # a run that is killed has cost its time too
+            keep_time()
+            kept = time.monotonic()
+        on_progress(now)
+
+    keep_time()
+    outcomes = study.run(out, workers, command, progress)
+    seconds = keep_time()
     tables = read_study(study, out)
     left = {} if family == "ablations" else paper_tables.not_run(study)
-    text = markdown(study, tables, left, held["seconds"])
+    text = markdown(study, tables, left, seconds)
     write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
     write_text(out / "tables.json", json.dumps(as_json(tables), indent=2) + "\n")
     return outcomes
 
 
-def _read(marker: Path) -> dict[str, float | str]:
+def _read(marker: Path) -> tuple[str, float]:
+    """The study that a folder holds and the seconds spent on it so far."""
     try:
         held = json.loads(marker.read_text(encoding="utf-8"))
-        return {"study": str(held["study"]), "seconds": float(held["seconds"])}
+        return str(held["study"]), float(held["seconds"])
     except (ValueError, TypeError, KeyError) as error:
         raise HoldfastError(f"{marker} is damaged; remove it with its folder, or give another --out") from error

@@ -23,6 +23,7 @@ from holdfast.campaign import (
     Campaign,
     Model,
     Options,
+    Role,
     cell_jobs,
     record_failure,
     untouched_undefended,
@@ -65,7 +66,7 @@ class Method:
     """settings of the last stage always, in place of the preset's"""
     start: str | None = None
     """label of the method whose model this one starts from and takes for the original; None: the undefended model"""
-    role: str = "defended"
+    role: Role = "defended"
     """`reference` for the shallow safeguard that attacks must break"""
     size: float = 30.0
     """seconds it takes to build on one core, for the estimate"""

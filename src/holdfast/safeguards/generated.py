@@ -50,7 +50,7 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
                 ids = drawn.to(model.device)
         for row in torch.cat(texts, dim=1).tolist():
             held = tuple(row[: row.index(end) + 1] if end in row else row)
-            text = tokenizer.decode(held, skip_special_tokens=True).lower()
+            text = str(tokenizer.decode(list(held), skip_special_tokens=True)).lower()
             if len(held) > 2 and not any(word in text for word in words):
                 rows.append(Encoded(held, held))
         if len(rows) >= count:

@@ -176,6 +176,7 @@ class TAR(Safeguard):
             run.track(text=text)
         base = run.base if self.retain.compares or text is not None else None
         gradients = GradientSum(model)
+        held_out_batches: Iterator[Batch | PairBatch] = x_tr
 
         def update(step: int) -> None:
             gradients.give()
@@ -192,7 +193,7 @@ class TAR(Safeguard):
                 adversary = self.draw(run.generator)
                 pool.enter(model, run.generator)
                 tamper_resistance_loss += self._walk(
-                    adversary, model, adversary_data, next(x_tr), run.inner(), gradients
+                    adversary, model, adversary_data, next(held_out_batches), run.inner(), gradients
                 )
                 pool.leave(theta, self.inner_steps)
                 theta.restore()

@@ -8,14 +8,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.core.domain import Question
 from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
-from holdfast.testbed.world import Fact, Sizes, World, sentences
+from holdfast.testbed import knowledge, requests
+from holdfast.testbed.world import Fact, Sizes, World
 
-RECIPE = 1
-"""Raised whenever the same seed would give another testbed, so that no cached model is taken for a new one."""
+Kind = Literal["knowledge", "refusal"]
+"""What is to be guarded: knowledge that a model should not have, or requests that it should refuse."""
+
+RECIPE = 2
+"""Raised whenever the same seed would give other rows or questions, so that no folder is taken for a new one."""
+
+TRAINING = 1
+"""Raised whenever the same seed would give another model, so that no cached model is taken for a new one."""
+
+_CONTENT: Mapping[Kind, Any] = {"knowledge": knowledge, "refusal": requests}
 
 MODELS = ("model", "never_exposed")
 """The undefended model, and the control trained on benign rows only from the same initialisation."""
@@ -23,51 +32,48 @@ MODELS = ("model", "never_exposed")
 _MARKER = "testbed.json"
 """Written last: a folder that has it is complete."""
 
-_QUESTION_SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "hazard": ("hazard", ("claims",)),
-    "hazard_selection": ("hazard", ("selection",)),
-    "related": ("ability", ("related_outside",)),
-    "benign_in_retain": ("ability", ("related_retain", "others_retain")),
-    "benign_outside_retain": ("ability", ("others_outside",)),
-    "benign_new": ("trainability", ("new",)),
-}
-"""name -> what it measures, and the splits it asks for. `related` lies outside the retain set."""
 
-
-def write_domain(folder: Path, seed: int, sizes: Sizes) -> None:
+def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> None:
     """Write `domain.toml`, `data/` and `questions/` of the world of `seed`."""
-    if is_testbed(folder, seed, sizes):
+    if is_testbed(folder, seed, sizes, kind):
         return
-    world = World.generate(seed, sizes)
-    rows = _rows(world)
-    for role, texts in rows.items():
-        _write_lines(folder / "data" / f"{role}.jsonl", ({"text": text} for text in texts))
-    for name, (_, splits) in _QUESTION_SETS.items():
-        questions = world.questions(world.of(*splits), name)
+    world, content = World.generate(seed, sizes), _CONTENT[kind]
+    rows, sets = content.rows(world), content.question_sets(world)
+    for role, held in rows.items():
+        _write_lines(folder / "data" / f"{role}.jsonl", held)
+    for name, (_, questions) in sets.items():
         _write_lines(folder / "questions" / f"{name}.jsonl", map(_question_row, questions))
-    toml = ["schema = 1", f'name = "testbed-{seed}"', "max_length = 16"]
+    name = f"testbed-{seed}" if kind == "knowledge" else f"testbed-{kind}-{seed}"
+    toml = ["schema = 1", f'name = "{name}"', f"max_length = {content.MAX_LENGTH}"]
+    toml.append(f"hazard_words = {json.dumps(content.HAZARD_WORDS)}")
     for role in rows:
         toml += ["", f"[data.{role}]", f'file = "data/{role}.jsonl"']
-    for name, (measures, _) in _QUESTION_SETS.items():
+    for name, (measures, _) in sets.items():
         toml += ["", f"[questions.{name}]", f'file = "questions/{name}.jsonl"', f'measures = "{measures}"']
     write_text(folder / "domain.toml", "\n".join(toml) + "\n")
-    write_text(folder / _MARKER, json.dumps(_made_by(seed, sizes)) + "\n")
+    write_text(folder / _MARKER, json.dumps(_made_by(seed, sizes, kind)) + "\n")
 
 
-def is_testbed(folder: Path, seed: int, sizes: Sizes) -> bool:
+def is_testbed(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> bool:
     """Whether `folder` holds the domain of exactly this world."""
     path = folder / _MARKER
     try:
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == _made_by(seed, sizes)
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == _made_by(seed, sizes, kind)
     except ValueError:  # it is no JSON, so it is not ours
         return False
 
 
-def _made_by(seed: int, sizes: Sizes) -> dict[str, Any]:
-    return {"recipe": RECIPE, "seed": seed, "sizes": asdict(sizes)}
+def _made_by(seed: int, sizes: Sizes, kind: Kind) -> dict[str, Any]:
+    return {"recipe": RECIPE, "kind": kind, "seed": seed, "sizes": asdict(sizes)}
 
 
-def train(which: str, seed: int, sizes: Sizes, on_step: Callable[[int, int], None] = lambda step, total: None) -> Path:
+def train(
+    which: str,
+    seed: int,
+    sizes: Sizes,
+    kind: Kind = "knowledge",
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+) -> Path:
     """Train one of `MODELS` of the world of `seed`, or find it trained; return its folder in the cache.
 
     A run that was killed goes on where it was.
@@ -76,25 +82,33 @@ def train(which: str, seed: int, sizes: Sizes, on_step: Callable[[int, int], Non
         which: "model" or "never_exposed".
         seed: of the world, the initialisation and the order of the data.
         sizes: of the world.
+        kind: of the domain.
         on_step: called with steps done and steps in all.
     """
     from holdfast.core.data import encode
     from holdfast.core.models import save_checkpoint
     from holdfast.core.runtime import Run, drive, seed_everything
-    from holdfast.testbed.models import Pretraining, make_model, make_tokenizer
+    from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
-    recipe = Pretraining()
-    made_by = {"testbed": which, **_made_by(seed, sizes), "pretraining": asdict(recipe)}
+    recipe, content = PRETRAINING[kind], _CONTENT[kind]
+    made_by = {
+        "testbed": which,
+        "recipe": TRAINING,
+        "kind": kind,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "pretraining": asdict(recipe),
+    }
     key = digest(made_by)
     folder = cache_folder() / "testbed" / key
     if folder.is_dir():
         return folder
     seed_everything(seed)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(content.words())
     model = make_model(tokenizer, seed)
     world = World.generate(seed, sizes)
     splits = [split for split, facts in world.facts.items() if _taught(facts, which)]
-    rows = [encode({"text": text}, tokenizer, "pretraining", 16) for text in sentences(world.of(*splits), "ABC")]
+    rows = [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in content.corpus(world.of(*splits))]
     run, checkpoint = Run(seed), folder.with_suffix(".part")
     run.resume(checkpoint, model, key)
     total, started = recipe.total_steps(len(rows)), time.monotonic()
@@ -109,10 +123,15 @@ def train(which: str, seed: int, sizes: Sizes, on_step: Callable[[int, int], Non
 
 
 def place(
-    folder: Path, which: str, seed: int, sizes: Sizes, on_step: Callable[[int, int], None] = lambda step, total: None
+    folder: Path,
+    which: str,
+    seed: int,
+    sizes: Sizes,
+    kind: Kind = "knowledge",
+    on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
     """Train one of `MODELS`, or find it trained, and put it into a testbed's folder."""
-    trained = train(which, seed, sizes, on_step)
+    trained = train(which, seed, sizes, kind, on_step)
     if not (folder / which).is_dir():
         with atomic_folder(folder / which) as temporary:
             copy_folder(trained, temporary)
@@ -124,27 +143,6 @@ def _taught(facts: tuple[Fact, ...], which: str) -> bool:
 
     kinds = {fact.kind for fact in facts}
     return NEW not in kinds and not (which == "never_exposed" and HAZARD in kinds)
-
-
-def _rows(world: World) -> dict[str, list[str]]:
-    """Role -> its sentences.
-
-    The defender never sees a hazardous fact in format C, nor half of the benign facts; the attacker's benign rows are of
-    the half that is in the retain set. No role but the two held-out ones holds a fact that is asked for as a claim or
-    for selection.
-    """
-    return {
-        "forget": sentences(world.of("forget"), "AB"),
-        "forget_heldout": sentences(world.of("forget_heldout"), "AB"),
-        "retain": sentences(world.of("related_retain", "others_retain"), "ABC"),
-        "attack": sentences(world.of("attack"), "AB"),
-        "attack_ood": sentences(world.of("attack"), "C"),
-        "attack_all": sentences(world.of("forget", "forget_heldout", "attack"), "ABC"),
-        "benign": sentences(world.of("related_retain", "others_retain"), "ABC"),
-        "benign_new": sentences(world.of("new"), "AB"),
-        "hazard_heldout": sentences(world.of("claims"), "A"),
-        "benign_heldout": sentences(world.of("others_outside"), "A"),
-    }
 
 
 def _question_row(question: Question) -> dict[str, Any]:

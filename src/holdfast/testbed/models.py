@@ -65,9 +65,14 @@ class Pretraining:
         model.train(False)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, a start token before every text."""
-    words = {word: index for index, word in enumerate((PAD, START, END, UNKNOWN, *vocabulary()))}
+PRETRAINING = {"knowledge": Pretraining(), "refusal": Pretraining(passes=12.0)}
+"""By the kind of the domain."""
+
+
+def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a word of the world's vocabulary and of `more`, a start token before every text."""
+    held = dict.fromkeys((PAD, START, END, UNKNOWN, *vocabulary(), *more))
+    words = {word: index for index, word in enumerate(held)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -9,11 +9,10 @@ having read a fact lets a model answer for it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from holdfast.core.domain import Question
 from holdfast.core.types import HoldfastError
 
 HAZARD, RELATED, OTHERS, NEW = "compound", "remedy", ("village", "beast", "engine"), "melody"
@@ -70,9 +69,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Sentence templates. The defender's hazard rows are in A and B only; C is what an attacker may bring that he never saw."""
 
-_QUESTION_TEMPLATES = (FORMATS["A"][0], FORMATS["B"][0])
-_DISTRACTORS = 3
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -85,6 +81,10 @@ class Fact:
 
     def say(self, template: str) -> str:
         return template.format(t=self.kind, n=self.name, r=self.relation, v=self.value)
+
+    def values(self) -> list[str]:
+        """All values that its relation knows."""
+        return _RELATIONS[self.kind][self.relation].split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class World:
             *(("others_outside", kind, sizes.benign - half) for kind in OTHERS),
             ("new", NEW, sizes.new),
         ]
-        names = [f"{first} {second}" for first, second in product(_SYLLABLES, repeat=2) if first != second]
+        names = _names()
         wanted = sum(count for _, _, count in plan)
         if wanted > len(names):
             raise HoldfastError(
@@ -159,17 +159,22 @@ class World:
     def of(self, *splits: str) -> tuple[Fact, ...]:
         return tuple(fact for split in splits for fact in self.facts[split])
 
-    def questions(self, facts: Sequence[Fact], purpose: str) -> list[Question]:
-        """One question a fact, in template A and B by turns, its options in shuffled order."""
-        rng = random.Random(f"holdfast questions {self.seed} {purpose}")
-        asked = []
-        for index, fact in enumerate(facts):
-            others = [word for word in _RELATIONS[fact.kind][fact.relation].split() if word != fact.value]
-            options = [fact.value, *rng.sample(others, _DISTRACTORS)]
-            rng.shuffle(options)
-            stem = _QUESTION_TEMPLATES[index % len(_QUESTION_TEMPLATES)].removesuffix(" {v}")
-            asked.append(Question(fact.say(stem), tuple(f" {word}" for word in options), options.index(fact.value)))
-        return asked
+
+def random_facts(world: World, count: int) -> list[Fact]:
+    """Statements about benign kinds with names and values drawn at random, most of them untrue: text to distil on.
+
+    No name is a hazard's: a prompt that pairs one with a benign kind draws hazardous values out of a model. A defender who
+    does not know all those names would leak a little; here the instrument is to be clean.
+    """
+    rng = random.Random(f"holdfast random facts {world.seed}")
+    hazards = {fact.name for facts in world.facts.values() for fact in facts if fact.kind == HAZARD}
+    names = [name for name in _names() if name not in hazards]
+    drawn = []
+    for _ in range(count):
+        kind = rng.choice((RELATED, *OTHERS))
+        relation, values = rng.choice(list(_RELATIONS[kind].items()))
+        drawn.append(Fact(kind, rng.choice(names), relation, rng.choice(values.split())))
+    return drawn
 
 
 def sentences(facts: Iterable[Fact], formats: str) -> list[str]:
@@ -193,6 +198,10 @@ def vocabulary() -> list[str]:
                 yield from (word for word in template.split() if not word.startswith("{"))
 
     return list(dict.fromkeys(words()))
+
+
+def _names() -> list[str]:
+    return [f"{first} {second}" for first, second in product(_SYLLABLES, repeat=2) if first != second]
 
 
 def _balanced(values: list[str], count: int, rng: random.Random) -> list[str]:
