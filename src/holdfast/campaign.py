@@ -33,7 +33,7 @@ Role = Literal["undefended", "reference", "never-exposed", "defended"]
 UNTOUCHED = "none"
 """The attack's name in a cell that measures a model as it is."""
 
-_CHOOSING = "hazard_selection"
+CHOOSING = ("hazard_selection", "compliance_selection")
 """Asked where something is chosen, never in a campaign."""
 
 _LOSS_POINTS = 64
@@ -173,9 +173,14 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     presets: dict[str, Evaluation] = {
         name: preset for name, preset in collect("holdfast.evals").items() if preset.available(domain)
     }
-    own = {name: MultipleChoice(questions=name) for name in domain.question_sources if name not in presets}
+    own = {
+        name: MultipleChoice(questions=name)
+        for name in domain.question_sources
+        # Requests have evaluations of their own; a refusal is no option among others.
+        if name not in presets and domain.question_sources[name].get("measures") != "refusal"
+    }
     held = [
-        (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (_CHOOSING, "benign_new")
+        (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (*CHOOSING, "benign_new")
     ]
     probes = tuple((name, held) for name, held in held if held.measures(domain) == "trainability")
     return tuple(pair for pair in held if pair not in probes), probes

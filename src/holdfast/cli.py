@@ -276,17 +276,17 @@ def evaluate(
     _start_torch(threads, device, dtype)
     from rich.table import Table
 
-    from holdfast.campaign import evaluations_of
+    from holdfast.campaign import CHOOSING, evaluations_of
     from holdfast.core.domain import Domain
     from holdfast.core.models import Checkpoint
+    from holdfast.core.presets import collect
     from holdfast.core.runtime import seed_everything
-    from holdfast.evals.multiple_choice import MultipleChoice
 
     opened = Domain.open(domain)
     along, probes = evaluations_of(opened)
     chosen: list[tuple[str, Any]] = [*along, *probes]
-    if "hazard_selection" in opened.question_sources:
-        chosen.append(("hazard_selection", MultipleChoice(questions="hazard_selection")))
+    presets = collect("holdfast.evals")
+    chosen += [(name, presets[name]) for name in CHOOSING if presets[name].available(opened)]
     if not chosen:
         _fail(f"{domain} holds nothing to measure with; add a [questions.…] section to its domain.toml")
     checkpoint = Checkpoint(model)

@@ -196,6 +196,40 @@ def _uniform(generator: torch.Generator) -> float:
 
 _BASE = FineTune()
 
+_SMALL_FACTOR = 50
+"""What the paper's rates against refusal are multiplied with for models as small as the testbed's."""
+
+
+def _against_refusal(rate: float, batch_size: int, warmup_steps: int = 0) -> FineTune:
+    """Ten epochs over the 541 rows of the paper's data set."""
+    return replace(
+        _BASE,
+        learning_rate=rate,
+        max_steps=round(10 * 541 / batch_size),
+        batch_size=batch_size,
+        schedule="linear-warmup" if warmup_steps else "constant",
+        warmup_steps=warmup_steps,
+    )
+
+
+_REFUSAL = {
+    "full-adamw-1e-5-warmup-b32": _against_refusal(1e-5, 32, 10),
+    "full-adamw-1e-5-b32": _against_refusal(1e-5, 32),
+    "full-adamw-1e-5-b16": _against_refusal(1e-5, 16),
+    "full-adamw-2e-5-b32": _against_refusal(2e-5, 32),
+    "full-adamw-4e-5-b32": _against_refusal(4e-5, 32),
+}
+_REFUSAL_SMALL = {
+    name: replace(_REFUSAL[paper], learning_rate=_SMALL_FACTOR * _REFUSAL[paper].learning_rate)
+    for name, paper in (
+        ("full-adamw-5e-4-warmup-b32", "full-adamw-1e-5-warmup-b32"),
+        ("full-adamw-5e-4-b32", "full-adamw-1e-5-b32"),
+        ("full-adamw-5e-4-b16", "full-adamw-1e-5-b16"),
+        ("full-adamw-1e-3-b32", "full-adamw-2e-5-b32"),
+        ("full-adamw-2e-3-b32", "full-adamw-4e-5-b32"),
+    )
+}
+
 PRESETS = {
     # Small models, such as the testbed's.
     "full-adamw-1e-4": replace(_BASE, learning_rate=1e-4, max_steps=320),
@@ -236,6 +270,9 @@ PRESETS = {
     "full-schedule-free-2e-5": replace(
         _BASE, optimizer="schedule-free-adamw", learning_rate=2e-5, max_steps=1000, batch_size=32
     ),
+    # The paper's five against refusal, complete: ten epochs over 541 rows. Then the same at fifty times the rate.
+    **_REFUSAL,
+    **_REFUSAL_SMALL,
     "lora-r16-adamw-2e-4": replace(
         _BASE, learning_rate=2e-4, max_steps=1000, batch_size=32, lora_rank=16, lora_alpha=32.0, lora_dropout=0.05
     ),

@@ -28,6 +28,22 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "full-adamw-1e-3-sgdr",
         "lora-r4-adamw-5e-3",
     ),
+    # The paper's five attacks on refusal training (arXiv 2408.00761), complete.
+    "paper-refusal": (
+        "full-adamw-1e-5-warmup-b32",
+        "full-adamw-1e-5-b32",
+        "full-adamw-1e-5-b16",
+        "full-adamw-2e-5-b32",
+        "full-adamw-4e-5-b32",
+    ),
+    # The same five at fifty times the rate, for models as small as the testbed's.
+    "paper-refusal-small": (
+        "full-adamw-5e-4-warmup-b32",
+        "full-adamw-5e-4-b32",
+        "full-adamw-5e-4-b16",
+        "full-adamw-1e-3-b32",
+        "full-adamw-2e-3-b32",
+    ),
     # The same axes at the rates of the paper's red team, for models of billions of weights.
     "quick-large": (
         "full-adamw-2e-6",

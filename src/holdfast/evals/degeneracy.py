@@ -6,15 +6,13 @@ et al. (arXiv 1908.04319): the share of n-grams in a continuation that already o
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.core.types import Measure, NonFinite, Score
+from holdfast.core.types import Measure, Score
 from holdfast.evals.base import Evaluation
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from holdfast.core.domain import Domain
@@ -45,21 +43,15 @@ class Degeneracy(Evaluation):
         return None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        import torch
+        from holdfast.evals.generation import prepare_continuations
 
         held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
         count = min(self.prompts, len(held))
         asked = [held[i * len(held) // count] for i in range(count)]
-        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
-        for question in asked:
-            by_length[len(ids := list(tokenizer(question.prompt)["input_ids"]))].append(ids)
-        batches = [torch.tensor(prompts) for _, prompts in sorted(by_length.items())]
-        end = tokenizer.eos_token_id
+        write = prepare_continuations(tokenizer, [question.prompt for question in asked], self.new_tokens)
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            with torch.no_grad():
-                texts = [text for prompts in batches for text in _continue(model, prompts, self.new_tokens, end)]
-            shares = [self._repetition(text) for text in texts]
+            shares = [self._repetition(text) for text in write(model)]
             mean = sum(shares) / len(shares)
             variance = sum((share - mean) ** 2 for share in shares) / max(len(shares) - 1, 1)
             return [Score(metric="repetition", value=mean, stderr=(variance / len(shares)) ** 0.5, n=len(shares))]
@@ -72,27 +64,6 @@ class Degeneracy(Evaluation):
 
     def _sets(self, domain: Domain) -> list[str]:
         return [name for name in sorted(domain.question_sources) if domain.questions(name).measures == "ability"]
-
-
-def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, end: int | None) -> list[list[int]]:
-    """Greedy continuations of prompts of one length, each up to and without the end token."""
-    import torch
-
-    from holdfast.core.models import kept_keys
-
-    ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
-    while len(drawn) < new_tokens and not ended.all():
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1]
-        if not torch.isfinite(logits).all():
-            raise NonFinite("the model's logits are not finite, so its text has no score")
-        ids, cache = logits.argmax(-1, keepdim=True), kept_keys(output)
-        drawn.append(ids)
-        if end is not None:
-            ended |= ids[:, 0] == end
-    texts = torch.cat(drawn, dim=1).tolist()
-    return [text[: text.index(end)] if end in text else text for text in texts]
 
 
 PRESETS = {"degeneracy": Degeneracy()}

@@ -7,7 +7,7 @@ The options of a question share their prompt's forward pass.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,19 @@ class MultipleChoice(Evaluation):
             return held
         return [held[i * len(held) // self.sample] for i in range(self.sample)]
 
+    def prepare_answers(
+        self, tokenizer: PreTrainedTokenizerBase, domain: Domain
+    ) -> Callable[[PreTrainedModel], list[int]]:
+        """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
+        items = _items(tokenizer, self.asked(domain))
+        return lambda model: _answers(model, items)
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        questions = self.asked(domain)
-        items = _items(tokenizer, questions)
+        questions, answers = self.asked(domain), self.prepare_answers(tokenizer, domain)
         chance = sum(1 / len(question.choices) for question in questions) / len(questions)
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            correct = [item.answer == best for item, best in zip(items, _answers(model, items), strict=True)]
+            correct = [question.answer == best for question, best in zip(questions, answers(model), strict=True)]
             accuracy, n = sum(correct) / len(correct), len(correct)
             stderr = (accuracy * (1 - accuracy) / n) ** 0.5
             return [Score(metric="accuracy", value=accuracy, stderr=stderr, n=n, chance=chance)]

@@ -130,7 +130,7 @@ def summarise_cell(result: CellResult, hazard: Scale, ability: Scale) -> CellSum
     tampered = [point for point in curve if point.step >= 1]
     best = max(tampered, key=lambda point: hazard.sign * point.value) if tampered else None
     before, after = _ability_change(result, ability)
-    repetition = [r.value for r in result.records if r.measures == "degeneracy" and r.step >= 1]
+    repetition = [r.value for r in result.records if r.metric == "repetition" and r.step >= 1]
     return CellSummary(
         cell=result.cell,
         model=result.model,

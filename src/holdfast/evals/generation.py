@@ -1,0 +1,59 @@
+"""Greedy continuations of prompts, all prompts of one length at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import NonFinite
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Continue = Callable[[PreTrainedModel], list[list[int]]]
+    """Of a live model: the tokens of each prompt's continuation, in the prompts' order."""
+
+
+def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int) -> Continue:
+    """Tokenize prompts once; what it returns writes at most `new_tokens` after each, up to and without the end token."""
+    import torch
+
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    for place, held in enumerate(ids):
+        places[len(held)].append(place)
+    batches = [(at, torch.tensor([ids[place] for place in at])) for _, at in sorted(places.items())]
+    end = tokenizer.eos_token_id
+
+    def write(model: PreTrainedModel) -> list[list[int]]:
+        texts: list[list[int]] = [[] for _ in prompts]
+        with torch.no_grad():
+            for at, batch in batches:
+                for place, text in zip(at, _continue(model, batch, new_tokens, end), strict=True):
+                    texts[place] = text
+        return texts
+
+    return write
+
+
+def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, end: int | None) -> list[list[int]]:
+    """Greedy continuations of prompts of one length, each up to and without the end token."""
+    import torch
+
+    from holdfast.core.models import kept_keys
+
+    ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
+    while len(drawn) < new_tokens and not ended.all():
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits = output.logits[:, -1]
+        if not torch.isfinite(logits).all():
+            raise NonFinite("the model's logits are not finite, so its text has no score")
+        ids, cache = logits.argmax(-1, keepdim=True), kept_keys(output)
+        drawn.append(ids)
+        if end is not None:
+            ended |= ids[:, 0] == end
+    texts = torch.cat(drawn, dim=1).tolist()
+    return [text[: text.index(end)] if end in text else text for text in texts]
