@@ -164,11 +164,17 @@ def random_facts(world: World, count: int) -> list[Fact]:
     """Statements about benign kinds with names and values drawn at random, most of them untrue: text to distil on.
 
     No name is a hazard's: a prompt that pairs one with a benign kind draws hazardous values out of a model. A defender who
-    does not know all those names would leak a little; here the instrument is to be clean.
+    does not know all those names would leak a little; here the instrument is to be clean. Nor does a name belong to
+    anything outside the retain set, so that what is kept there is kept without having been seen.
     """
     rng = random.Random(f"holdfast random facts {world.seed}")
-    hazards = {fact.name for facts in world.facts.values() for fact in facts if fact.kind == HAZARD}
-    names = [name for name in _names() if name not in hazards]
+    unseen = (
+        "related_outside",
+        "others_outside",
+        *(s for s, held in world.facts.items() if held and held[0].kind == HAZARD),
+    )
+    taken = {fact.name for fact in world.of(*unseen)}
+    names = [name for name in _names() if name not in taken]
     drawn = []
     for _ in range(count):
         kind = rng.choice((RELATED, *OTHERS))
