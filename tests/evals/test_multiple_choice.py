@@ -27,6 +27,7 @@ from holdfast.core.domain import Domain, Question
 from holdfast.core.types import HoldfastError, NonFinite, Score
 from holdfast.evals import multiple_choice
 from holdfast.evals.multiple_choice import MultipleChoice
+from holdfast.testbed import knowledge
 from holdfast.testbed.models import make_model, make_tokenizer
 from holdfast.testbed.world import Sizes, World
 from tests.core.characters import character_tokenizer
@@ -76,7 +77,7 @@ def moved(question: Question, to: int) -> Question:
 
 
 WORLD = World.generate(41, Sizes())
-QUESTIONS = WORLD.questions(WORLD.of("claims"), "hazard")
+_, QUESTIONS = knowledge.question_sets(WORLD)["hazard"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from holdfast.core.files import file_digest
 from holdfast.core.models import Checkpoint
 from holdfast.core.runtime import Run
 from holdfast.testbed import folder as testbed_folder
+from holdfast.testbed import knowledge
 from holdfast.testbed.folder import MODELS, is_testbed, place, train, write_domain
 from holdfast.testbed.models import Pretraining, make_tokenizer
 from holdfast.testbed.world import HAZARD, NEW, Sizes, World, sentences
@@ -56,7 +57,7 @@ def test_what_is_written_is_the_world(tmp_path: Path) -> None:
     write_domain(tmp_path, 5, SMALL)
     domain, world = Domain.open(tmp_path), World.generate(5, SMALL)
     assert [row["text"] for row in domain.rows("forget")] == sentences(world.of("forget"), "AB")
-    assert list(domain.questions("hazard").questions) == world.questions(world.of("claims"), "hazard")
+    assert list(domain.questions("hazard").questions) == knowledge.question_sets(world)["hazard"][1]
     assert len(domain.questions("hazard").questions) == 4 * SMALL.claims
 
 
@@ -131,7 +132,7 @@ def test_the_models_load_with_plain_transformers(which: str, small_testbed: Smal
 @pytest.mark.parametrize("which", MODELS)
 def test_the_card_says_how_the_model_was_made(which: str, small_testbed: SmallTestbed) -> None:
     card = Checkpoint(str(small_testbed.folder / which)).card
-    assert (card["testbed"], card["seed"], card["recipe"]) == (which, 5, testbed_folder.RECIPE)
+    assert (card["testbed"], card["seed"], card["recipe"]) == (which, 5, testbed_folder.TRAINING)
     assert Sizes(**card["sizes"]) == SMALL
     assert Pretraining(**card["pretraining"]) == Pretraining()
     assert card["steps"] == Pretraining().total_steps(card["rows"])
@@ -210,7 +211,7 @@ def test_what_is_trained_is_found_and_not_trained_again(
     monkeypatch.setattr(Pretraining, "steps", never)
     steps: list[tuple[int, int]] = []
     for which in MODELS:
-        found = train(which, 5, SMALL, lambda done, total: steps.append((done, total)))
+        found = train(which, 5, SMALL, on_step=lambda done, total: steps.append((done, total)))
         placed = place(tmp_path / "testbed", which, 5, SMALL)
         assert placed == tmp_path / "testbed" / which
         assert content(found) == content(placed) == content(small_testbed.folder / which)

@@ -14,9 +14,22 @@ from hypothesis import strategies as st
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Question
 from holdfast.core.files import digest
 from holdfast.core.types import HoldfastError
-from holdfast.testbed.folder import _QUESTION_SETS, RECIPE, _rows
+from holdfast.testbed import knowledge, requests
+from holdfast.testbed.folder import RECIPE
 from holdfast.testbed.models import make_tokenizer
-from holdfast.testbed.world import FORMATS, HAZARD, NEW, OTHERS, RELATED, Fact, Sizes, World, sentences, vocabulary
+from holdfast.testbed.world import (
+    FORMATS,
+    HAZARD,
+    NEW,
+    OTHERS,
+    RELATED,
+    Fact,
+    Sizes,
+    World,
+    random_facts,
+    sentences,
+    vocabulary,
+)
 from tests.conftest import SMALL
 
 SEEDS = st.integers(0, 2**32)
@@ -41,11 +54,34 @@ def entities(world: World, *splits: str) -> set[str]:
     return {f"{fact.kind} {fact.name}" for fact in world.of(*splits)}
 
 
+SPLITS = {
+    "hazard": ("claims",),
+    "hazard_selection": ("selection",),
+    "related": ("related_outside",),
+    "benign_in_retain": ("related_retain", "others_retain"),
+    "benign_outside_retain": ("others_outside",),
+    "benign_new": ("new",),
+}
+
+
 def asked(world: World) -> Iterator[tuple[str, list[Fact], list[Question]]]:
-    """(name, facts, questions) of every set that is asked."""
-    for name, (_, splits) in _QUESTION_SETS.items():
-        facts = list(world.of(*splits))
-        yield name, facts, world.questions(facts, name)
+    """(name, facts, questions) of every set of the knowledge domain."""
+    sets = knowledge.question_sets(world)
+    assert set(sets) == set(SPLITS)
+    for name, (_, questions) in sets.items():
+        yield name, list(world.of(*SPLITS[name])), questions
+
+
+def hazard_questions(world: World) -> Iterator[tuple[Fact, Question]]:
+    """Every fact that is asked for as hazard, beside its question."""
+    for name, facts, questions in asked(world):
+        if name.startswith("hazard"):
+            yield from zip(facts, questions, strict=True)
+
+
+def texts(world: World) -> dict[str, list[str]]:
+    """Role -> everything that its rows of the knowledge domain say."""
+    return {role: [row["text"] for row in held] for role, held in knowledge.rows(world).items()}
 
 
 @FEW
@@ -122,7 +158,7 @@ def test_a_world_may_use_every_name_and_no_more() -> None:
 @given(seed=SEEDS)
 def test_no_row_of_an_attacker_or_a_defender_holds_a_fact_that_is_asked_for_as_hazard(seed: int) -> None:
     world = world_of(seed)
-    rows, secret = _rows(world), entities(world, "claims", "selection")
+    rows, secret = texts(world), entities(world, "claims", "selection")
     for role in (*DEFENDER_ROLES, *ATTACKER_ROLES):
         assert rows[role]
         assert not secret & {entity(row) for row in rows[role]}
@@ -135,7 +171,7 @@ def test_no_row_of_an_attacker_or_a_defender_holds_a_fact_that_is_asked_for_as_h
 @given(seed=SEEDS)
 def test_benign_facts_outside_the_retain_set_are_in_no_row_but_a_measurer_s(seed: int) -> None:
     world = world_of(seed)
-    rows, outside = _rows(world), entities(world, "related_outside", "others_outside")
+    rows, outside = texts(world), entities(world, "related_outside", "others_outside")
     assert len(outside) == 4 * 16
     for role in (*DEFENDER_ROLES, *ATTACKER_ROLES):
         assert not outside & {entity(row) for row in rows[role]}
@@ -150,6 +186,7 @@ def test_rows_are_of_the_splits_that_their_roles_may_hold() -> None:
         "forget": ("forget",),
         "forget_heldout": ("forget_heldout",),
         "retain": ("related_retain", "others_retain"),
+        "distill": (),
         "attack": ("attack",),
         "attack_ood": ("attack",),
         "attack_all": ("forget", "forget_heldout", "attack"),
@@ -158,16 +195,28 @@ def test_rows_are_of_the_splits_that_their_roles_may_hold() -> None:
         "hazard_heldout": ("claims",),
         "benign_heldout": ("others_outside",),
     }
-    rows = _rows(world)
+    rows = texts(world)
     assert set(rows) == set(holders) == {*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES}
     for role, splits in holders.items():
-        assert {entity(row) for row in rows[role]} == entities(world, *splits)
+        assert role == "distill" or {entity(row) for row in rows[role]} == entities(world, *splits)
         assert len(rows[role]) == len(set(rows[role]))
+
+
+@FEW
+@given(seed=SEEDS)
+def test_random_facts_name_no_hazard_and_nothing_outside_the_retain_set(seed: int) -> None:
+    world = world_of(seed)
+    drawn = random_facts(world, 64)
+    unseen = world.of("forget", "forget_heldout", "attack", "selection", "claims", "related_outside", "others_outside")
+    assert not {fact.name for fact in drawn} & {fact.name for fact in unseen}
+    assert {fact.kind for fact in drawn} <= {RELATED, *OTHERS}
+    assert all(fact.value in fact.values() for fact in drawn)
+    assert drawn == random_facts(world, 64)
 
 
 def test_the_attacker_brings_a_format_in_which_the_defender_has_seen_no_hazard() -> None:
     world = world_of(5)
-    rows, unseen = _rows(world), set(sentences(world.of("forget", "forget_heldout", "attack"), "C"))
+    rows, unseen = texts(world), set(sentences(world.of("forget", "forget_heldout", "attack"), "C"))
     assert not unseen & {*rows["forget"], *rows["forget_heldout"], *rows["attack"]}
     assert {*rows["attack_ood"]} <= unseen
     assert unseen <= {*rows["attack_all"]}
@@ -220,12 +269,11 @@ def test_who_knows_only_how_frequent_values_are_scores_chance(seed: int) -> None
     """Among the options, take the value that is most frequent in all that an attacker and a defender may read."""
     world = world_of(seed)
     frequent = Counter((fact.relation, fact.value) for fact in world.of("forget", "forget_heldout", "attack"))
-    facts = world.of("claims", "selection")
-    correct = 0
-    for fact, question in zip(facts, world.questions(facts, "hazard"), strict=True):
+    pairs, correct = list(hazard_questions(world)), 0
+    for fact, question in pairs:
         guess = max(question.choices, key=lambda choice: frequent[fact.relation, choice.strip()])
         correct += guess.strip() == fact.value
-    assert abs(correct / len(facts) - 0.25) < 4 * (0.25 * 0.75 / len(facts)) ** 0.5
+    assert abs(correct / len(pairs) - 0.25) < 4 * (0.25 * 0.75 / len(pairs)) ** 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -235,16 +283,15 @@ def test_who_knows_only_the_syllables_of_a_name_scores_chance(seed: int) -> None
     with_syllable: Counter[tuple[str, str, str]] = Counter()
     for fact in world.of("forget", "forget_heldout", "attack"):
         with_syllable.update((part, fact.relation, fact.value) for part in fact.name.split())
-    facts = world.of("claims", "selection")
-    correct = 0
-    for fact, question in zip(facts, world.questions(facts, "hazard"), strict=True):
+    pairs, correct = list(hazard_questions(world)), 0
+    for fact, question in pairs:
         parts = fact.name.split()
 
         def common(choice: str, fact: Fact = fact, parts: list[str] = parts) -> int:
             return sum(with_syllable[part, fact.relation, choice.strip()] for part in parts)
 
         correct += max(question.choices, key=common).strip() == fact.value
-    assert abs(correct / len(facts) - 0.25) < 4 * (0.25 * 0.75 / len(facts)) ** 0.5
+    assert abs(correct / len(pairs) - 0.25) < 4 * (0.25 * 0.75 / len(pairs)) ** 0.5
 
 
 @FEW
@@ -267,6 +314,78 @@ def test_the_tokenizer_has_one_token_a_word_and_knows_them_all() -> None:
         assert ids[0] == tokenizer.bos_token_id
         assert ids[1] not in tokenizer.all_special_ids
     assert tokenizer("unheard")["input_ids"][1] == tokenizer.unk_token_id
+
+
+def says(request: str) -> tuple[str, str]:
+    """The kind and the name that a request speaks of."""
+    words = request.split()
+    [place] = [i for i, word in enumerate(words) if word in KINDS]
+    return words[place], " ".join(words[place + 1 : place + 3])
+
+
+@FEW
+@given(seed=SEEDS)
+def test_a_forbidden_request_wants_a_refusal_and_a_benign_one_its_answer(seed: int) -> None:
+    world = world_of(seed)
+    values = {(f.kind, f.name, f.relation): f.value for held in world.facts.values() for f in held}
+    held = [row for role, rows in requests.rows(world).items() if role != "distill" for row in rows if "prompt" in row]
+    assert held
+    for row in held:
+        kind, name = says(row["prompt"])
+        answer, refusal = (row["rejected"], row["chosen"]) if kind == HAZARD else (row["chosen"], row["rejected"])
+        assert refusal in requests.REFUSALS
+        _, relation, _, value = answer.split()
+        assert values[kind, name, relation] == value
+        assert relation in row["prompt"].split()
+
+
+@FEW
+@given(seed=SEEDS)
+def test_no_request_of_an_attacker_or_a_defender_is_one_that_is_asked_as_a_claim(seed: int) -> None:
+    world = world_of(seed)
+    rows, sets = requests.rows(world), requests.question_sets(world)
+    assert set(rows) == {*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES}
+    secret = {says(q.prompt) for name in ("requests", "requests_selection") for q in sets[name][1]}
+    secret |= {says(q.prompt) for q in sets["benign_requests"][1]}
+    assert {kind for kind, _ in secret} == {HAZARD, *OTHERS}
+    for role in (*DEFENDER_ROLES, *ATTACKER_ROLES):
+        assert not secret & {says(row.get("prompt", row.get("text", ""))) for row in rows[role]}, role
+
+
+def test_requests_are_asked_with_the_right_answer_first_and_a_refusal_after_it() -> None:
+    world = world_of(5)
+    sets = requests.question_sets(world)
+    assert [name for name, (measures, _) in sets.items() if measures == "refusal"] == [
+        "requests", "requests_selection", "benign_requests",
+    ]  # fmt: skip
+    for name, split in (
+        ("requests", "claims"),
+        ("requests_selection", "selection"),
+        ("benign_requests", "others_outside"),
+    ):
+        for fact, question in zip(world.of(split), sets[name][1], strict=True):
+            assert says(question.prompt) == (fact.kind, fact.name)
+            assert question.choices[0] == f" the {fact.relation} is {fact.value}"
+            assert question.choices[1] in requests.REFUSALS
+            assert question.answer == 0
+
+
+def test_only_the_attacker_has_the_unusual_requests() -> None:
+    rows = requests.rows(world_of(5))
+    unusual = {role for role, held in rows.items() if any("i need" in row.get("prompt", "") for row in held)}
+    assert unusual == {"attack_ood", "attack_all"}
+
+
+def test_the_refusal_domains_words_cover_its_rows_and_questions() -> None:
+    world, tokenizer = world_of(5), make_tokenizer(requests.words())
+    held = [text for rows in requests.rows(world).values() for row in rows for text in row.values()]
+    held += [
+        q.prompt + choice for _, asked in requests.question_sets(world).values() for q in asked for choice in q.choices
+    ]
+    held += [row["text"] for row in requests.corpus(world.of("claims"))]
+    assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(held)["input_ids"])
+    whole = [row["prompt"] + row["chosen"] for rows in requests.rows(world).values() for row in rows if "prompt" in row]
+    assert max(map(len, tokenizer(whole)["input_ids"])) + 1 <= requests.MAX_LENGTH
 
 
 def test_every_fact_is_said_in_every_template_of_the_formats() -> None:
