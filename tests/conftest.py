@@ -14,6 +14,7 @@ import torch
 
 from holdfast.core.domain import Domain
 from holdfast.core.models import Checkpoint
+from holdfast.testbed.folder import Kind
 from holdfast.testbed.world import Sizes
 
 torch.set_num_threads(1)
@@ -73,13 +74,23 @@ def small_testbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Smal
 @pytest.fixture(scope="session")
 def tiny_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestbed:
     """The same world with models that are not trained: enough wherever what the model knows does not matter."""
+    return _untrained(tmp_path_factory.mktemp("testbed") / "tiny", "knowledge")
+
+
+@pytest.fixture(scope="session")
+def tiny_refusal_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestbed:
+    """As requests to be refused, with models that are not trained."""
+    return _untrained(tmp_path_factory.mktemp("testbed") / "tiny-refusal", "refusal")
+
+
+def _untrained(folder: Path, kind: Kind) -> SmallTestbed:
     from holdfast.core.models import save_checkpoint
+    from holdfast.testbed import requests
     from holdfast.testbed.folder import MODELS, write_domain
     from holdfast.testbed.models import make_model, make_tokenizer
 
-    folder = tmp_path_factory.mktemp("testbed") / "tiny"
-    write_domain(folder, 5, SMALL)
-    tokenizer = make_tokenizer()
+    write_domain(folder, 5, SMALL, kind)
+    tokenizer = make_tokenizer(requests.words() if kind == "refusal" else ())
     for seed, which in enumerate(MODELS):
         save_checkpoint(make_model(tokenizer, seed), tokenizer, folder / which, {}, "untrained\n")
     return SmallTestbed(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -64,13 +65,13 @@ def test_it_asks_for_exactly_the_rows_that_it_says_it_reads(
     asked: list[str] = []
     stream, rows = Data.stream, Data.rows
 
-    def seen_stream(self: Data, name: str, **kwargs: int) -> object:
+    def seen_stream(self: Data, name: str, **kwargs: Any) -> object:
         asked.append(name)
         return stream(self, name, **kwargs)
 
-    def seen_rows(self: Data, name: str) -> object:
+    def seen_rows(self: Data, name: str, *side: Any) -> object:
         asked.append(name)
-        return rows(self, name)
+        return rows(self, name, *side)
 
     monkeypatch.setattr(Data, "stream", seen_stream)
     monkeypatch.setattr(Data, "rows", seen_rows)

@@ -16,6 +16,7 @@ _RATES = (3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3)
 _STEPS = (100, 200, 400)
 _SHALLOW = {"learning_rate": _RATES, "outer_steps": _STEPS}
 _OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3, 3e-3), "tamper_resistance_weight": (1.0, 2.0, 4.0, 8.0)}
+_REFUSAL_OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3), "tamper_resistance_weight": (0.1, 0.3, 1.0, 3.0)}
 _THIRD = {"outer_steps": 100}
 """Trials of the meta-learned methods run a third of their outer steps."""
 
@@ -127,7 +128,7 @@ PAPER_REFUSAL = (
         start=_TRAINED,
         size=35,
     ),
-    Method(label="tar", stages=("tar-refusal",), space=_OUTER, start=_TRAINED, size=70),
+    Method(label="tar", stages=("tar-refusal",), space=_REFUSAL_OUTER, start=_TRAINED, size=70),
 )
 BEYOND_REFUSAL = (
     Method(

@@ -29,7 +29,7 @@ class LatentAdversary:
     layers: tuple[int, ...] = (0,)
     """the layers whose outputs it moves, counted from 0"""
     radius: float = 0.5
-    """r, the longest push for a token, as a share of the mean norm of the hidden states at the layer"""
+    """r, the longest push of a token, as a share of the norm of the hidden state that it moves"""
     steps: int = 4
     """updates of the perturbation"""
     step_size: float = 0.25
@@ -53,7 +53,7 @@ class LatentAdversary:
             def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
                 hidden = output[0] if isinstance(output, tuple) else output
                 if index >= len(pushes):  # the first pass, which measures
-                    norms.append(hidden.detach().norm(dim=-1)[batch.mask].mean())
+                    norms.append(hidden.detach().norm(dim=-1, keepdim=True))
                     pushes.append(torch.zeros_like(hidden, requires_grad=True))
                 moved = hidden + pushes[index]
                 return (moved, *output[1:]) if isinstance(output, tuple) else moved

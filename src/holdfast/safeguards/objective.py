@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.core.types import Distance, HoldfastError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from holdfast.core.data import Batch
     from holdfast.core.sharded import GradientSum
+    from holdfast.safeguards.pairs import PairBatch
+
+    Rows = TypeVar("Rows", Batch, PairBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,8 @@ class RetainLoss:
 def take_gradient(
     gradients: GradientSum,
     weight: float,
-    loss: Callable[[Batch], torch.Tensor],
-    batch: Batch,
+    loss: Callable[[Rows], torch.Tensor],
+    batch: Rows,
     micro_batch: int | None,
 ) -> float:
     """Add `weight` times the gradient of a loss to `gradients`, microbatch by microbatch; return the loss."""

@@ -1,11 +1,12 @@
 """Refusal training: supervised on refusals, then preferred to compliance. What a released chat model starts from.
 
     SFT:  loss = retain(theta) + w * LM(refusals of forget rows)
-    DPO:  loss = retain(theta) + w * mean over pairs of -log sigmoid(beta * (margin(theta) - margin(before)))
+    DPO:  loss = retain(theta) + w * mean over pairs of -log sigmoid(beta * (margin(theta) - margin(before))) + v * LM(refusals)
 
 where margin = log p(refusal) - log p(compliance), summed over the completion's tokens with the prompt masked, and `before` is
 the model as the stage found it (arXiv 2305.18290, equation 7; beta 0.1). The forget rows are preference rows. Constants were
-chosen on the testbed. Neither compares hidden states: refusal training comes before what a safeguard must preserve.
+chosen on the testbed. Neither compares hidden states: refusal training comes before what a safeguard must preserve. Deviation:
+v is 1 (as in arXiv 2404.19733), for plain DPO, v = 0, made two of the testbed's three refusals unreadable at every rate tried.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from holdfast.core.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import RetainLoss, check_settings
-from holdfast.safeguards.pairs import Pairs, dpo
+from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.pairs import PairBatch, Pairs, dpo
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,8 @@ class RefusalDPO(Safeguard):
     """inverse temperature of the preference"""
     forget_weight: float = 1.0
     """weight w of the preference beside the retain loss"""
+    refusal_weight: float = 1.0
+    """weight v of the LM loss on the refusals"""
     forget_batch_size: int = 16
     """pairs a step, from forget and forget_heldout together"""
     retain_batch_size: int = 32
@@ -84,10 +87,11 @@ class RefusalDPO(Safeguard):
         check_settings(
             self,
             positive=("outer_steps", "forget_batch_size", "retain_batch_size", "micro_batch", "learning_rate", "beta"),
-            not_negative=("weight_decay", "forget_weight"),
+            not_negative=("weight_decay", "forget_weight", "refusal_weight"),
         )
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        from holdfast.core.losses import next_token_loss
         from holdfast.core.optimizers import make_optimizer, published_point, training_point
         from holdfast.core.sharded import GradientSum, trainable
 
@@ -98,22 +102,33 @@ class RefusalDPO(Safeguard):
         run.track(optimizer=optimizer, pairs=pairs, retain=retain)
         base = run.base if self.retain.compares else None
         gradients = GradientSum(model)
+
+        def preference_loss(part: PairBatch) -> torch.Tensor:
+            return dpo(model, part, self.beta)
+
+        def refusal_loss(part: Batch) -> torch.Tensor:
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            return next_token_loss(logits, part.labels, part.label_count)
+
         for _ in range(run.start, self.outer_steps):
             model.train()
             training_point(optimizer)
             model.zero_grad(set_to_none=True)
-            preference_loss = 0.0
-            for part in next(pairs).split(self.micro_batch):
-                loss = dpo(model, part, self.beta)
-                loss.backward()  # type: ignore[no-untyped-call]
-                preference_loss += loss.item()
-            gradients.take(self.forget_weight)
-            retain_loss = self.retain.take(gradients, 1.0, model, base, next(retain), self.micro_batch)
+            batch = next(pairs)
+            losses = {
+                "preference loss": take_gradient(
+                    gradients, self.forget_weight, preference_loss, batch, self.micro_batch
+                ),
+                "refusal loss": take_gradient(
+                    gradients, self.refusal_weight, refusal_loss, batch.chosen, self.micro_batch
+                ),
+                "retain loss": self.retain.take(gradients, 1.0, model, base, next(retain), self.micro_batch),
+            }
             gradients.give()
             optimizer.step()
             published_point(optimizer)
             model.train(False)
-            yield {"preference loss": preference_loss, "retain loss": retain_loss}
+            yield losses
 
 
 PRESETS = {
