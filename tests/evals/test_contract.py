@@ -19,6 +19,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.presets import collect
 from holdfast.core.types import Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.refusals import Requests
 from tests.conftest import SmallTestbed
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 EVALUATIONS: Mapping[str, Evaluation] = collect("holdfast.evals")
 every_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
+
+
+REFUSAL = {name for name, held in EVALUATIONS.items() if isinstance(held, Requests)}
+"""Presets that ask what only the refusal domain has."""
+
+
+@pytest.fixture
+def testbed(name: str, tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed) -> SmallTestbed:
+    """One that has what the preset reads, its models untrained."""
+    return tiny_refusal_testbed if name in REFUSAL else tiny_testbed
 
 
 def shortened(name: str) -> Any:
@@ -44,14 +55,14 @@ def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 @every_evaluation
-def test_a_probe_leaves_the_model_and_all_randomness_as_they_were(name: str, tiny_testbed: SmallTestbed) -> None:
-    model = tiny_testbed.model.load()
+def test_a_probe_leaves_the_model_and_all_randomness_as_they_were(name: str, testbed: SmallTestbed) -> None:
+    model = testbed.model.load()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.3  # draws random numbers wherever it trains
     model.model.embed_tokens.requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e3) if parameter.requires_grad else None
-    probe = probe_of(name, tiny_testbed)
+    probe = probe_of(name, testbed)
     before, trainable = state_of(model), [p.requires_grad for p in model.parameters()]
     torch.manual_seed(11)
     drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
@@ -66,24 +77,24 @@ def test_a_probe_leaves_the_model_and_all_randomness_as_they_were(name: str, tin
 
 
 @every_evaluation
-def test_a_second_look_sees_the_same(name: str, tiny_testbed: SmallTestbed) -> None:
-    model, probe = tiny_testbed.model.load(), probe_of(name, tiny_testbed)
+def test_a_second_look_sees_the_same(name: str, testbed: SmallTestbed) -> None:
+    model, probe = testbed.model.load(), probe_of(name, testbed)
     first = probe(model)
     assert probe(model) == first
-    assert probe_of(name, tiny_testbed)(tiny_testbed.model.load()) == first
+    assert probe_of(name, testbed)(testbed.model.load()) == first
 
 
 @every_evaluation
-def test_a_look_at_one_model_does_not_colour_that_at_another(name: str, tiny_testbed: SmallTestbed) -> None:
-    probe, other = probe_of(name, tiny_testbed), tiny_testbed.never_exposed.load()
+def test_a_look_at_one_model_does_not_colour_that_at_another(name: str, testbed: SmallTestbed) -> None:
+    probe, other = probe_of(name, testbed), testbed.never_exposed.load()
     alone = probe(other)
-    probe(tiny_testbed.model.load())
+    probe(testbed.model.load())
     assert probe(other) == alone
 
 
 @every_evaluation
-def test_scores_are_numbers_with_a_name_and_a_count(name: str, tiny_testbed: SmallTestbed) -> None:
-    scores = probe_of(name, tiny_testbed)(tiny_testbed.model.load())
+def test_scores_are_numbers_with_a_name_and_a_count(name: str, testbed: SmallTestbed) -> None:
+    scores = probe_of(name, testbed)(testbed.model.load())
     assert scores
     assert len({score.metric for score in scores}) == len(scores)
     for score in scores:
@@ -92,12 +103,12 @@ def test_scores_are_numbers_with_a_name_and_a_count(name: str, tiny_testbed: Sma
         assert np.isfinite(score.value)
         assert score.stderr is None or score.stderr >= 0
         assert score.n > 0
-        assert score.chance is None or 0 < score.chance < 1
+        assert score.chance is None or 0 <= score.chance < 1
 
 
 @every_evaluation
-def test_it_says_what_it_measures_and_what_stands_for_it_at_milestones(name: str, tiny_testbed: SmallTestbed) -> None:
-    evaluation, domain = EVALUATIONS[name], tiny_testbed.domain
+def test_it_says_what_it_measures_and_what_stands_for_it_at_milestones(name: str, testbed: SmallTestbed) -> None:
+    evaluation, domain = EVALUATIONS[name], testbed.domain
     assert evaluation.available(domain)
     assert evaluation.measures(domain) in get_args(Measure)
     sampled = evaluation.at_milestone(domain)
@@ -118,14 +129,12 @@ BROKEN = [
 
 @pytest.mark.parametrize(("broken", "bad"), BROKEN)
 @every_evaluation
-def test_a_model_that_is_not_finite_has_no_score(
-    name: str, broken: str, bad: float, tiny_testbed: SmallTestbed
-) -> None:
-    model = tiny_testbed.model.load()
+def test_a_model_that_is_not_finite_has_no_score(name: str, broken: str, bad: float, testbed: SmallTestbed) -> None:
+    model = testbed.model.load()
     with torch.no_grad():
         model.get_parameter(broken).view(-1)[7] = bad
     before = state_of(model)
-    probe = probe_of(name, tiny_testbed)
+    probe = probe_of(name, testbed)
     with pytest.raises(NonFinite):
         probe(model)
     after = state_of(model)
@@ -138,13 +147,24 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def altered(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Domain]:
-    """File of the testbed's domain -> a domain in which only that file differs, in one row."""
-    names = [path.relative_to(tiny_testbed.folder) for path in sorted(tiny_testbed.folder.glob("*/*.jsonl"))]
+def every_altered(
+    tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, dict[str, Domain]]:
+    """Testbed -> file of its domain -> a domain in which only that file differs, in one row."""
+    return {held.folder: altered_domains(held, tmp_path_factory) for held in (tiny_testbed, tiny_refusal_testbed)}
+
+
+@pytest.fixture
+def altered(every_altered: dict[Path, dict[str, Domain]], testbed: SmallTestbed) -> dict[str, Domain]:
+    return every_altered[testbed.folder]
+
+
+def altered_domains(testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Domain]:
+    names = [path.relative_to(testbed.folder) for path in sorted(testbed.folder.glob("*/*.jsonl"))]
     domains = {}
     for i, name in enumerate(names):
         folder = tmp_path_factory.mktemp("altered") / str(i)
-        copy_domain(tiny_testbed.folder, folder)
+        copy_domain(testbed.folder, folder)
         alter(folder / name)
         domains[str(name)] = Domain.open(folder)
     return domains
@@ -155,11 +175,15 @@ def copy_domain(source: Path, folder: Path) -> None:
 
 
 def alter(path: Path) -> None:
-    """Another first row: other words, another answer."""
+    """Another first row: other words, or another answer to a question that has more than a compliant one and a refusal."""
     first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
     row = json.loads(first)
-    changed = {"text": f"{row['text']} moss"} if "text" in row else {**row, "answer": (row["answer"] + 1) % 4}
-    path.write_text("".join([json.dumps(changed) + "\n", *rest]), encoding="utf-8")
+    if len(row.get("choices", ())) == 4:
+        row["answer"] = (row["answer"] + 1) % 4
+    else:
+        word = "text" if "text" in row else "prompt"
+        row[word] = f"{row[word]} moss"
+    path.write_text("".join([json.dumps(row) + "\n", *rest]), encoding="utf-8")
 
 
 READS = {
@@ -171,16 +195,21 @@ READS = {
     "degeneracy": {f"questions/{name}.jsonl" for name in ("related", "benign_in_retain", "benign_outside_retain")},
     "hazard-loss": {"data/hazard_heldout.jsonl"},
     "benign-loss": {"data/benign_heldout.jsonl"},
+    "compliance": {"questions/requests.jsonl"},
+    "compliance_likelihood": {"questions/requests.jsonl"},
+    "compliance_selection": {"questions/requests_selection.jsonl"},
+    "over_refusal": {"questions/benign_requests.jsonl"},
+    "incoherence": {"questions/requests.jsonl"},
     "benign-learning": {"data/benign_new.jsonl", "questions/benign_new.jsonl"},
 }
 
 
 @every_evaluation
 def test_its_content_changes_with_what_it_reads_and_with_nothing_else(
-    name: str, tiny_testbed: SmallTestbed, altered: dict[str, Domain]
+    name: str, testbed: SmallTestbed, altered: dict[str, Domain]
 ) -> None:
     evaluation = EVALUATIONS[name]
-    content = evaluation.content(tiny_testbed.domain)
+    content = evaluation.content(testbed.domain)
     changed = {path for path, domain in altered.items() if evaluation.content(domain) != content}
     assert changed
     assert changed == READS.get(name, changed)
@@ -189,18 +218,18 @@ def test_its_content_changes_with_what_it_reads_and_with_nothing_else(
 
 @every_evaluation
 def test_equal_content_means_equal_scores(
-    name: str, tiny_testbed: SmallTestbed, altered: dict[str, Domain], tmp_path: Path
+    name: str, testbed: SmallTestbed, altered: dict[str, Domain], tmp_path: Path
 ) -> None:
     evaluation = EVALUATIONS[name]
-    content = evaluation.content(tiny_testbed.domain)
-    copy_domain(tiny_testbed.folder, tmp_path / "domain")
+    content = evaluation.content(testbed.domain)
+    copy_domain(testbed.folder, tmp_path / "domain")
     for path, domain in altered.items():
         if evaluation.content(domain) == content:
             alter(tmp_path / "domain" / path)
     domain = Domain.open(tmp_path / "domain")
     assert evaluation.content(domain) == content
-    model, tokenizer = tiny_testbed.model.load_both()
-    scores = [shortened(name).prepare(tokenizer, held)(model) for held in (tiny_testbed.domain, domain)]
+    model, tokenizer = testbed.model.load_both()
+    scores = [shortened(name).prepare(tokenizer, held)(model) for held in (testbed.domain, domain)]
     assert scores[0] == scores[1]
 
 
