@@ -28,15 +28,15 @@ class RetainLoss:
     """
 
     language_model_weight: float = 1.0
-    """a"""
+    """a, of the LM loss"""
     representations: Distance | None = "l2"
     """`l2` is the norm, as in the paper; `mse` the mean square; None leaves the term out"""
     representation_weight: float = 1.0
-    """b"""
+    """b, of the distance of hidden states"""
     layers: tuple[int, ...] | None = None
     """the hidden states compared, 0 the embedding's; None: all"""
     distillation_weight: float = 0.0
-    """c"""
+    """c, of the KL to the original model"""
 
     def __post_init__(self) -> None:
         for name in ("language_model_weight", "representation_weight", "distillation_weight"):

@@ -44,7 +44,7 @@ class UNDO(Safeguard):
     distillation: Distillation = Distillation(text=("retain",), batch_size=64)
     """the text"""
     forget_weight: float = 0.0
-    """w"""
+    """w, of the uncertainty on hazardous rows"""
     forget_batch_size: int = 16
     """hazardous rows a step, from forget and forget_heldout together; none are read where w is 0"""
     learning_rate: float = 3e-3
