@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "stages": {"core", "safeguards"},
     "campaign": {"core", "attacks", "evals", "jobs"},
     "display": {"jobs", "stages"},
-    "recipes": {"core", "attacks", "safeguards", "evals", "testbed", "stages", "campaign", "jobs"},
+    "recipes": {"core", "attacks", "safeguards", "evals", "testbed", "stages", "campaign", "jobs", "stats", "recipes"},
 }
 """Part -> the parts it may import. `cli` and the package itself may import all."""
 

@@ -70,7 +70,7 @@ def test_a_preference_row_is_learned_from_the_side_of_its_role(role: str) -> Non
 
 
 def test_hazardous_roles_are_the_ones_that_learn_the_rejected_side() -> None:
-    benign = {"retain", "benign", "benign_heldout", "benign_new"}
+    benign = {"retain", "distill", "benign", "benign_heldout", "benign_new"}
     assert {*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES} - set(LEARNS_REJECTED) == benign
 
 

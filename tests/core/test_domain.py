@@ -261,7 +261,10 @@ def test_a_row_that_teaches_nothing_is_refused(row: dict[str, Any], says: str, t
         ("maxlength = 3", "'maxlength' is not known here; did you mean max_length"),
         ("max_length = 1", "max_length must be a whole number of tokens, at least 2"),
         ("max_length = 2.5", "max_length must be a whole number of tokens, at least 2"),
-        ('[questions.hazard]\nfile = "x"\nmeasures = "danger"', 'measures must be "hazard", "ability" or'),
+        (
+            '[questions.hazard]\nfile = "x"\nmeasures = "danger"',
+            'measures must be "hazard", "ability", "trainability" or',
+        ),
         ('[questions.hazard]\nfile = "x"\ntext = "y"', "'text' is not known here"),
         ("name =", "not valid TOML"),
     ],
