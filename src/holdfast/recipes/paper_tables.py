@@ -18,7 +18,7 @@ _SHALLOW = {"learning_rate": _RATES, "outer_steps": _STEPS}
 _OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3, 3e-3), "tamper_resistance_weight": (1.0, 2.0, 4.0, 8.0)}
 _REFUSAL_OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3), "tamper_resistance_weight": (0.1, 0.3, 1.0, 3.0)}
 _THIRD = {"outer_steps": 100}
-"""Trials of the meta-learned methods run a third of their outer steps."""
+"""Trials of the methods that cost most run a part of their outer steps."""
 
 PAPER_KNOWLEDGE = (
     Method(
@@ -87,7 +87,8 @@ BEYOND_KNOWLEDGE = (
         label="undo-generated",
         stages=("random-mapping", "undo-generated"),
         space={"shrink": (0.5, 0.6, 0.7, 0.8), "forget_weight": (0.0, 0.3, 1.0)},
-        size=75,
+        shorter={"outer_steps": 250},
+        size=60,
     ),
     Method(label="rmu-tar", stages=("rmu", "tar"), space=_OUTER, shorter=_THIRD, size=160),
     Method(label="undo-tar", stages=("random-mapping", "undo", "tar"), space=_OUTER, shorter=_THIRD, size=200),
@@ -128,7 +129,9 @@ PAPER_REFUSAL = (
         start=_TRAINED,
         size=35,
     ),
-    Method(label="tar", stages=("tar-refusal",), space=_REFUSAL_OUTER, start=_TRAINED, size=70),
+    Method(
+        label="tar", stages=("tar-refusal",), space=_REFUSAL_OUTER, shorter={"outer_steps": 50}, start=_TRAINED, size=85
+    ),
 )
 BEYOND_REFUSAL = (
     Method(
@@ -198,9 +201,9 @@ def full() -> Study:
 
 def not_run(study: Study) -> dict[str, list[str]]:
     """Kind of domain -> labels of the rows that a study leaves out of the full table."""
+    held = {(part.kind, method.label) for part in study.parts for method in part.methods}
     left: dict[str, list[str]] = {}
-    for part, whole in zip(study.parts, full().parts, strict=True):
-        held = {method.label for method in part.methods}
-        left[part.kind] = [method.label for method in whole.methods if method.label not in held]
-        left[part.kind] += [f"{label} (not yet in holdfast)" for label in NOT_YET.get(part.kind, ())]
+    for part in full().parts:
+        missing = [method.label for method in part.methods if (part.kind, method.label) not in held]
+        left[part.kind] = [*missing, *(f"{label} (not yet in holdfast)" for label in NOT_YET.get(part.kind, ()))]
     return left
