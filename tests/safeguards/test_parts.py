@@ -1,0 +1,262 @@
+"""What safeguards are put together from: latent adversaries, kept adversaries, generated text, shrink and perturb, pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from holdfast.core.data import Data
+from holdfast.core.domain import Domain
+from holdfast.core.losses import next_token_loss
+from holdfast.core.models import decoder_layers
+from holdfast.core.presets import pick
+from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.core.sharded import Snapshot
+from holdfast.core.types import HoldfastError
+from holdfast.safeguards.distillation import Distillation
+from holdfast.safeguards.generated import generate_rows
+from holdfast.safeguards.latent import LatentAdversary
+from holdfast.safeguards.pairs import Pairs
+from holdfast.safeguards.persistence import AdversaryPool
+from holdfast.safeguards.undo import UNDO, shrink_and_perturb
+from tests.attacks.walk import weights
+from tests.conftest import SmallTestbed
+
+
+def defender(testbed: SmallTestbed) -> Data:
+    return Data.defender(testbed.domain, testbed.model.load_tokenizer())
+
+
+def test_a_latent_adversary_lowers_the_loss_within_its_radius_and_leaves_no_trace(tiny_testbed: SmallTestbed) -> None:
+    model = tiny_testbed.model.load()
+    batch = next(defender(tiny_testbed).stream("forget", batch_size=4, seed=0))
+    adversary = LatentAdversary(layers=(0, 1), radius=0.4, steps=6)
+    seen: list[torch.Tensor] = []
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(next_token_loss(model(input_ids=batch.input_ids).logits, batch.labels, batch.label_count))
+
+    layers, before = decoder_layers(model), (loss(), weights(model))
+    watches = [layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output))]
+    loss()
+    with adversary.perturbed(model, batch):
+        # A hook that is registered later sees what the earlier ones made of the output.
+        watches.append(layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output)))
+        under = loss()
+    for watch in watches:
+        watch.remove()
+    assert under < before[0] - 0.1
+    plain, pushed = seen[0], seen[-1]
+    distance = (pushed - plain).norm(dim=-1)[batch.mask]
+    assert (distance <= 0.4 * plain.norm(dim=-1)[batch.mask] * (1 + 1e-4)).all()
+    assert distance.max() > 0.1 * plain.norm(dim=-1)[batch.mask].min()
+    assert loss() == before[0]
+    assert torch.equal(weights(model), before[1])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_latent_adversary_is_taken_away_when_the_loss_fails(tiny_testbed: SmallTestbed) -> None:
+    model = tiny_testbed.model.load()
+    batch = next(defender(tiny_testbed).stream("forget", batch_size=2, seed=0))
+    with pytest.raises(ZeroDivisionError), LatentAdversary().perturbed(model, batch):
+        raise ZeroDivisionError
+    assert not any(layer._forward_hooks for layer in decoder_layers(model))
+
+
+def test_a_kept_adversary_goes_on_from_where_it_was_relative_to_weights_that_moved() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(10.0)
+    pool, generator = AdversaryPool(1, 1.0, 5), torch.Generator().manual_seed(0)
+
+    def outer_step(tamper: float, move: float) -> float:
+        """Where the adversary starts, relative to the weights at hand."""
+        theta = Snapshot(model)
+        at = float(model.weight)
+        pool.enter(model, generator)
+        started = float(model.weight) - at
+        with torch.no_grad():
+            model.weight.add_(tamper)
+        pool.leave(theta, 2)
+        theta.restore()
+        with torch.no_grad():
+            model.weight.add_(move)
+        return started
+
+    assert [outer_step(1.0, 100.0), outer_step(0.5, -7.0), outer_step(0.25, 3.0)] == [0.0, 1.0, 1.5]
+    assert outer_step(1.0, 0.0) == 0.0, "after five steps a member starts anew"
+    assert outer_step(1.0, 0.0) == 1.0
+
+
+def test_an_adversary_starts_anew_as_often_as_the_probability_says() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    pool, generator = AdversaryPool(3, 0.25, 10**9), torch.Generator().manual_seed(0)
+    went_on = 0
+    for _ in range(2000):
+        theta = Snapshot(model)
+        pool.enter(model, generator)
+        went_on += not torch.equal(model.weight, theta._saved[0])
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        pool.leave(theta, 1)
+        theta.restore()
+    assert abs(went_on / 2000 - 0.25) < 0.03
+
+
+def test_a_pool_of_none_draws_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    AdversaryPool(0, 0.7, 8).enter(torch.nn.Linear(1, 1), generator)  # type: ignore[arg-type]
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_generated_text_is_the_models_own_and_never_of_the_hazard(tiny_testbed: SmallTestbed) -> None:
+    data, model = defender(tiny_testbed), tiny_testbed.model.load()
+    rows = generate_rows(model, data, 40, seed=1)
+    assert rows == generate_rows(model, data, 40, seed=1)
+    assert rows != generate_rows(model, data, 40, seed=2)
+    assert len(rows) == 40
+    texts = [data.tokenizer.decode(list(row.ids)) for row in rows]
+    assert not any("compound" in text for text in texts)
+    assert all(row.ids == row.labels and len(row.ids) <= data.domain.max_length for row in rows)
+    assert len(set(texts)) > 30
+
+
+def test_generated_text_follows_the_models_distribution(small_testbed: SmallTestbed) -> None:
+    """A model that has learned its world writes the world's sentences, and at the benign kinds' equal rates."""
+    data, model = defender(small_testbed), small_testbed.model.load()
+    texts = [
+        data.tokenizer.decode(list(row.ids), skip_special_tokens=True) for row in generate_rows(model, data, 400, 0)
+    ]
+    known = {row["text"] for role in ("retain", "benign_heldout") for row in small_testbed.domain.rows(role)}
+    assert sum(text in known for text in texts) > 100
+
+
+def renamed(testbed: SmallTestbed, words: str, folder: Any) -> Domain:
+    text = (testbed.folder / "domain.toml").read_text(encoding="utf-8")
+    (folder / "domain.toml").write_text(text.replace('hazard_words = ["compound"]', words), encoding="utf-8")
+    for name in ("data", "questions"):
+        (folder / name).symlink_to(testbed.folder / name)
+    return Domain.open(folder)
+
+
+def test_without_hazard_words_nothing_is_generated(tiny_testbed: SmallTestbed, tmp_path: Any) -> None:
+    domain = renamed(tiny_testbed, "", tmp_path)
+    data = Data.defender(domain, tiny_testbed.model.load_tokenizer())
+    with pytest.raises(HoldfastError, match=r"hazard_words = \["):
+        generate_rows(tiny_testbed.model.load(), data, 4, seed=0)
+
+
+def test_hazard_words_that_are_in_every_text_are_too_common(tiny_testbed: SmallTestbed, tmp_path: Any) -> None:
+    domain = renamed(tiny_testbed, 'hazard_words = ["e"]', tmp_path)
+    data = Data.defender(domain, tiny_testbed.model.load_tokenizer())
+    with pytest.raises(HoldfastError, match="too common"):
+        generate_rows(tiny_testbed.model.load(), data, 500, seed=0)
+
+
+@pytest.mark.parametrize(("shrink", "noise"), [(0.0, 1.0), (0.6, 0.1), (1.0, 1.0), (0.4, 0.0)])
+def test_shrink_and_perturb_mixes_the_weights_with_a_fresh_initialisation(
+    shrink: float, noise: float, tiny_testbed: SmallTestbed
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_testbed.model.load()
+    old = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    shrink_and_perturb(model, shrink, noise, seed=9)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        expected = (1 - shrink) * old[name] + shrink * noise * fresh[name]
+        torch.testing.assert_close(parameter.detach(), expected.detach())
+
+
+@pytest.mark.parametrize("teacher", ["unlearned", "original"])
+def test_undo_distils_the_teacher_that_it_names(teacher: Any, tiny_testbed: SmallTestbed) -> None:
+    """With nothing shrunk, the first loss is the divergence from the teacher: none where the model is its own."""
+    model, tokenizer = tiny_testbed.model.load_both()
+    undo = UNDO(outer_steps=1, shrink=0.0, teacher=teacher, distillation=Distillation(text=("retain",), batch_size=8))
+    run = Run(0, tiny_testbed.never_exposed.load, tiny_testbed.model.load)
+    [(_, losses)] = drive(undo.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run), model, run)
+    if teacher == "unlearned":
+        assert losses["retain loss"] == pytest.approx(0.0, abs=1e-6)
+    else:
+        assert losses["retain loss"] > 1e-3
+
+
+def test_pairs_keep_the_references_margins_through_shuffling_and_resuming(tiny_refusal_testbed: SmallTestbed) -> None:
+    from holdfast.core.losses import completion_log_probability
+
+    data, model = defender(tiny_refusal_testbed), tiny_refusal_testbed.model.load()
+    pairs = Pairs(data, "forget", 5, 2, model)
+    for _ in range(7):
+        next(pairs)
+    state = pairs.state_dict()
+    batch = next(pairs)
+    with torch.no_grad():
+        chosen, rejected = (
+            completion_log_probability(model(input_ids=held.input_ids).logits, held.labels)
+            for held in (batch.chosen, batch.rejected)
+        )
+    torch.testing.assert_close(batch.margins, chosen - rejected, rtol=1e-4, atol=1e-4)
+    again = Pairs(data, "forget", 5, 2, model)
+    again.load_state_dict(state)
+    assert torch.equal(next(again).chosen.input_ids, batch.chosen.input_ids)
+
+
+def test_rows_that_are_no_pairs_are_refused_in_one_sentence(tiny_testbed: SmallTestbed) -> None:
+    model, tokenizer = tiny_testbed.model.load_both()
+    run = Run(0, tiny_testbed.model.load)
+    for name in ("refusal-sft", "refusal-dpo", "tar-refusal", "circuit-breakers-refusal"):
+        safeguard = pick("holdfast.safeguards", name)
+        with pytest.raises(HoldfastError, match="no two completions"):
+            next(iter(safeguard.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run)))
+
+
+def test_a_persistent_adversary_is_part_of_what_a_resumed_run_finds(tiny_testbed: SmallTestbed) -> None:
+    pool = AdversaryPool(2, 1.0, 10**9)
+    model = tiny_testbed.model.load()
+    theta = Snapshot(model)
+    pool.enter(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    pool.leave(theta, 4)
+    other = AdversaryPool(2, 1.0, 10**9)
+    other.load_state_dict(pool.state_dict())
+    assert other._steps == pool._steps
+    kept, held = other._kept, pool._kept
+    assert [one is None for one in kept] == [one is None for one in held]
+    [left], [right] = ([one for one in both if one is not None] for both in (kept, held))
+    assert all(map(torch.equal, left, right))
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (LatentAdversary, {"radius": 0.0}),
+        (Distillation, {"text": ()}),
+        (UNDO, {"shrink": 1.5}),
+        (UNDO, {"noise": -0.1}),
+        (lambda **held: replace(pick("holdfast.safeguards", "rmu"), **held), {"layer": 2}),
+        (lambda **held: replace(pick("holdfast.safeguards", "tar"), **held), {"persist_probability": 1.1}),
+    ],
+)
+def test_settings_without_meaning_are_refused(make: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(HoldfastError):
+        make(**wrong)
+
+
+def test_layers_that_a_model_has_not_are_named(tiny_testbed: SmallTestbed) -> None:
+    seed_everything(0)
+    model, tokenizer = tiny_testbed.model.load_both()
+    run = Run(0, tiny_testbed.model.load)
+    safeguard = replace(pick("holdfast.safeguards", "circuit-breakers"), layers=(10,))  # type: ignore[call-overload]
+    with pytest.raises(HoldfastError, match="layer"):
+        next(safeguard.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run))
