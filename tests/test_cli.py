@@ -212,3 +212,30 @@ def test_testbed_writes_a_domain_and_two_models(
     before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     run(capsys, *command)
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_testbed_of_the_refusal_kind_holds_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[dict[str, Any]] = []
+
+    def run_nothing(jobs: Sequence[Job], workers: int, **how: Any) -> dict[str, Outcome]:
+        placed.extend(job.arguments for job in jobs)
+        return {job.name: Outcome(job=job) for job in jobs}
+
+    monkeypatch.setattr("holdfast.jobs.run_jobs", run_nothing)
+    folder = tmp_path / "bed"
+    said = run(capsys, "testbed", folder, "--kind", "refusal", "--benign", SMALL.benign)
+    assert next_command(said)[:3] == ["safeguard", "refusal-sft", "refusal-dpo"]
+    assert [(held["which"], held["kind"]) for held in placed] == [("model", "refusal"), ("never_exposed", "refusal")]
+    first = json.loads((folder / "data" / "forget.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert set(first) == {"prompt", "chosen", "rejected"}
+    assert main(["testbed", str(folder), "--benign", str(SMALL.benign)]) != 0, "the folder holds the other kind"
+    assert main(["testbed", str(tmp_path / "other"), "--kind", "reluctance"]) != 0
+    assert "reluctance" in capsys.readouterr().err
+
+
+def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "about" in run(capsys, "study", "ablations", "--estimate")
+    assert main(["study", "ablation", "--estimate"]) != 0
+    assert "did you mean ablations" in capsys.readouterr().err

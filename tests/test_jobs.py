@@ -162,6 +162,11 @@ def test_every_job_has_one_outcome_and_those_without_fault_succeed(seen: Seen) -
     assert {name for name, outcome in seen.outcomes.items() if outcome.error is None} == faultless
 
 
+def test_a_job_cannot_wait_for_one_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="waits for 'nobody'"):
+        run_jobs([Job(name="a", call=trace, arguments={}, after=("nobody",))], workers=1)
+
+
 def test_what_depends_on_a_failure_is_not_run_and_says_why(seen: Seen) -> None:
     errors = {name: outcome.error for name, outcome in seen.outcomes.items()}
     assert errors["after refused"] == "not run, because refused failed"

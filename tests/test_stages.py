@@ -156,6 +156,21 @@ def test_a_shared_first_stage_is_trained_once(tiny_testbed: SmallTestbed, own_ca
     assert Checkpoint(str(tmp_path / "out")).digest == second.digest
 
 
+def test_a_checkpoint_from_the_cache_names_the_models_it_was_asked_for(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    """The cache goes by content, so it may have been filled from copies that are gone by now."""
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_testbed.folder / "model", copied)
+    first, _ = built(recipe_of(tiny_testbed, model=Checkpoint(str(copied)), base=Checkpoint(str(copied))))
+    shutil.rmtree(copied)
+    second, _ = built(recipe_of(tiny_testbed), tmp_path / "out")
+    assert second.digest == first.digest
+    held = second.card
+    for name in ("model", "base"):
+        assert held[name] == {"path": tiny_testbed.model.path, "digest": tiny_testbed.model.digest}
+
+
 def test_the_same_recipe_gives_the_same_weights_whether_the_cache_helped_or_not(
     tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

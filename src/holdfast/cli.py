@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
 
 import typer
 
@@ -95,6 +95,10 @@ def testbed(
     benign: Annotated[
         int, typer.Option("--benign", min=8, help="Entities of each benign kind: the size of the benign world.")
     ] = 32,
+    kind: Annotated[
+        Literal["knowledge", "refusal"],
+        typer.Option("--kind", help="What is guarded: knowledge, or the refusal of forbidden requests."),
+    ] = "knowledge",
 ) -> None:
     """Write a testbed: a fictional domain, a model that knows all of it, and one never exposed to its hazard."""
     console = _console()
@@ -105,10 +109,10 @@ def testbed(
     from holdfast.testbed.world import Sizes
 
     sizes = Sizes(benign=benign)
-    if not is_testbed(folder, seed, sizes):
+    if not is_testbed(folder, seed, sizes, kind):
         claim_output(folder)
-    write_domain(folder, seed, sizes)
-    arguments = {"folder": folder, "seed": seed, "sizes": sizes}
+    write_domain(folder, seed, sizes, kind)
+    arguments = {"folder": folder, "seed": seed, "sizes": sizes, "kind": kind}
     jobs = [
         Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=size)
         for which, size in zip(MODELS, (2.4, 1.0), strict=True)
@@ -117,10 +121,11 @@ def testbed(
         outcomes = run_jobs(jobs, workers=2, on_progress=on_progress)
     _fail_if([outcome.error for outcome in outcomes.values()])
     console.print(f"The testbed is in {folder}", soft_wrap=True, highlight=False)
+    stages = "random-mapping tar" if kind == "knowledge" else "refusal-sft refusal-dpo"
     _next(
         console,
-        f"holdfast safeguard random-mapping tar --model {_q(folder / 'model')} --domain {_q(folder)} "
-        f"--out {_q(folder.parent / 'tar')}",
+        f"holdfast safeguard {stages} --model {_q(folder / 'model')} --domain {_q(folder)} "
+        f"--out {_q(folder.parent / stages.split()[-1])}",
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from holdfast.core.sharded import GradientSum, Snapshot, local, trainable
+from holdfast.core.sharded import GradientSum, Snapshot, displaced, local, trainable
 
 
 def make() -> nn.Sequential:
@@ -73,3 +74,49 @@ def test_a_weight_without_a_gradient_counts_as_zero_and_a_sum_starts_anew() -> N
     gradients.take()
     gradients.give()
     assert all((parameter.grad == 0).all() for parameter in trainable(model) if parameter.grad is not None)
+
+
+def test_what_is_taken_may_be_kept_for_another_use() -> None:
+    model = make()
+    gradients = GradientSum(model)
+    model(torch.ones(2, 3)).sum().backward()
+    held = [parameter.grad.clone() for parameter in trainable(model) if parameter.grad is not None]
+    gradients.take(keep=True)
+    assert all(
+        parameter.grad is not None and torch.equal(parameter.grad, before)
+        for parameter, before in zip(trainable(model), held, strict=True)
+    )
+
+
+@pytest.mark.parametrize("length", [0.5, -2.0])
+def test_displaced_moves_by_a_length_along_all_gradients_together_and_back(length: float) -> None:
+    model = make()
+    before = [parameter.detach().clone() for parameter in trainable(model)]
+    model(torch.randn(5, 3)).square().sum().backward()
+    slopes = [parameter.grad.clone() for parameter in trainable(model) if parameter.grad is not None]
+    with displaced(model, length):
+        assert all(parameter.grad is None for parameter in trainable(model))
+        moves = [parameter.detach() - old for parameter, old in zip(trainable(model), before, strict=True)]
+    square = sum(float(move.square().sum()) for move in moves)
+    assert square**0.5 == pytest.approx(abs(length), rel=1e-4)
+    along = sum(float((move * slope).sum()) for move, slope in zip(moves, slopes, strict=True))
+    norm = sum(float(slope.square().sum()) for slope in slopes) ** 0.5
+    assert along == pytest.approx(length * norm, rel=1e-4)
+    assert all(torch.equal(parameter, old) for parameter, old in zip(trainable(model), before, strict=True))
+
+
+def test_at_a_point_without_slope_nothing_is_displaced() -> None:
+    model = make()
+    before = [parameter.detach().clone() for parameter in trainable(model)]
+    with displaced(model, 1.0):
+        assert all(torch.equal(parameter, old) for parameter, old in zip(trainable(model), before, strict=True))
+
+
+def test_a_snapshot_tells_how_far_the_weights_have_moved() -> None:
+    model = make()
+    snapshot = Snapshot(model)
+    with torch.no_grad():
+        for parameter in trainable(model):
+            parameter.add_(0.25)
+    for moved in snapshot.difference():
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.25))
