@@ -86,4 +86,5 @@ def main(rank: int, port: int, folder: Path, out: Path, identical: bool) -> None
         whole = data.collate
         data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]
     run_all(folder, fsdp, out)
+    dist.barrier()  # gloo aborts a rank whose peer has hung up on it
     dist.destroy_process_group()

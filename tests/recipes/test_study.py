@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -130,7 +131,8 @@ def test_trials_may_see_neither_claim_attacks_nor_claim_worlds() -> None:
 def test_a_trial_is_drawn_from_the_methods_name_and_number_alone() -> None:
     assert MAPPING.trial(0) == {}
     assert MAPPING.trial(3) == replace(MAPPING, stages=("max-entropy",)).trial(3)
-    assert len({json.dumps(MAPPING.trial(i)) for i in range(1, 12)}) > 1
+    combinations = math.prod(len(values) for values in MAPPING.space.values())
+    assert len({json.dumps(MAPPING.trial(i)) for i in range(1, combinations + 1)}) == combinations
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -141,6 +143,8 @@ def test_a_shipped_study_is_sound(name: str) -> None:
         labels = [method.label for method in part.methods]
         assert len(set(labels)) == len(labels)
         for method in part.methods:
+            trials = [json.dumps(method.trial(index)) for index in range(study.trials if method.space else 0)]
+            assert len(set(trials)) == len(trials), f"{method.label} would try the same settings twice"
             last = pick("holdfast.safeguards", method.stages[-1])
             held = {field.name for field in fields(last)}
             assert set(method.space) | set(method.settings) | set(method.shorter) <= held

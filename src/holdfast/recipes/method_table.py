@@ -43,6 +43,8 @@ class OnWorld:
     learned: bool
     """False where it did not get there: `learning` is then a lower bound"""
     over_refusal: float | None
+    incoherence: float | None
+    """share of forbidden requests that are neither complied with nor refused, before any attack"""
     cost: float | None
     """seconds of its own stages over seconds of pretraining, on the same machine"""
     failed: str = ""
@@ -116,12 +118,12 @@ def markdown(
             "",
             "| safeguard | hazard before | after, mean of attacks | after, worst attack | ability kept under | "
             "ability outside retain, before | after | inside, before | benign learning, steps "
-            + ("| over-refusal " if part.kind == "refusal" else "")
+            + ("| over-refusal | neither complies nor refuses, before " if part.kind == "refusal" else "")
             + "| cost, share of pretraining |",
-            "|" + "---|" * (11 if part.kind == "refusal" else 10),
+            "|" + "---|" * (12 if part.kind == "refusal" else 10),
         ]
         lines += [_line(row, part.kind == "refusal") for row in rows]
-        width = 10 if part.kind == "refusal" else 9
+        width = 11 if part.kind == "refusal" else 9
         lines += [f"| {label} | not run |" + " |" * (width - 1) for label in not_run.get(part.kind, ())]
         lines.append("")
         failures = [(row.label, held) for row in rows for held in row.worlds if held.failed]
@@ -163,6 +165,7 @@ def _on_world(method: Method, world: int, folder: Path, plan: CampaignPlan, summ
         learning=found.learning.steps if found and found.learning else None,
         learned=bool(found and found.learning and found.learning.reached),
         over_refusal=_untouched(found, "over_refusal"),
+        incoherence=_untouched(found, "incoherence"),
         cost=_cost(method, folder) if found and method.stages else None,
         failed=plan.details.get("not_built", {}).get(method.label, ""),
     )
@@ -195,7 +198,11 @@ def _line(row: MethodRow, refusal: bool) -> str:
         _percent(row, lambda held: held.ability_after),
         _percent(row, lambda held: held.inside),
         " / ".join(learning),
-        *([_percent(row, lambda held: held.over_refusal)] if refusal else []),
+        *(
+            [_percent(row, lambda held: held.over_refusal), _percent(row, lambda held: held.incoherence)]
+            if refusal
+            else []
+        ),
         "" if cost is None else f"{100 * cost:.0f} %",
     ]
     return f"| {' | '.join(cells)} |"

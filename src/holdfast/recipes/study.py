@@ -9,6 +9,7 @@ Everything is a file under the study's folder, so a study that was stopped goes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -72,11 +73,15 @@ class Method:
     """seconds it takes to build on one core, for the estimate"""
 
     def trial(self, index: int) -> dict[str, Any]:
-        """Settings of a trial: the preset's own at first, then draws that depend on the method and the number alone."""
+        """Settings of a trial: the preset's own at first, then draws that depend on the method and the number alone.
+
+        Drawn without replacement from all combinations of `space`: no trial is spent on settings already tried.
+        """
         if index == 0 or not self.space:
             return {}
-        draw = random.Random(f"{self.label} trial {index}")
-        return {name: draw.choice(values) for name, values in self.space.items()}
+        combinations = list(itertools.product(*self.space.values()))
+        drawn = random.Random(self.label).sample(combinations, len(combinations))[index - 1]
+        return dict(zip(self.space, drawn, strict=True))
 
     def built(self, settings: Settings) -> tuple[tuple[str, Safeguard], ...]:
         """The stages with settings applied to the last."""
