@@ -132,7 +132,7 @@ class Campaign:
             for name, attack in self.attacks:
                 if name not in self.only.get(model.label, (name,)):
                     continue
-                for seed in self.seeds:
+                for seed in self.seeds if attack.draws else self.seeds[:1]:
                     yield Cell(
                         model=model,
                         domain=self.domain,
@@ -447,7 +447,7 @@ class _Measured:
 
     def result(self, status: Literal["finished", "diverged"], reason: str, seconds: float, seen: bool) -> CellResult:
         cell = self.cell
-        own = self.losses[cell.attack.benign_steps :] if cell.attack else []
+        own = self.losses[cell.attack.benign_steps :] if cell.attack and cell.attack.optimises else []
         ends = max(min(8, len(own) // 4), 1)
         stride = max(math.ceil(len(self.losses) / _LOSS_POINTS), 1)
         return CellResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from holdfast.core.data import Data
 from holdfast.core.losses import next_token_loss
 from holdfast.core.presets import collect
 from holdfast.core.runtime import Run, drive, seed_everything
-from tests.attacks.walk import fresh, same, shortened, walk
+from tests.attacks.walk import fresh, same, shortened, walk, weights
 from tests.conftest import SmallTestbed
 
 ATTACKS: Mapping[str, Attack] = collect("holdfast.attacks")
@@ -34,7 +35,7 @@ def path_of(name: str, testbed: SmallTestbed) -> list[torch.Tensor]:
 def test_the_same_seed_gives_the_same_path_and_another_seed_another(name: str, tiny_testbed: SmallTestbed) -> None:
     path, attack = path_of(name, tiny_testbed), shortened(ATTACKS[name])
     assert same(path, walk(attack, tiny_testbed))
-    assert not same(path, walk(attack, tiny_testbed, seed=4))
+    assert same(path, walk(attack, tiny_testbed, seed=4)) is not attack.draws
 
 
 @every_attack
@@ -87,14 +88,36 @@ def test_a_walk_may_be_closed_midway_and_another_begun(name: str, tiny_testbed: 
     seed_everything(3)
     model, data = fresh(tiny_testbed)
     attack.prepare(model)
-    steps = attack.steps(model, data, Run(3))
+    steps = attack.steps(model, data, Run(3, tiny_testbed.never_exposed.load))
     next(steps)
     steps.close()
     assert next(steps, None) is None
     assert not model.training
     with torch.no_grad():
         assert torch.isfinite(model(input_ids=torch.arange(20).view(2, 10)).logits).all()
-    assert len(list(attack.steps(model, data, Run(4)))) == attack.max_steps
+    again = Run(4, tiny_testbed.never_exposed.load)
+    assert len(list(attack.steps(model, data, again))) == attack.max_steps
+
+
+@every_attack
+def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    attack = shortened(ATTACKS[name])
+    seed_everything(3)
+    model, data = fresh(tiny_testbed)
+    attack.prepare(model)
+    run = Run(3, tiny_testbed.never_exposed.load)
+    for step, _ in drive(attack.steps(model, data, run), model, run):
+        if step == max(attack.max_steps - 2, 1):
+            break
+    run.save(tmp_path / "state", model, step, "it")
+    seed_everything(99)
+    model, data = fresh(tiny_testbed)
+    attack.prepare(model)
+    run = Run(3, tiny_testbed.never_exposed.load)
+    run.resume(tmp_path / "state", model, "it")
+    for _ in drive(attack.steps(model, data, run), model, run):
+        pass
+    assert torch.equal(weights(model), path_of(name, tiny_testbed)[-1])
 
 
 def objective(model: PreTrainedModel, data: Data, attack: Attack) -> float:
@@ -108,7 +131,7 @@ def objective(model: PreTrainedModel, data: Data, attack: Attack) -> float:
     return total / len(attack.reads())
 
 
-@every_attack
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.optimises])
 def test_the_attacker_s_own_objective_improves(name: str, tiny_testbed: SmallTestbed) -> None:
     attack = ATTACKS[name]
     rate = getattr(attack, "learning_rate", None)
@@ -117,7 +140,7 @@ def test_the_attacker_s_own_objective_improves(name: str, tiny_testbed: SmallTes
     seed_everything(3)
     model, data = fresh(tiny_testbed)
     attack.prepare(model)
-    run, before = Run(3), objective(model, data, attack)
+    run, before = Run(3, tiny_testbed.never_exposed.load), objective(model, data, attack)
     losses = [loss for _, loss in drive(attack.steps(model, data, run), model, run)]
     assert objective(model, data, attack) < before
     assert min(losses[-3:]) < losses[0]

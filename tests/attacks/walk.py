@@ -54,7 +54,7 @@ def walk(
     seed_everything(seed)
     model, data = fresh(testbed)
     attack.prepare(model)
-    run = Run(seed)
+    run = Run(seed, testbed.never_exposed.load)
     path = []
     for _ in drive(attack.steps(model, data, run), model, run):
         path.append(weights(model))

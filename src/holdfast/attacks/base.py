@@ -26,6 +26,21 @@ class Attack(abc.ABC):
     def benign_steps(self) -> int:
         """Updates at the start that do not follow its own objective yet; the loss that it yields counts from there on."""
 
+    @property
+    def optimises(self) -> bool:
+        """Whether it lowers the loss that it yields: one that does not fall is then broken. An edit lowers nothing."""
+        return True
+
+    @property
+    def draws(self) -> bool:
+        """Whether its path depends on the seed. Where it does not, more seeds would be the same measurement again."""
+        return True
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether it reads the model before any safeguard, which not every threat model grants."""
+        return False
+
     def prepare(self, model: PreTrainedModel) -> None:
         """Change the architecture, before the model is sharded. Most attacks need nothing here."""
         return

@@ -7,6 +7,7 @@ ranks average to the loss of the whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,16 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) ->
     """Cross entropy of the labelled next tokens, in nats. `logits` B x T x V, `labels` B x T; a scalar."""
     predicted, target, labelled = _shifted(logits, labels)
     return F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="sum") / count
+
+
+def clamped_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Cross entropy of the labelled next tokens, each at most log V, that of a uniform guess: worse than that counts no more.
+
+    The clamp of MLAC-AR (arXiv 2408.00761, baselines), token by token so that microbatches add up.
+    """
+    predicted, target, labelled = _shifted(logits, labels)
+    losses = F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="none")
+    return losses.clamp(max=math.log(logits.shape[-1])).sum() / count
 
 
 def negative_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
@@ -38,7 +49,7 @@ def representation_distance(
 ) -> torch.Tensor:
     """Distance of hidden states (each B x T x H) to the reference's, mean over layers and unpadded tokens.
 
-    `l2` is the norm over H, as in the paper's retain loss; `mse` the mean square over H.
+    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` the mean square over H.
     """
     layers = [((here - there).float())[mask] for here, there in zip(hidden, reference, strict=True)]
     if kind == "l2":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -83,6 +84,12 @@ class Run:
                 held.load_state_dict(self._resumed[name])
                 # Making what is tracked may have drawn random numbers, as fresh factors do.
                 torch.set_rng_state(self._random)
+
+    def later(self, steps: int) -> Run:
+        """This run from `steps` updates on, for an attack that another goes on with; what it tracks is this run's."""
+        rest = copy.copy(self)
+        rest.start = max(self.start - steps, 0)
+        return rest
 
     def inner(self) -> Run:
         """A run inside this one, with a seed of its own: for an adversary within an outer step."""

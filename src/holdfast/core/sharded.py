@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -19,6 +19,23 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up gathered weights: after a forward without a backward FSDP2's root stays gathered, and its parameters are stale."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def rewrite(weight: nn.Parameter, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put `change(weight)` in a weight's place, in float32; a sharded weight is gathered whole for it on every rank."""
+    with torch.no_grad():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        changed = change(whole.detach().float()).to(weight.dtype)
+        if isinstance(weight, DTensor):
+            changed = distribute_tensor(changed, weight.device_mesh, weight.placements)
+        local(weight.detach()).copy_(local(changed))
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -43,10 +60,7 @@ class Snapshot:
             return list(torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved))
 
     def _shards(self) -> list[nn.Parameter]:
-        # After a forward without a backward FSDP2's root stays gathered, and its parameters are stale copies.
-        for module in self._model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self._model)
         return trainable(self._model)
 
 

@@ -12,11 +12,11 @@ TUNING_WORLD = 100
 WORLDS = (11, 12, 13)
 MORE_WORLDS = (11, 12, 13, 14, 15)
 
-_RATES = (3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3)
+_RATES = (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3)
 _STEPS = (100, 200, 400)
 _SHALLOW = {"learning_rate": _RATES, "outer_steps": _STEPS}
 _OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3, 3e-3), "tamper_resistance_weight": (1.0, 2.0, 4.0, 8.0)}
-_REFUSAL_OUTER = {"outer_learning_rate": (5e-4, 1e-3, 2e-3), "tamper_resistance_weight": (0.1, 0.3, 1.0, 3.0)}
+_REFUSAL_OUTER = {"outer_learning_rate": (1e-3, 2e-3, 3e-3), "tamper_resistance_weight": (1.0, 2.0, 4.0, 8.0)}
 _THIRD = {"outer_steps": 100}
 """Trials of the methods that cost most run a part of their outer steps."""
 
@@ -28,11 +28,11 @@ PAPER_KNOWLEDGE = (
         role="reference",
         size=15,
     ),
-    Method(label="max-entropy", stages=("max-entropy",), space={**_SHALLOW, "forget_weight": (0.3, 1.0, 3.0)}, size=17),
+    Method(label="max-entropy", stages=("max-entropy",), space={**_SHALLOW, "forget_weight": (1.0, 3.0, 10.0)}, size=17),
     Method(
-        label="min-posterior", stages=("min-posterior",), space={**_SHALLOW, "forget_weight": (0.3, 1.0, 3.0)}, size=17
+        label="min-posterior", stages=("min-posterior",), space={**_SHALLOW, "forget_weight": (1.0, 3.0, 10.0)}, size=17
     ),
-    Method(label="llmu", stages=("llmu",), space={**_SHALLOW, "forget_weight": (0.03, 0.1, 0.3, 1.0)}, size=17),
+    Method(label="llmu", stages=("llmu",), space={**_SHALLOW, "forget_weight": (0.1, 0.3, 1.0)}, size=17),
     Method(
         label="rmu",
         stages=("rmu",),

@@ -75,11 +75,13 @@ class Method:
     def trial(self, index: int) -> dict[str, Any]:
         """Settings of a trial: the preset's own at first, then draws that depend on the method and the number alone.
 
-        Drawn without replacement from all combinations of `space`: no trial is spent on settings already tried.
+        Drawn without replacement from all combinations of `space` but the preset's: no trial is spent on settings already tried.
         """
         if index == 0 or not self.space:
             return {}
-        combinations = list(itertools.product(*self.space.values()))
+        _, preset = self.built({})[-1]
+        own = tuple(getattr(preset, name) for name in self.space)
+        combinations = [held for held in itertools.product(*self.space.values()) if held != own]
         drawn = random.Random(self.label).sample(combinations, len(combinations))[index - 1]
         return dict(zip(self.space, drawn, strict=True))
 

@@ -5,7 +5,8 @@
 `align` is the retain loss plus the LM loss of the refusals, and LM_h that of the harmful completions: the difference is how
 much a normalised step along the harmful gradient lowers the harmful loss, to first order (arXiv 2409.01586, equation 3 and
 algorithm 1; lambda 5, alpha 0.1 in its code, rate 5e-4 with LoRA of rank 32, 20 epochs). Constants of `booster` were chosen on
-the testbed. Deviations: all weights are trained; the retain loss has TAR's representation term.
+the testbed. Deviations: all weights are trained, so that alpha is a length over all of them; the retain loss has TAR's
+representation term.
 """
 
 from __future__ import annotations

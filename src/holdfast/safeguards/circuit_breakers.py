@@ -1,13 +1,14 @@
 """Circuit breakers by representation rerouting (RR), and RR under latent adversarial training.
 
-    loss = a(t) * mean over layers and forget tokens of relu(cos(h, h_0))
-         + b(t) * mean over layers and retain tokens of |h - h_0|                         + v * LM(refusals)
+    loss = a * mean over layers and forget tokens of relu(cos(h, h_0)) + retain(theta) + v * LM(refusals)
 
-with h_0 the original model's hidden states, a(t) = a * (1 - t / 2T) and b(t) = b * t / 2T at step t of T (arXiv 2406.04313,
-algorithm 1 and appendix; T 150, a 10, LoRA of rank 16 at 1e-4, layers 10 and 20 for 8 billion weights; v = 0: refusals are
-among the retain rows there). Deviations: all weights are trained instead of LoRA; both schedules start from their share at
-t = 1; the retain loss is TAR's default, which adds the LM loss, and it is not scheduled, so that b(t) = 1 throughout: with
-the schedule the testbed's models lost their benign facts in the first steps. LAT: `LatentAdversary` (arXiv 2407.15549).
+with h_0 the original model's hidden states at the outputs of the chosen layers (arXiv 2406.04313, algorithm 1 and appendix C;
+a 10 for Llama-3, 150 steps of 16 rows, LoRA of rank 16 at 1e-4, hidden states 10 and 20 of 8 billion weights, which are the
+outputs of layers 9 and 19 counted from 0; v = 0: there refusals are among the retain rows). Deviations: the source weighs the
+two terms by a * (1 - t / 2T) and a * t / 2T at step t of T, from 299 : 1 to 1 : 1; here neither is scheduled (10 : 1
+throughout), for with the schedule the testbed's models lost their benign facts in the first steps. The retain loss is TAR's
+default: the LM loss is added, and all hidden states are compared, without padding. All weights are trained instead of LoRA, and
+prompts are never blanked. LAT on it is ours: `LatentAdversary` (arXiv 2407.15549).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class CircuitBreakers(Forgetting):
 
 _TESTBED = CircuitBreakers()
 _LARGE = CircuitBreakers(
-    outer_steps=150, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16, layers=(10, 20)
+    outer_steps=150, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16, layers=(9, 19)
 )
 
 PRESETS = {

@@ -3,7 +3,10 @@
     delta = argmin over |delta_t| <= r of LM(hazardous rows; h + delta)         by projected gradient descent
 
 One perturbation for every token at every chosen layer's output, so that the safeguard's forget loss is taken where a
-small push inside already brings the hazard back. Targeted, as in the source; it moves every token of the hazardous row.
+small push inside already brings the hazard back. The source: absolute radii of 1.5 to 6, 16 updates by AdamW, layer 7 for
+knowledge and the embedding with every eighth layer for refusals, and a loss towards the hazard and away from the wanted text.
+Deviations: the radius is relative to the hidden state, which carries over between models; updates are normalised gradients, and
+four of them; only the pull towards the hazard is taken; every token of the row is moved; a perturbation serves one update.
 """
 
 from __future__ import annotations

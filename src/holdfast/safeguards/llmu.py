@@ -4,8 +4,8 @@
 
 `mismatch` is the cross entropy of hazardous text's positions against the labels of unrelated retain text: the model is to
 continue hazardous text with something else. arXiv 2310.10683, as TAR's paper uses it (arXiv 2408.00761: the loss on retain
-text in place of the KL to the original; m = 1, w = 1; 1,000 steps at 1e-5). Constants of `llmu` were chosen on the testbed.
-Deviations: the mismatched rows come from a stream of their own, so that they are not also the step's retain rows; the
+text in place of the KL to the original; m = 1, w = 1; steps and rate as in `max_entropy`). Constants of `llmu` were chosen on
+the testbed. Deviations: the mismatch is averaged over the forget rows' labels, where the code averages within each row first; the
 retain loss has TAR's representation term.
 """
 
@@ -69,6 +69,12 @@ class LLMU(Forgetting):
 PRESETS = {
     "llmu": LLMU(),
     "llmu-large": LLMU(
-        outer_steps=1000, learning_rate=1e-5, forget_weight=1.0, forget_batch_size=8, retain_batch_size=8
+        outer_steps=600,
+        learning_rate=1e-5,
+        optimizer="schedule-free-adamw",
+        forget_weight=1.0,
+        forget_batch_size=64,
+        retain_batch_size=64,
+        micro_batch=8,
     ),
 }

@@ -2,9 +2,9 @@
 
     loss = retain(theta) - w * mean over labelled forget tokens of log(1 - p(token)),   tokens with log p < -15 left out
 
-arXiv 2408.00761, baselines of the weaponization domains; the threshold is the published code's. Constants: the code trains
-1,000 steps at 1e-5; those of the `min-posterior` preset were chosen on the testbed. Deviations: the published loop takes
-its forget batch from the retain set, which is not ported; the retain loss has TAR's representation term.
+arXiv 2408.00761, baselines of the weaponization domains; the threshold is the published code's. Constants of
+`min-posterior-large` are the paper's, as in `max_entropy`; those of `min-posterior` were chosen on the testbed. Deviations: the
+published loop takes its loss from the retain batch's logits, which is not ported; the retain loss has TAR's representation term.
 """
 
 from __future__ import annotations
@@ -42,5 +42,12 @@ class MinPosterior(Forgetting):
 
 PRESETS = {
     "min-posterior": MinPosterior(),
-    "min-posterior-large": MinPosterior(outer_steps=1000, learning_rate=1e-5, forget_batch_size=8, retain_batch_size=8),
+    "min-posterior-large": MinPosterior(
+        outer_steps=600,
+        learning_rate=1e-5,
+        optimizer="schedule-free-adamw",
+        forget_batch_size=64,
+        retain_batch_size=64,
+        micro_batch=8,
+    ),
 }

@@ -1,13 +1,15 @@
 """MLAC-AR: meta-learned adversarial censoring, adapted to autoregressive models. A baseline of TAR's paper.
 
-    theta <- theta - eta * ( lambda * mean over k of grad -LM(x; attack_k(theta)) + grad retain(theta) )
+    theta <- theta - eta * ( lambda * mean over k of grad -min(CE(x; attack_k(theta)), log V) + grad retain(theta) )
 
 MLAC (arXiv 2211.14946) meta-trains a classifier so that an adversary's fine-tuning on the harmful task fails: the negated
-loss of the adversary after its inner steps, beside the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts it as
-a baseline and does not print the constants. It shares TAR's outer loop. The paper's: the outer loss is the negated cross
-entropy. Our reading: every inner step counts alike (no exponential schedule); the adversary is plain fine-tuning on hazardous
-rows, without retain-then-forget or mixing; adversary and outer loss draw from the same rows; the retain loss is the LM loss
-alone; there is no initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on the testbed.
+loss of the adversary along its inner steps, beside the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts it as
+a baseline; we found no constants for it. It shares TAR's outer loop. The paper's: the outer loss is the negated cross entropy of
+the fine-tuning adversary, clamped at log V, the entropy of a uniform guess, since without the clamp it diverged. MLAC's: every
+inner step counts alike. Our reading: the clamp is token by token; the gradient is first order, as in TAR (MLAC differentiates
+through the inner loop, and learns the adversary's rate); the adversary is plain fine-tuning on hazardous rows, without
+retain-then-forget or mixing; adversary and outer loss draw from the same rows; the retain loss is the LM loss alone; there is no
+initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on the testbed.
 """
 
 from dataclasses import replace
@@ -23,7 +25,7 @@ _TESTBED = TAR(
     schedule_rate=0.0,
     normalise_schedule=True,
     pooled=True,
-    tamper_resistance="cross-entropy",
+    tamper_resistance="clamped-cross-entropy",
     tamper_resistance_weight=1.0,
     tamper_resistance_batch_size=16,
     retain=RetainLoss(representations=None),
@@ -40,8 +42,9 @@ PRESETS = {
         outer_steps=750,
         inner_steps=64,
         adversaries=(Adversary(attack=FineTune(batch_size=32), learning_rates=(2e-6, 2e-5, 4e-5)),),
-        tamper_resistance_batch_size=8,
-        retain_batch_size=8,
+        tamper_resistance_batch_size=64,
+        retain_batch_size=64,
+        micro_batch=8,
         outer_learning_rate=2e-5,
         outer_warmup_steps=32,
     ),

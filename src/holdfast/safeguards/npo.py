@@ -6,8 +6,10 @@ with p(row) the product of its labelled tokens' probabilities and p_before that 
 ascent that fades where the row has been forgotten (arXiv 2404.05868, equation 3). With SAM (arXiv 2502.05374, equation 6) the
 gradient of the forget loss is taken at theta + rho * g / |g|, with g that gradient at theta.
 
-Constants: beta 0.1 in the first paper; beta 0.015, rho 0.01, weight 1 / 2.25, 125 steps at 5e-6 in the second's code. Those of
-`npo` and `npo-sam` were chosen on the testbed. Deviation: the retain loss has TAR's representation term.
+Constants: beta 0.1 in the first paper; rho 0.01, 125 steps of 4 rows at 5e-6 in the second's code, which `npo-sam-large` has. Its
+beta of 0.015 and weight of 1 / 2.25 belong to another normalisation, the mean cross entropy of a batch in the row's place, and
+do not carry over; ours has the first paper's. Those of `npo` and `npo-sam` were chosen on the testbed. Deviations: the retain
+loss has TAR's representation term; the rate is constant.
 """
 
 from __future__ import annotations
@@ -79,9 +81,7 @@ PRESETS = {
     "npo-sam-large": NPO(
         outer_steps=125,
         learning_rate=5e-6,
-        beta=0.015,
         sam_radius=0.01,
-        forget_weight=1 / 2.25,
         forget_batch_size=4,
         retain_batch_size=4,
     ),

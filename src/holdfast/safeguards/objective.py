@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class RetainLoss:
     """a * LM loss on retain rows + b * mean distance of hidden states to the original model's + c * KL(original || model).
 
-    By default a = b = 1 and c = 0: arXiv 2408.00761, section 4.3. The original is the chat model before any safeguard,
-    not the model after the initial one. Deviation from the published code: padding is masked.
+    By default a = b = 1 and c = 0: arXiv 2408.00761, section 4.3, and its published code. The original is the chat model
+    before any safeguard, not the model after the initial one. Deviation from the published code: padding is masked.
     """
 
     language_model_weight: float = 1.0
     """a, of the LM loss"""
     representations: Distance | None = "l2"
-    """`l2` is the norm, as in the paper; `mse` the mean square; None leaves the term out"""
+    """`l2` is the norm, as in the published code; `mse` the mean square; None leaves the term out"""
     representation_weight: float = 1.0
     """b, of the distance of hidden states"""
     layers: tuple[int, ...] | None = None

@@ -3,7 +3,8 @@
     loss = retain(theta) + w * mean over layers and forget tokens of (1 - |cos(h, r_token)|)
 
 with one random vector r per token id (arXiv 2408.00761, appendix on the initial safeguard). Our additions, which hid the
-knowledge better on the testbed: the retain loss's representation term, and a weight w other than 1.
+knowledge better on the testbed: the retain loss's representation term, and a weight w other than 1. Deviations: padding and the
+embedding's output, which the published code maps too, are left out.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@
 where attack_k(theta) are the weights after k of K inner steps of an adversary and the gradient is taken there and applied
 at theta (first order). For knowledge L_TR is the negative entropy of the next token on held-out hazardous text; for refusal it
 is the DPO loss (beta 0.1) of refusal over the harmful completion, held-out pairs against the model as the stage found it.
+Constants are those of the published scripts; for refusal of TamperBench's re-run (arXiv 2602.06911), which gives the paper's
+table 12 as its source. Deviations: padding is masked in every loss, and for refusal x_tr is held out, where the published code
+draws it from the adversary's own rows. The paper's 100 steps of fine-tuning on chat after refusal TAR are left to the user.
 Beyond the paper: a retain loss by distillation on text without true labels, and adversaries that go on from where they were.
 
 The loop knows attacks only as generators, so whatever the red team can do, TAR can train against.
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from holdfast.core.runtime import Run
     from holdfast.core.sharded import GradientSum
 
-TamperResistance = Literal["entropy", "cross-entropy", "inverse-cross-entropy", "dpo"]
+TamperResistance = Literal["entropy", "cross-entropy", "clamped-cross-entropy", "inverse-cross-entropy", "dpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class TAR(Safeguard):
     normalise_schedule: bool = False
     """scale the schedule's weights to sum to 1; the paper does not (its weights sum to 4.44)"""
     tamper_resistance: TamperResistance = "entropy"
-    """L_TR: negative entropy, negated cross entropy, -log(1 - p), or DPO over preference rows"""
+    """L_TR: negative entropy, negated cross entropy (also clamped at log V), -log(1 - p), or DPO over preference rows"""
     dpo_beta: float = 0.1
     """inverse temperature of the DPO loss"""
     tamper_resistance_weight: float = 4.0
@@ -108,7 +111,7 @@ class TAR(Safeguard):
     persist_steps: int = 240
     """a pool member starts anew once it has tampered for so many inner steps"""
     alternate: bool = False
-    """the two gradients are applied in turn, each by an update of its own, instead of together"""
+    """the two gradients are applied in turn, each by an optimizer of its own, instead of together"""
     outer_optimizer: OptimizerName = "schedule-free-adamw"
     """the outer optimizer's name"""
     outer_learning_rate: float = 2e-5
@@ -123,6 +126,10 @@ class TAR(Safeguard):
     def __post_init__(self) -> None:
         if not self.adversaries:
             raise HoldfastError("TAR needs at least one adversary")
+        if self.alternate and self.outer_optimizer == "schedule-free-adamw":
+            raise HoldfastError(
+                "alternate updates need two optimizers, and two schedule-free ones cannot share weights"
+            )
         if not 1 <= self.every <= self.inner_steps:
             raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
         check_settings(
@@ -149,27 +156,19 @@ class TAR(Safeguard):
             raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
-        from holdfast.core.optimizers import (
-            make_optimizer,
-            published_point,
-            schedule_factor,
-            set_learning_rate,
-            training_point,
-        )
-        from holdfast.core.sharded import GradientSum, Snapshot, trainable
+        from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+        from holdfast.core.sharded import GradientSum, Snapshot
 
         hazard, held_out = self._roles()
         adversary_data = data.renamed(hazard=hazard, benign=("retain",))
         x_tr = self._held_out(data.renamed(x_tr=held_out), run)
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
-        optimizer = make_optimizer(
-            self.outer_optimizer,
-            trainable(model),
-            self.outer_learning_rate,
-            weight_decay=self.outer_weight_decay,
-        )
+        optimizer = self._optimizer(model)
+        retain_optimizer = self._optimizer(model) if self.alternate else optimizer
         pool = AdversaryPool(self.persistent_adversaries, self.persist_probability, self.persist_steps)
         run.track(optimizer=optimizer, x_tr=x_tr, retain=retain, pool=pool)
+        if self.alternate:
+            run.track(retain_optimizer=retain_optimizer)
         text = None
         if self.distillation is not None:
             text = self.distillation.stream(data, run)
@@ -178,7 +177,7 @@ class TAR(Safeguard):
         gradients = GradientSum(model)
         held_out_batches: Iterator[Batch | PairBatch] = x_tr
 
-        def update(step: int) -> None:
+        def update(step: int, optimizer: torch.optim.Optimizer) -> None:
             gradients.give()
             factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
             set_learning_rate(optimizer, self.outer_learning_rate * factor)
@@ -199,13 +198,13 @@ class TAR(Safeguard):
                 theta.restore()
             model.train()
             if self.alternate:
-                update(step)
+                update(step, optimizer)
             retain_loss = self.retain.take(gradients, self.retain_weight, model, base, next(retain), self.micro_batch)
             if self.distillation is not None and text is not None and base is not None:
                 retain_loss += self.distillation.weight * self.distillation.take(
                     gradients, self.retain_weight, model, base, next(text), self.micro_batch
                 )
-            update(step)
+            update(step, retain_optimizer)
             published_point(optimizer)
             model.train(False)
             yield {
@@ -234,6 +233,13 @@ class TAR(Safeguard):
         gradients.clear()
         return loss
 
+    def _optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        from holdfast.core.optimizers import make_optimizer
+        from holdfast.core.sharded import trainable
+
+        rate, decay = self.outer_learning_rate, self.outer_weight_decay
+        return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay)
+
     def _held_out(self, data: Data, run: Run) -> Stream | Pairs:
         """Endless batches of x_tr."""
         if self.tamper_resistance == "dpo":
@@ -250,13 +256,20 @@ class TAR(Safeguard):
 
     def tamper_resistance_loss(self, model: PreTrainedModel, part: Batch | PairBatch) -> torch.Tensor:
         """L_TR of a microbatch of x_tr at the attacked weights."""
-        from holdfast.core.losses import inverse_cross_entropy, negative_entropy, next_token_loss
+        from holdfast.core.losses import (
+            clamped_cross_entropy,
+            inverse_cross_entropy,
+            negative_entropy,
+            next_token_loss,
+        )
 
         if isinstance(part, PairBatch):
             return dpo(model, part, self.dpo_beta)
         logits = model(input_ids=part.input_ids, use_cache=False).logits
         if self.tamper_resistance == "cross-entropy":
             return -next_token_loss(logits, part.labels, part.label_count)
+        if self.tamper_resistance == "clamped-cross-entropy":
+            return -clamped_cross_entropy(logits, part.labels, part.label_count)
         if self.tamper_resistance == "inverse-cross-entropy":
             return inverse_cross_entropy(logits, part.labels, part.label_count)
         return negative_entropy(logits, part.labels, part.label_count)
@@ -306,14 +319,16 @@ _TESTBED = TAR(
 )
 
 _LARGE = FineTune(batch_size=32, learning_rate=2e-5)
+# The published scripts give batch sizes for each of eight processes; these are their sums.
 _PAPER = TAR(
     outer_steps=750,
     adversaries=(
         Adversary(attack=_LARGE, weight=2.0, learning_rates=(2e-6, 2e-5, 4e-5)),
         Adversary(attack=_LARGE, weight=1.0, learning_rates=(2e-6, 2e-5, 4e-5), switch=(6.0, 3.0)),
     ),
-    tamper_resistance_batch_size=8,
-    retain_batch_size=8,
+    tamper_resistance_batch_size=64,
+    retain_batch_size=64,
+    micro_batch=8,
 )
 
 _REFUSAL = replace(
@@ -325,10 +340,13 @@ _REFUSAL = replace(
 )
 _PAPER_REFUSAL = TAR(
     outer_steps=100,
-    adversaries=(Adversary(attack=_LARGE, learning_rates=(1e-5, 2e-5, 4e-5)),),
+    adversaries=(Adversary(attack=replace(_LARGE, batch_size=64), learning_rates=(2e-6, 2e-5, 4e-5)),),
     tamper_resistance="dpo",
     tamper_resistance_weight=0.1,
+    tamper_resistance_batch_size=64,
+    retain_batch_size=64,
     outer_learning_rate=6e-5,
+    micro_batch=8,
 )
 _RANDOM_NAMES = Distillation(text=("distill",), batch_size=32)
 
