@@ -25,7 +25,7 @@ from holdfast.core.types import HoldfastError, NonFinite, Score
 from holdfast.evals.base import Evaluation
 from holdfast.jobs import Job, Outcome, Progress, run_jobs
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
 
 Role = Literal["undefended", "reference", "never-exposed", "defended"]
@@ -483,7 +483,9 @@ class _Measured:
 
 
 def _hazard(records: Sequence[Record], step: int) -> Record | None:
-    return next((record for record in records if record.evaluation == "hazard" and record.step == step), None)
+    """The hazard questions at a step: the set called "hazard" where there is one, else the first, such as compliance."""
+    held = [r for r in records if r.step == step and r.measures == "hazard" and r.metric != "nats"]
+    return min(held, key=lambda record: record.evaluation != "hazard", default=None)
 
 
 def _base_loader(checkpoint: Checkpoint, options: Options) -> Callable[[], Any] | None:

@@ -133,7 +133,9 @@ def test_a_trial_is_drawn_from_the_methods_name_and_number_alone() -> None:
     assert MAPPING.trial(3) == replace(MAPPING, stages=("max-entropy",)).trial(3)
     combinations = math.prod(len(values) for values in MAPPING.space.values())
     assert len({json.dumps(MAPPING.trial(i)) for i in range(1, combinations + 1)}) == combinations
-    preset = replace(MAPPING, space={"learning_rate": (pick("holdfast.safeguards", "random-mapping").learning_rate, 0.5)})  # type: ignore[attr-defined]
+    preset = replace(
+        MAPPING, space={"learning_rate": (pick("holdfast.safeguards", "random-mapping").learning_rate, 0.5)}
+    )  # type: ignore[attr-defined]
     assert preset.trial(1) == {"learning_rate": 0.5}, "the preset's own settings are trial 0"
 
 

@@ -32,8 +32,8 @@ def token_log_probabilities(model: PreTrainedModel, rows: Rows) -> Iterator[list
         ]
 
 
-def cross_entropy(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
-    terms = [-log_p[0] for held in token_log_probabilities(model, rows) for log_p in held]
+def cross_entropy(model: PreTrainedModel, rows: Rows, most: float = math.inf) -> torch.Tensor:
+    terms = [(-log_p[0]).clamp(max=most) for held in token_log_probabilities(model, rows) for log_p in held]
     return torch.stack(terms).mean()
 
 

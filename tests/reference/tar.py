@@ -30,14 +30,14 @@ def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def tamper_resistance_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     kept = batch.labels[:, 1:] != -100
-    log_p = F.log_softmax(model(input_ids=batch.input_ids).logits[:, :-1][kept], dim=-1)
+    log_p = F.log_softmax(model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1][kept], dim=-1)
     return (log_p.exp() * log_p).sum() / int(kept.sum())
 
 
 def retain_loss(model: PreTrainedModel, base: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    output = model(input_ids=batch.input_ids, output_hidden_states=True)
+    output = model(input_ids=batch.input_ids, output_hidden_states=True, use_cache=False)
     with torch.no_grad():
-        original = base(input_ids=batch.input_ids, output_hidden_states=True).hidden_states
+        original = base(input_ids=batch.input_ids, output_hidden_states=True, use_cache=False).hidden_states
     pairs = list(zip(output.hidden_states, original, strict=True))
     norms = torch.stack([(here - there)[batch.mask].square().sum(-1).sqrt().sum() for here, there in pairs])
     return cross_entropy(output.logits, batch) + norms.sum() / (len(pairs) * int(batch.mask.sum()))
@@ -55,7 +55,7 @@ def tar(
             inner = torch.optim.AdamW(attacked.parameters(), learning_rate, weight_decay=inner_weight_decay, fused=True)
             for k, batch in enumerate(batches, start=1):
                 inner.zero_grad()
-                cross_entropy(attacked(input_ids=batch.input_ids).logits, batch).backward()
+                cross_entropy(attacked(input_ids=batch.input_ids, use_cache=False).logits, batch).backward()
                 inner.step()
                 if k % every == 0:
                     weight = tamper_weight * math.exp(rate * (k - len(batches))) / len(read.adversaries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -150,7 +151,7 @@ def test_the_preference_loss_is_the_sources(tiny_refusal_testbed: SmallTestbed) 
     ("name", "plain"),
     [
         ("tar", reference.negative_entropy),
-        ("mlac-ar", lambda model, rows: -reference.cross_entropy(model, rows)),
+        ("mlac-ar", lambda model, rows: -reference.cross_entropy(model, rows, most=math.log(255))),
         ("sophon-ar", reference.min_posterior),
     ],
 )
@@ -241,28 +242,29 @@ def test_refusal_training_learns_refusals_with_the_prompt_masked(tiny_refusal_te
         assert text in {"sorry i will not say that", "no that is not for me to say", "i can not help with that"}
 
 
-def test_sophon_and_tar_with_alternate_make_two_updates(tiny_testbed: SmallTestbed) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "first_step"),
+    [("sgd", 0.1, lambda slope: slope), ("adam", 1e-3, lambda slope: slope / (slope.abs() + 1e-8))],
+)
+def test_sophon_makes_two_updates_with_an_optimizer_each(
+    optimizer: str, rate: float, first_step: Callable[[torch.Tensor], torch.Tensor], tiny_testbed: SmallTestbed
+) -> None:
     settings: dict[str, Any] = {
-        "outer_steps": 1, "inner_steps": 2, "every": 1, "outer_optimizer": "sgd", "outer_learning_rate": 0.1,
+        "outer_steps": 1, "inner_steps": 2, "every": 1, "outer_optimizer": optimizer, "outer_learning_rate": rate,
         "outer_warmup_steps": 0, "tamper_resistance_batch_size": 4, "retain_batch_size": 4,
     }  # fmt: skip
     alternate = replace(pick("holdfast.safeguards", "sophon-ar"), **settings)
     scene = Scene(tiny_testbed)
     retain = reference.rows_of(next(scene.data.stream("retain", batch_size=4, seed=SEED + 1)))
-    # The first update alone, then plain training from where it ended.
+    # The first update alone, then plain training with a fresh optimizer from where it ended.
     first = Scene(tiny_testbed)
     step_of(replace(alternate, alternate=False, retain_weight=0.0), first)
-    expected = [
-        p.detach() - 0.1 * slope
-        for p, slope in zip(
-            first.model.parameters(),
-            plain_gradient(first.model, reference.cross_entropy(first.model, retain)),
-            strict=True,
-        )
-    ]
+    slopes = plain_gradient(first.model, reference.cross_entropy(first.model, retain))
     step_of(alternate, scene)
-    for ours, plain in zip(scene.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours.detach(), plain, rtol=1e-4, atol=1e-6)
+    for ours, start, slope in zip(scene.model.parameters(), first.model.parameters(), slopes, strict=True):
+        clear = slope.abs() > 1e-5  # else rounding decides Adam's sign
+        expected = start.detach() - rate * first_step(slope)
+        torch.testing.assert_close(ours.detach()[clear], expected[clear], rtol=1e-4, atol=1e-6)
 
 
 def test_a_stream_of_both_sides_gives_the_same_pairs(tiny_refusal_testbed: SmallTestbed) -> None:

@@ -199,7 +199,15 @@ def test_without_representations_no_original_model_is_needed(tiny_testbed: Small
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"adversaries": ()}, {"every": 0}, {"every": 9}, {"outer_steps": 0}, {"adversaries_per_step": 0}]
+    "wrong",
+    [
+        {"adversaries": ()},
+        {"every": 0},
+        {"every": 9},
+        {"outer_steps": 0},
+        {"adversaries_per_step": 0},
+        {"alternate": True, "outer_optimizer": "schedule-free-adamw"},
+    ],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(HoldfastError):

@@ -25,7 +25,7 @@ def study() -> Study:
     def row(label: str, size: float = 115.0, first: tuple[str, ...] = ("random-mapping",), **settings: Any) -> Method:
         return Method(label=label, stages=(*first, "tar"), settings={"outer_steps": 200, **settings}, size=size)
 
-    inner = preset.inner_steps
+    inner, distillation = preset.inner_steps, pick("holdfast.safeguards", "tar-distilled").distillation
     methods = (
         Method(label="random-mapping", stages=("random-mapping",), role="reference", size=15),
         row("tar"),
@@ -39,10 +39,15 @@ def study() -> Study:
         row("no retain-then-forget", adversaries=without_switch),
         row("no first stage", first=()),
         row("pooled x_tr", pooled=True),
+        # Beyond the paper: other first stages, and our additions.
+        row("first stage rmu", first=("rmu",)),
+        row("first stage undo", first=("random-mapping", "undo")),
+        row("distilled", 130.0, distillation=distillation),
+        row("distilled, persistent adversaries", 130.0, distillation=distillation, persistent_adversaries=4),
     )
     part = Part(
         kind="knowledge",
-        methods=tuple(replace(method, label=method.label.replace(" ", "-")) for method in methods),
+        methods=tuple(replace(method, label=method.label.replace(", ", " ").replace(" ", "-")) for method in methods),
         suite="quick",
         attacks=SUITES["quick"],
         tuning_attacks=(),

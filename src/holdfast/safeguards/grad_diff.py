@@ -2,9 +2,9 @@
 
     loss = retain(theta) - w * LM(forget rows; theta)
 
-arXiv 2203.12817 (Liu, Liu and Stone), as TOFU uses it (arXiv 2401.06121). The ascent has no floor: too many steps ruin the
-model, and the driver stops it where it is no longer finite. Constants were chosen on the testbed. Deviation: the retain loss
-has TAR's representation term.
+arXiv 2203.12817 (Liu, Liu and Stone), as TOFU uses it (arXiv 2401.06121; w 1). The ascent has no floor: too many steps ruin the
+model, and the driver stops it where it is no longer finite. Constants of `grad-diff` were chosen on the testbed. Deviation: the
+retain loss has TAR's representation term.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 class GradDiff(Forgetting):
     """Gradient ascent on hazardous text."""
 
-    outer_steps: int = 60
-    """updates of the published weights"""
-    forget_weight: float = 0.1
+    forget_weight: float = 0.3
     """weight w of the forget loss beside the retain loss"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
@@ -44,5 +42,7 @@ class GradDiff(Forgetting):
 
 PRESETS = {
     "grad-diff": GradDiff(),
-    "grad-diff-large": GradDiff(outer_steps=125, learning_rate=5e-6, forget_batch_size=8, retain_batch_size=8),
+    "grad-diff-large": GradDiff(
+        outer_steps=125, learning_rate=5e-6, forget_weight=1.0, forget_batch_size=8, retain_batch_size=8
+    ),
 }

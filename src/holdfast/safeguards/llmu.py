@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 class LLMU(Forgetting):
     """Gradient ascent on hazardous text, and random answers to it."""
 
-    outer_steps: int = 60
-    """updates of the published weights"""
-    forget_weight: float = 0.1
+    forget_weight: float = 0.3
     """weight w of the forget loss beside the retain loss"""
     mismatch_weight: float = 1.0
     """weight m of the mismatch beside the ascent"""

@@ -40,7 +40,7 @@ class MaxEntropy(Forgetting):
 
 
 PRESETS = {
-    "max-entropy": MaxEntropy(),
+    "max-entropy": MaxEntropy(learning_rate=2e-3, forget_weight=10.0),
     "max-entropy-large": MaxEntropy(
         outer_steps=600,
         learning_rate=1e-5,

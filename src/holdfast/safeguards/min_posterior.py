@@ -41,7 +41,7 @@ class MinPosterior(Forgetting):
 
 
 PRESETS = {
-    "min-posterior": MinPosterior(),
+    "min-posterior": MinPosterior(learning_rate=3e-3, forget_weight=3.0),
     "min-posterior-large": MinPosterior(
         outer_steps=600,
         learning_rate=1e-5,

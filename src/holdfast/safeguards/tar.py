@@ -336,7 +336,6 @@ _REFUSAL = replace(
     tamper_resistance="dpo",
     adversaries=(Adversary(attack=_SMALL, learning_rates=_SMALL_RATES),),
     outer_steps=100,
-    tamper_resistance_weight=1.0,
 )
 _PAPER_REFUSAL = TAR(
     outer_steps=100,
