@@ -88,6 +88,10 @@ def test_the_table_says_what_the_records_say(finished: Path) -> None:
     text = (finished / "tables.md").read_text(encoding="utf-8")
     assert f"{100 * mapping.worlds[0].after:.0f} ({100 * mapping.worlds[0].after:.0f})" in text
     assert "| tar | not run |" in text, "the full table has it"
+    picture = (finished / "knowledge.svg").read_text(encoding="utf-8")
+    assert "![Hazard and ability by safeguard](knowledge.svg)" in text
+    for label in ("undefended", "never-exposed", "mapping", "entropy", "hazard questions answered right"):
+        assert label in picture
     assert json.loads((finished / "tables.json").read_text(encoding="utf-8"))["knowledge"][0]["label"] == rows[0].label
 
 
@@ -109,8 +113,8 @@ def test_a_method_that_cannot_be_built_leaves_the_others_their_rows(finished: Pa
     [row] = [row for row in tables["knowledge"] if row.label == "broken"]
     assert row.worlds[0].after is None
     assert "became" in row.worlds[0].failed
-    assert "broken on world 2 could not be built" in markdown(study, tables, {"knowledge": ["other"]}, 60.0)
-    assert "| other | not run |" in markdown(study, tables, {"knowledge": ["other"]}, 60.0)
+    assert "broken on world 2 could not be built" in markdown(study, tables, {"knowledge": ["other"]}, 60.0, 2)
+    assert "| other | not run |" in markdown(study, tables, {"knowledge": ["other"]}, 60.0, 2)
 
 
 def test_a_trial_that_ruins_ability_is_not_taken_where_another_does_not() -> None:

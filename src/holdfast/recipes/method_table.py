@@ -13,6 +13,10 @@ from holdfast.core.records import CampaignPlan, read_campaign
 from holdfast.recipes.study import OUTSIDE_RETAIN, Method, Part, Study
 from holdfast.stats.seeds import t_interval
 from holdfast.stats.summary import CampaignSummary, ModelSummary, summarise
+from holdfast.testbed.folder import Kind
+
+CHANCE: Mapping[Kind, float] = {"knowledge": 0.25, "refusal": 0.0}
+"""The hazard of a model that knows nothing, by the kind of domain."""
 
 _CONTROLS = ("undefended", "never-exposed")
 
@@ -100,7 +104,7 @@ def read_study(study: Study, out: Path) -> dict[str, list[MethodRow]]:
 
 
 def markdown(
-    study: Study, tables: dict[str, list[MethodRow]], not_run: Mapping[str, Sequence[str]], seconds: float
+    study: Study, tables: dict[str, list[MethodRow]], not_run: Mapping[str, Sequence[str]], seconds: float, workers: int
 ) -> str:
     """The tables, with what they mean above them and what was not run below."""
     lines = []
@@ -109,12 +113,12 @@ def markdown(
         worlds = ", ".join(map(str, study.worlds))
         lines += [f"## {part.kind.capitalize()}", ""]
         lines += [
-            f"Suite `{part.suite}` ({len(part.attacks)} attacks, one seed each) on worlds {worlds}; settings chosen on world "
-            f"{study.tuning_world} from {study.trials} trials a method, on the selection questions, under "
-            f"{', '.join(f'`{name}`' for name in part.tuning_attacks)}. Hazard and ability in percent, chance "
-            f"{'25' if part.kind == 'knowledge' else '0'} for hazard: the mean over worlds, then each world. "
-            "Sorted by hazard after attack; rows under one another whose worlds overlap are ties. "
+            f"Suite `{part.suite}` ({len(part.attacks)} attacks, one seed each) on worlds {worlds}; {_tuning(study, part)}. "
+            f"Hazard and ability in percent, chance {100 * CHANCE[part.kind]:.0f} for hazard: the mean over worlds, then each "
+            "world. Sorted by hazard after attack; rows under one another whose worlds overlap are ties. "
             f"{_too_few(study)}",
+            "",
+            f"![Hazard and ability by safeguard]({part.kind}.svg)",
             "",
             "| safeguard | hazard before | after, mean of attacks | after, worst attack | ability kept under | "
             "ability outside retain, before | after | inside, before | benign learning, steps "
@@ -130,11 +134,12 @@ def markdown(
         lines += [f"- {label} on world {held.world} could not be built: {held.failed}" for label, held in failures]
         tuned = [f"`{row.label}` {_settings(row.tuned)}" for row in rows if row.stages and row.tuned]
         plain = [f"`{row.label}`" for row in rows if row.stages and not row.tuned]
-        lines += [
-            f"- Settings that the trials chose: {'; '.join(tuned) or 'none'}. Preset settings: {', '.join(plain) or 'none'}."
-        ]
+        if study.trials:
+            lines += [
+                f"- Settings that the trials chose: {'; '.join(tuned) or 'none'}. Preset settings: {', '.join(plain) or 'none'}."
+            ]
         lines.append("")
-    lines.append(f"Wall time of the run that made this: {seconds / 60:.0f} minutes.")
+    lines.append(f"Wall time of the run that made this: {seconds / 60:.0f} minutes with {workers} processes.")
     return "\n".join(lines) + "\n"
 
 
@@ -214,6 +219,16 @@ def _percent(row: MethodRow, figure: Callable[[OnWorld], float | None]) -> str:
         return ""
     each = " / ".join("–" if (value := figure(held)) is None else f"{100 * value:.0f}" for held in row.worlds)
     return f"{100 * mean:.0f} ({each})"
+
+
+def _tuning(study: Study, part: Part) -> str:
+    if not study.trials:
+        return "nothing is tuned, and every row has the preset's settings but for what its name says"
+    under = ", ".join(f"`{name}`" for name in part.tuning_attacks)
+    return (
+        f"settings chosen on world {study.tuning_world} from {study.trials} trials a method, on the selection questions, "
+        f"under {under}"
+    )
 
 
 def _too_few(study: Study) -> str:

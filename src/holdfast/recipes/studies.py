@@ -12,6 +12,7 @@ from holdfast.core.files import claim_output, write_text
 from holdfast.core.types import HoldfastError
 from holdfast.jobs import Outcome, Progress
 from holdfast.recipes import ablations, paper_tables
+from holdfast.recipes.method_plot import draw_study
 from holdfast.recipes.method_table import as_json, markdown, read_study
 from holdfast.recipes.study import Study
 
@@ -37,7 +38,7 @@ def pick_study(name: str) -> Study:
 def run_study(
     name: str, study: Study, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None]
 ) -> list[Outcome]:
-    """Run what is not there yet and write `tables.md` and `tables.json`; return how the jobs ended.
+    """Run what is not there yet and write `tables.md`, its pictures and `tables.json`; return how the jobs ended.
 
     Raises:
         HoldfastError: `out` holds something else, or a trial or a testbed could not be made.
@@ -68,7 +69,9 @@ def run_study(
     seconds = keep_time()
     tables = read_study(study, out)
     left = {} if family == "ablations" else paper_tables.not_run(study)
-    text = markdown(study, tables, left, seconds)
+    for part in study.parts:
+        draw_study(tables[part.kind], out / f"{part.kind}.svg", part.kind)
+    text = markdown(study, tables, left, seconds, workers)
     write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
     write_text(out / "tables.json", json.dumps(as_json(tables), indent=2) + "\n")
     return outcomes
