@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from tests.conftest import SmallTestbed
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CARDS = sorted(page for page in (ROOT / "docs" / "safeguards").glob("*.md") if page.name != "README.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -186,12 +187,15 @@ def test_the_constants_of_the_testbed_page() -> None:
 
 
 def test_the_domain_of_getting_started(tmp_path: Path) -> None:
-    """Both of its `domain.toml` open, and the second walk's rows and questions are read."""
+    """Every `domain.toml` opens, and the second walk's rows and questions are read."""
     page = ROOT / "docs" / "getting-started.md"
+    opened = []
     for text in blocks(page, "toml"):
         (tmp_path / "domain.toml").write_text(text, encoding="utf-8")
-        domain = Domain.open(tmp_path)
-        assert domain.name == "my-domain"
+        opened.append(Domain.open(tmp_path))
+        assert opened[-1].name == "my-domain"
+    _, domain, refusal = opened
+    assert set(refusal.question_sources) == {"requests", "benign_requests"}
     rows, questions = blocks(page, "json")
     for source in domain.sources.values():
         _write(tmp_path / source["file"], rows)
@@ -294,6 +298,35 @@ def test_the_tests_are_run_by_the_readmes_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert script.splitlines()[-1] == "exec make test"
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+# Fidelity cards
+
+
+def test_every_safeguard_preset_has_a_card_and_only_one() -> None:
+    named: list[str] = []
+    for card in CARDS:
+        [line] = [line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("**Presets**: ")]
+        named += re.findall(r"`([^`]+)`", line.partition("**Code and formula**")[0])
+    assert sorted(named) == sorted(collect("holdfast.safeguards"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_a_card_says_what_is_claimed_what_was_measured_and_whether_they_agree(card: Path) -> None:
+    text = card.read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)$", text, re.M)
+    assert parts == ["What its source claims", "What was measured here", "Deviations", "Verdict"]
+    verdict = text.rpartition("## Verdict")[2].strip()
+    assert verdict.startswith(("**Replicates", "**Partly", "**Does not replicate", "**Not measured")), verdict[:40]
+    assert "arxiv.org/abs/" in text
+    index = (ROOT / "docs" / "safeguards" / "README.md").read_text(encoding="utf-8")
+    assert f"]({card.name})" in index
+    # Figures are quoted from the page that a named command made.
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    measured = text.partition("## What was measured here")[2].partition("\n## ")[0]
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    assert [row for row in rows if row not in results] == []
+    assert not rows or "holdfast study" in measured
 
 
 # Links and trees

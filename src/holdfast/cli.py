@@ -400,20 +400,21 @@ def list_(
 ) -> None:
     """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
     console = _console()
+    from rich.padding import Padding
     from rich.table import Table
 
     from holdfast.attacks.suites import SUITES
     from holdfast.core.domain import nearest
-    from holdfast.core.presets import collect, fields
+    from holdfast.core.presets import collect, families, fields
 
     kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
     presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
-    for kind, held in presets.items():
+    for kind, package in kinds.items():
         if what in (None, kind):
-            table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
-            for name, preset in held.items():
-                table.add_row(name, (type(preset).__doc__ or "").strip().splitlines()[0])
-            console.print(table)
+            console.print(f"[italic]{kind}[/italic]")
+            for title, names in families(f"holdfast.{package}").items():
+                console.print(Padding(title, (0, 0, 0, 2)), style="dim", highlight=False, markup=False)
+                console.print(Padding("  ".join(names), (0, 0, 0, 4)), highlight=False)
     if what in (None, "suites"):
         table = Table(title="suites", title_justify="left", box=None, show_header=False, padding=(0, 2))
         for name, attacks in SUITES.items():

@@ -7,9 +7,10 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
@@ -37,15 +38,28 @@ def collect(package: str) -> Mapping[str, Any]:
     """
     found: dict[str, Any] = {}
     home: dict[str, str] = {}
-    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-        module = importlib.import_module(module_info.name)
+    for module in _modules(package):
         for name, preset in getattr(module, "PRESETS", {}).items():
             if name in found:
                 raise HoldfastError(
-                    f"the preset {name!r} stands in both {home[name]} and {module_info.name}; rename one"
+                    f"the preset {name!r} stands in both {home[name]} and {module.__name__}; rename one"
                 )
-            found[name], home[name] = preset, module_info.name
+            found[name], home[name] = preset, module.__name__
     return found
+
+
+def families(package: str) -> Mapping[str, list[str]]:
+    """What each module of a package says it is, in its first line -> the names of its presets."""
+    return {
+        (module.__doc__ or module.__name__).splitlines()[0]: list(module.PRESETS)
+        for module in _modules(package)
+        if hasattr(module, "PRESETS")
+    }
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        yield importlib.import_module(info.name)
 
 
 def pick(package: str, name: str) -> Any:

@@ -72,7 +72,7 @@ class Adversary:
 
 @dataclass(frozen=True, kw_only=True)
 class TAR(Safeguard):
-    """Adversarial meta-learning, to be run on a model with an initial safeguard such as Random Mapping."""
+    """Adversarial meta-learning: an outer loop that trains at the weights its adversaries reach."""
 
     adversaries: tuple[Adversary, ...]
     """the mix that an adversary is drawn from"""
