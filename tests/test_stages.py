@@ -21,7 +21,7 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.core.data import Data
 from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.models import Checkpoint
-from holdfast.core.presets import describe
+from holdfast.core.presets import describe, pick
 from holdfast.core.runtime import Run, drive
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.safeguards.objective import RetainLoss
@@ -154,6 +154,17 @@ def test_a_shared_first_stage_is_trained_once(tiny_testbed: SmallTestbed, own_ca
     _, steps = built(recipe_of(tiny_testbed), tmp_path / "out")
     assert steps == [(7, 7)]
     assert Checkpoint(str(tmp_path / "out")).digest == second.digest
+
+
+@pytest.mark.parametrize("first", ["rmu", "undo", "max-entropy", "circuit-breakers"])
+def test_tar_goes_on_from_any_first_stage(first: str, tiny_testbed: SmallTestbed) -> None:
+    safeguard: Any = replace(pick("holdfast.safeguards", first), outer_steps=2)
+    alone, _ = built(recipe_of(tiny_testbed, stages=((first, safeguard),)))
+    both, steps = built(recipe_of(tiny_testbed, stages=((first, safeguard), BOTH[1])))
+    assert steps == [(step, 5) for step in range(2, 6)], "the first stage is there already"
+    assert [stage["preset"] for stage in both.card["stages"]] == [first, "tar"]
+    assert both.card["base"]["digest"] == tiny_testbed.model.digest, "retain losses compare with the untouched model"
+    assert len({alone.digest, both.digest, tiny_testbed.model.digest}) == 3
 
 
 def test_a_checkpoint_from_the_cache_names_the_models_it_was_asked_for(
