@@ -39,9 +39,7 @@ def study() -> Study:
         row("no retain-then-forget", adversaries=without_switch),
         row("no first stage", first=()),
         row("pooled x_tr", pooled=True),
-        # Beyond the paper: other first stages, and our additions.
-        row("first stage rmu", first=("rmu",)),
-        row("first stage undo", first=("random-mapping", "undo")),
+        # Beyond the paper.
         row("distilled", 130.0, distillation=distillation),
         row("distilled, persistent adversaries", 130.0, distillation=distillation, persistent_adversaries=4),
     )
