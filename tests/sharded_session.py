@@ -28,7 +28,8 @@ STEPS = 4
 def plugins() -> dict[str, Attack | Safeguard]:
     """Every attack preset, Random Mapping and TAR, cut to a few steps."""
     attacks = {
-        name: replace(preset, max_steps=STEPS, lora_dropout=0.0) for name, preset in collect("holdfast.attacks").items()
+        name: replace(preset, max_steps=STEPS, **({"lora_dropout": 0.0} if hasattr(preset, "lora_dropout") else {}))
+        for name, preset in collect("holdfast.attacks").items()
     }
     tar = replace(pick("holdfast.safeguards", "tar"), outer_steps=2, inner_steps=4, every=3, adversaries_per_step=2)
     mapping = replace(pick("holdfast.safeguards", "random-mapping"), outer_steps=STEPS)

@@ -18,12 +18,25 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
 
-from holdfast.core.models import CARD, Checkpoint, check_finite, hidden_states, mode_switch, save_checkpoint
+from holdfast.core.models import (
+    CARD,
+    Checkpoint,
+    attention,
+    check_finite,
+    decoder_layers,
+    hidden_states,
+    mode_switch,
+    residual_stream,
+    residual_writers,
+    save_checkpoint,
+)
 from holdfast.core.types import HoldfastError, NonFinite
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
@@ -400,6 +413,42 @@ def test_the_hidden_states_are_the_embedding_every_layer_and_last_the_final_norm
         assert torch.equal(model.lm_head(hidden[-1]), final)
     # What the last layer puts out is seen only through the norm.
     assert all(map(torch.equal, hidden[1:], [*seen[:-2], seen[-1]]))
+
+
+@every_architecture
+def test_the_residual_stream_is_seen_before_the_final_norm(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
+    with torch.no_grad():
+        final, outputs = residual_stream(model, IDS)
+        plain, hidden = hidden_states(model, IDS)
+        assert torch.equal(norm(outputs[-1]), hidden[-1])
+    assert torch.equal(final, plain)
+    assert all(map(torch.equal, outputs[:-1], hidden[1:-1]))
+    assert not any(layer._forward_hooks for layer in decoder_layers(model))
+
+
+def test_what_attention_and_mlp_write_is_all_that_is_added_to_the_residual_stream() -> None:
+    model = llama()
+    for layer in decoder_layers(model):
+        for writer in residual_writers(layer):
+            torch.nn.init.zeros_(writer.weight)
+    with torch.no_grad():
+        _, outputs = residual_stream(model, IDS)
+    assert all(torch.equal(output, model.model.embed_tokens(IDS)) for output in outputs)
+
+
+def test_attention_is_no_norm_that_is_named_after_it() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    [layer, _] = decoder_layers(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=104, **sizes)))
+    assert attention(layer) is layer.attention
+    assert residual_writers(layer) == (layer.attention.dense, layer.mlp.dense_4h_to_h)
+
+
+def test_an_attention_of_other_maps_is_refused() -> None:
+    with pytest.raises(HoldfastError, match="a layer of kind GPT2Block has no attention of plain linear maps"):
+        residual_writers(decoder_layers(gpt2())[0])
 
 
 def test_hidden_states_carry_gradients_to_every_layer() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_momentum_and_nesterov_and_plain_descent_are_three_paths() -> None:
     assert len(set(ends)) == 3
 
 
-@pytest.mark.parametrize("name", ["adamw", "schedule-free-adamw"])
+@pytest.mark.parametrize("name", ["adamw", "schedule-free-adamw", "lion", "muon"])
 def test_weight_decay_is_decoupled_where_it_should_be(name: OptimizerName) -> None:
     point = torch.ones(2).requires_grad_()
     optimizer = make_optimizer(name, [point], 0.1, weight_decay=0.5)
@@ -72,6 +73,51 @@ def test_weight_decay_is_decoupled_where_it_should_be(name: OptimizerName) -> No
     optimizer.step()
     published_point(optimizer)
     torch.testing.assert_close(point.detach(), torch.full((2,), 0.95))
+
+
+def test_lion_steps_by_the_whole_rate_in_every_weight() -> None:
+    point = torch.tensor([1.0, -1e-6, 0.0, 1e6]).requires_grad_()
+    optimizer = make_optimizer("lion", [point], 0.125)
+    point.square().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(point.detach(), torch.tensor([0.875, 0.125 - 1e-6, 0.0, 1e6 - 0.125]))
+
+
+def test_muon_steps_alike_along_all_singular_vectors_and_leaves_vectors_to_adamw() -> None:
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(8, 8))[0] for _ in range(2))
+    slope = left @ torch.diag(torch.logspace(0, -2, 8)) @ right
+    matrix, vector, other = torch.zeros(8, 8), torch.zeros(3), torch.zeros(3)
+    for held in (matrix, vector, other):
+        held.requires_grad_()
+    muon, adamw = make_optimizer("muon", [matrix, vector], 0.1), make_optimizer("adamw", [other], 0.1)
+    matrix.grad, vector.grad, other.grad = slope, torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, -2.0, 3.0])
+    muon.step()
+    adamw.step()
+    assert torch.equal(vector, other)
+    # Newton-Schulz brings singular values near 1, not to it; steps of an orthogonal matrix are 0.2 sqrt(8) times the rate.
+    steps = torch.linalg.svdvals(-matrix.detach()) / (0.1 * 0.2 * 8**0.5)
+    assert 0.5 < steps.min() <= steps.max() < 1.5
+    assert (left.T @ -matrix.detach() @ right.T).diagonal().min() > 0
+
+
+def test_muon_goes_on_from_its_saved_state() -> None:
+    def steps(optimizer: Any, weights: list[torch.Tensor], count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            torch.stack([(weight - 1).square().sum() for weight in weights]).sum().backward()
+            optimizer.step()
+
+    def fresh() -> list[torch.Tensor]:
+        return [torch.full((3, 2), 5.0).requires_grad_(), torch.full((4,), -5.0).requires_grad_()]
+
+    whole, parts = fresh(), fresh()
+    steps(make_optimizer("muon", whole, 0.1), whole, 5)
+    first, second = (make_optimizer("muon", parts, 0.1) for _ in range(2))
+    steps(first, parts, 3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(second, parts, 2)
+    assert all(map(torch.equal, whole, parts))
 
 
 def test_schedule_free_publishes_another_point_than_it_trains_at() -> None:
@@ -91,8 +137,8 @@ def test_schedule_free_publishes_another_point_than_it_trains_at() -> None:
 
 
 def test_an_unknown_optimizer_is_an_error() -> None:
-    with pytest.raises(HoldfastError, match="'lion' is not an optimizer"):
-        make_optimizer("lion", [torch.ones(1, requires_grad=True)], 0.1)  # type: ignore[arg-type]
+    with pytest.raises(HoldfastError, match="'sophia' is not an optimizer"):
+        make_optimizer("sophia", [torch.ones(1, requires_grad=True)], 0.1)  # type: ignore[arg-type]
 
 
 @MODEST

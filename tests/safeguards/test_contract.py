@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_path_and_another_seed_another(name: str, t
     again, repeated = walk(shortened(name), tiny)
     assert same(path, again)
     assert losses == repeated
-    assert not same(path, walk(shortened(name), tiny, seed=4)[0])
+    assert same(path, walk(shortened(name), tiny, seed=4)[0]) is not SAFEGUARDS[name].trains
 
 
 @every_safeguard
@@ -166,7 +166,8 @@ def test_it_reads_the_defenders_rows_and_no_others(name: str, tiny: Testbeds, mo
     monkeypatch.setattr(Data, "_rows", seen)
     walk(shortened(name, 1), tiny)
     assert set(read) <= set(DEFENDER_ROLES)
-    assert {"forget", "forget_heldout", "retain"} <= set(read)
+    learned = {"forget", "forget_heldout"} if SAFEGUARDS[name].trains else set()
+    assert {"retain", *learned} <= set(read)
 
 
 @every_safeguard
@@ -192,10 +193,10 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny: Testbeds, t
 def test_in_microbatches_it_takes_the_same_first_step(name: str, tiny: Testbeds) -> None:
     _, [whole] = walk(shortened(name, 1), tiny)
     _, [parts] = walk(replace(shortened(name, 1), micro_batch=1), tiny)
-    assert parts == pytest.approx(whole, rel=1e-4)
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
-@every_safeguard
+@pytest.mark.parametrize("name", [name for name, safeguard in SAFEGUARDS.items() if safeguard.trains])
 def test_its_own_objective_is_what_it_lowers(
     name: str, small_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed
 ) -> None:

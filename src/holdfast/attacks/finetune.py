@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
-from holdfast.core.optimizers import OptimizerName, ScheduleName
+from holdfast.core.optimizers import Optimizer, OptimizerName, ScheduleName
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class FineTune(Attack):
     restart_every: int | None = None
     """period of `sgdr` in steps; None: a quarter of what follows the warmup"""
     weight_decay: float = 0.01
-    """decoupled for AdamW and schedule-free AdamW, an L2 penalty for the other optimizers"""
+    """decoupled for AdamW, schedule-free AdamW, Lion and Muon, an L2 penalty for the other optimizers"""
     max_grad_norm: float | None = None
     """gradients are clipped to this norm; None: never"""
     lora_rank: int = 0
@@ -144,14 +144,14 @@ class FineTune(Attack):
             train(False)
             yield loss.item()
 
-    def _optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | LowRankOptimizer:
+    def _optimizer(self, model: PreTrainedModel) -> Optimizer | LowRankOptimizer:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         from holdfast.core.low_rank import LowRankOptimizer, linear_weights
         from holdfast.core.optimizers import make_optimizer
         from holdfast.core.sharded import trainable
 
-        def make(parameters: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+        def make(parameters: Sequence[torch.Tensor]) -> Optimizer:
             return make_optimizer(self.optimizer, parameters, self.learning_rate, weight_decay=self.weight_decay)
 
         prepared = any(isinstance(module, BaseTunerLayer) for module in model.modules())
@@ -254,6 +254,8 @@ PRESETS = {
     "full-sgd-nesterov-1e-1": replace(_BASE, optimizer="sgd-nesterov", learning_rate=0.1, weight_decay=0.0),
     "full-adagrad-3e-3": replace(_BASE, optimizer="adagrad", learning_rate=3e-3, weight_decay=0.0),
     "full-adadelta-1": replace(_BASE, optimizer="adadelta", learning_rate=1.0, weight_decay=0.0),
+    "full-lion-6e-5": replace(_BASE, optimizer="lion", learning_rate=6e-5),
+    "full-muon-5e-4": replace(_BASE, optimizer="muon", learning_rate=5e-4),
     "full-schedule-free-1e-3": replace(_BASE, optimizer="schedule-free-adamw"),
     "lora-r4-adamw-5e-3": replace(_BASE, lora_rank=4, lora_alpha=8.0, learning_rate=5e-3),
     # Models of billions of weights, at the rates of the paper's red team (arXiv 2408.00761).
@@ -270,6 +272,9 @@ PRESETS = {
     "full-schedule-free-2e-5": replace(
         _BASE, optimizer="schedule-free-adamw", learning_rate=2e-5, max_steps=1000, batch_size=32
     ),
+    # Lion wants a third to a tenth of AdamW's rate (arXiv 2302.06675, section 5), Muon the same (arXiv 2502.16982).
+    "full-lion-4e-6": replace(_BASE, optimizer="lion", learning_rate=4e-6, max_steps=1000, batch_size=32),
+    "full-muon-2e-5": replace(_BASE, optimizer="muon", learning_rate=2e-5, max_steps=1000, batch_size=32),
     # The paper's five against refusal, complete: ten epochs over 541 rows. Then the same at fifty times the rate.
     **_REFUSAL,
     **_REFUSAL_SMALL,

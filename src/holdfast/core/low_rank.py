@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from holdfast.core.optimizers import published_point, training_point
+from holdfast.core.optimizers import Optimizer, published_point, training_point
 
 
 class LowRankOptimizer:
@@ -29,7 +29,7 @@ class LowRankOptimizer:
         weights: Sequence[nn.Parameter],
         rank: int,
         alpha: float,
-        make: Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer],
+        make: Callable[[Sequence[torch.Tensor]], Optimizer],
     ) -> None:
         self.weights, self.scale = list(weights), alpha / rank
         self._origin = [weight.detach().clone() for weight in self.weights]
@@ -83,10 +83,17 @@ class LowRankOptimizer:
 
 
 def linear_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The weights of all linear layers but the output embedding's, by module name: LoRA's "all-linear"."""
+    """The weights of all linear layers but the output embedding's and LoRA's own, by module name: LoRA's "all-linear"."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return {
         name: module.get_parameter("weight")
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
     }
+
+
+def largest_directions(matrix: torch.Tensor, count: int) -> torch.Tensor:
+    """The best approximation of `matrix` of rank `count`: its largest singular values and their vectors."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    best: torch.Tensor = (left[:, :count] * values[:count]) @ right[:count]
+    return best

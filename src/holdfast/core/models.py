@@ -245,6 +245,21 @@ def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torc
     return output.logits, output.hidden_states
 
 
+def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits (B x T x V) and what every layer puts out (L times B x T x H), the last one's too before the final norm."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    try:
+        return model(input_ids=input_ids, use_cache=False).logits, outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[torch.nn.Module]:
     """The blocks of the residual stream, first to last, or the chosen ones of them, counted from 0.
 
@@ -274,16 +289,48 @@ def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
     raise HoldfastError(f"a layer of kind {type(layer).__name__} has no MLP by name, which this needs")
 
 
+def attention(layer: torch.nn.Module) -> torch.nn.Module:
+    """The attention, or what stands in its place, of a decoder layer.
+
+    Raises:
+        HoldfastError: no part of the layer is called one.
+    """
+    for name, module in layer.named_children():
+        # Norms and dropouts are named after what they follow.
+        if any(part in name.lower() for part in ("attn", "attention")) and _linear_maps(module):
+            return module
+    raise HoldfastError(
+        f"a layer of kind {type(layer).__name__} has no attention of plain linear maps, which this needs"
+    )
+
+
+def residual_writers(layer: torch.nn.Module) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    """The last linear maps of a decoder layer's attention and of its MLP, which write into the residual stream.
+
+    Raises:
+        HoldfastError: the layer has none.
+    """
+    return _linear_maps(attention(layer))[-1], _last_of_mlp(layer)
+
+
 def down_projection(layer: torch.nn.Module) -> torch.nn.Parameter:
     """The weight of the last linear map of a decoder layer's MLP, which writes into the residual stream.
 
     Raises:
         HoldfastError: the MLP holds no plain linear map.
     """
-    linear = [module for module in feed_forward(layer).modules() if isinstance(module, torch.nn.Linear)]
+    return _last_of_mlp(layer).get_parameter("weight")
+
+
+def _last_of_mlp(layer: torch.nn.Module) -> torch.nn.Linear:
+    linear = _linear_maps(feed_forward(layer))
     if not linear:
         raise HoldfastError(f"the MLP of a layer of kind {type(layer).__name__} holds no plain linear map")
-    return linear[-1].get_parameter("weight")
+    return linear[-1]
+
+
+def _linear_maps(module: torch.nn.Module) -> list[torch.nn.Linear]:
+    return [held for held in module.modules() if isinstance(held, torch.nn.Linear)]
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:

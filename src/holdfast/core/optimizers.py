@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from holdfast.core.types import HoldfastError
@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     import torch
 
 OptimizerName = Literal[
-    "adamw", "adam", "sgd", "sgd-momentum", "sgd-nesterov", "adagrad", "adadelta", "schedule-free-adamw"
+    "adamw", "adam", "sgd", "sgd-momentum", "sgd-nesterov", "adagrad", "adadelta", "schedule-free-adamw", "lion", "muon"
 ]
 ScheduleName = Literal["constant", "linear-warmup", "warmup-cosine", "sgdr"]
+
+
+class Optimizer(Protocol):
+    """What a training loop needs of an optimizer."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    def step(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
 
 
 def make_optimizer(
@@ -24,11 +34,13 @@ def make_optimizer(
     *,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """A fresh optimizer over `parameters`.
 
-    Momentum is 0.9 for both kinds of SGD; `betas` serve the Adam family. Weight decay is decoupled for `adamw` and
-    `schedule-free-adamw`, an L2 penalty for the rest, as in torch.
+    Momentum is 0.9 for both kinds of SGD; `betas` serve the Adam family. Weight decay is decoupled for `adamw`,
+    `schedule-free-adamw`, `lion` and `muon`, an L2 penalty for the rest, as in torch. `lion` (arXiv 2302.06675) steps by the
+    sign of a momentum, by the whole rate in every weight. `muon` orthogonalises the momentum of matrices, embeddings too, in
+    steps that are as long as AdamW's (arXiv 2502.16982); vectors follow AdamW at the same rate.
     """
     import torch
 
@@ -52,7 +64,49 @@ def make_optimizer(
             import schedulefree
 
             return schedulefree.AdamWScheduleFree(held, learning_rate, betas=betas, weight_decay=weight_decay)  # type: ignore[no-any-return]
+        case "lion":
+            import lion_pytorch
+
+            return lion_pytorch.Lion(held, learning_rate, weight_decay=weight_decay)  # type: ignore[no-any-return]
+        case "muon":
+            matrices, vectors = ([p for p in held if (p.ndim == 2) is flat] for flat in (True, False))
+            kinds: list[torch.optim.Optimizer] = []
+            if matrices:
+                kinds.append(
+                    torch.optim.Muon(matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+                )
+            if vectors:
+                kinds.append(
+                    torch.optim.AdamW(vectors, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+                )
+            return _Together(kinds)
     raise HoldfastError(f"{name!r} is not an optimizer")
+
+
+class _Together:
+    """Several optimizers, each of its own weights, as one."""
+
+    def __init__(self, kinds: Sequence[torch.optim.Optimizer]) -> None:
+        self._kinds = kinds
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for kind in self._kinds for group in kind.param_groups]
+
+    def step(self) -> None:
+        for kind in self._kinds:
+            kind.step()
+
+    def zero_grad(self) -> None:
+        for kind in self._kinds:
+            kind.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kinds": [kind.state_dict() for kind in self._kinds]}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        for kind, state in zip(self._kinds, state_dict["kinds"], strict=True):
+            kind.load_state_dict(state)
 
 
 def schedule_factor(name: ScheduleName, step: int, total: int, warmup: int = 0, period: int | None = None) -> float:
@@ -72,14 +126,6 @@ def schedule_factor(name: ScheduleName, step: int, total: int, warmup: int = 0, 
         length = period or max(length // 4, 1)
         done %= length
     return 0.5 * (1 + math.cos(math.pi * done / length))
-
-
-class Optimizer(Protocol):
-    """What a training loop needs of an optimizer."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]: ...
-    def step(self) -> Any: ...
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, gathered on every rank where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -31,8 +37,7 @@ def reshard(model: nn.Module) -> None:
 def rewrite(weight: nn.Parameter, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Put `change(weight)` in a weight's place, in float32; a sharded weight is gathered whole for it on every rank."""
     with torch.no_grad():
-        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        changed = change(whole.detach().float()).to(weight.dtype)
+        changed = change(whole(weight).detach().float()).to(weight.dtype)
         if isinstance(weight, DTensor):
             changed = distribute_tensor(changed, weight.device_mesh, weight.placements)
         local(weight.detach()).copy_(local(changed))
@@ -58,6 +63,12 @@ class Snapshot:
         """How far the weights have moved since."""
         with torch.no_grad():
             return list(torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": self._saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        torch._foreach_copy_(self._saved, state["saved"])
 
     def _shards(self) -> list[nn.Parameter]:
         reshard(self._model)

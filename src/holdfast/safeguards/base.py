@@ -21,6 +21,11 @@ class Safeguard(abc.ABC):
     outer_steps: int = 200
     """updates of the published weights"""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it follows losses on the defender's rows. One that only edits the weights has nothing to lower or to draw."""
+        return True
+
     @abc.abstractmethod
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         """Train in place; yield the losses of each outer step.

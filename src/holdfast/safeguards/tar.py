@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.optimizers import OptimizerName
+from holdfast.core.optimizers import Optimizer, OptimizerName
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.distillation import Distillation
@@ -177,7 +177,7 @@ class TAR(Safeguard):
         gradients = GradientSum(model)
         held_out_batches: Iterator[Batch | PairBatch] = x_tr
 
-        def update(step: int, optimizer: torch.optim.Optimizer) -> None:
+        def update(step: int, optimizer: Optimizer) -> None:
             gradients.give()
             factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
             set_learning_rate(optimizer, self.outer_learning_rate * factor)
@@ -233,7 +233,7 @@ class TAR(Safeguard):
         gradients.clear()
         return loss
 
-    def _optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+    def _optimizer(self, model: PreTrainedModel) -> Optimizer:
         from holdfast.core.optimizers import make_optimizer
         from holdfast.core.sharded import trainable
 

@@ -1,0 +1,92 @@
+"""An edit of the weights, alone or with fine-tuning after it: what compression, merging, abliteration and refolding share."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from holdfast.attacks.base import Attack
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Attack):
+    """Rewrites the weights without a gradient; one hazardous batch gives the loss that it yields."""
+
+    max_steps: int = 1
+    """updates of the weights; without `tune` the edit grows to its full strength over them, so that they give a curve"""
+    batch_size: int = 16
+    """rows of the hazardous batch whose loss an edit yields"""
+    tune: FineTune | None = None
+    """fine-tuning that follows the edit's one update; its max_steps gives way to what is left of max_steps"""
+
+    def __post_init__(self) -> None:
+        least = 1 if self.tune is None else 2
+        if self.max_steps < least:
+            raise HoldfastError(f"max_steps must be at least {least}, not {self.max_steps}")
+        if self.batch_size < 1:
+            raise HoldfastError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Insert the fresh low-rank layers of the fine-tuning, where it has some."""
+        if self.tune is not None:
+            self.tune.prepare(model)
+
+    @abc.abstractmethod
+    def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
+        """Make the edit's update of that number, from 1 to `edits`, out of what the one before it left."""
+
+    @property
+    def edits(self) -> int:
+        """Updates that edit; the rest fine-tune."""
+        return self.max_steps if self.tune is None else 1
+
+    @property
+    def benign_steps(self) -> int:
+        """The edit's updates, and what the fine-tuning after them begins with."""
+        return self.edits + (0 if self.tune is None else self._rest(self.tune).benign_steps)
+
+    @property
+    def optimises(self) -> bool:
+        return self.tune is not None
+
+    @property
+    def draws(self) -> bool:
+        return self.tune is not None
+
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.looks_at(), *(self.tune.reads() if self.tune else ()))))
+
+    def looks_at(self) -> tuple[str, ...]:
+        """The names of the rows that the edit itself asks for; the hazardous batch is always among them."""
+        return ("hazard",)
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        import torch
+
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.sharded import reshard
+
+        model.train(False)
+        batch = next(data.stream("hazard", batch_size=self.batch_size, seed=run.seed))
+        for done in range(run.start, self.edits):
+            self.edit(model, data, run, done + 1)
+            with torch.no_grad():
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, batch.labels, batch.label_count).item()
+            reshard(model)
+            yield loss
+        if self.tune is not None:
+            yield from self._rest(self.tune).steps(model, data, run.later(self.edits))
+
+    def _rest(self, tune: FineTune) -> FineTune:
+        return replace(tune, max_steps=self.max_steps - self.edits)

@@ -1,0 +1,165 @@
+"""Evolution strategies: fine-tuning from forward passes alone, which defences trained against gradients never met.
+
+    g = 1/n sum_i  (L(theta + sigma e_i) - L(theta - sigma e_i)) / (2 s) e_i,  e_i ~ N(0, 1);   theta <- Adam(theta, g)
+
+with s the standard deviation of the 2n losses. Antithetic pairs and the estimate are those of evolution strategies (arXiv
+1703.03864); the noise is drawn again from its seed in place of being kept, as MeZO does for language models (arXiv 2305.17333).
+A large step of sigma looks past what a safeguard did to the slope of the loss at one point: masked, flattened or reversed
+gradients do not mislead it.
+
+Deviations: losses are z-scored as in arXiv 2509.24372, in place of the ranks of the first source, since a rank flips where two
+losses differ in their last bit, as they do between one process and several. By default only vectors move, which are the norms'
+scales and the biases: the estimate's error grows with the number of weights that move, and norms' scales are 672 of the 381,408
+weights of the testbed's model, yet undo a shallow safeguard by themselves (arXiv 2312.11420 adapts models through them alone).
+The weights are put back from a copy, since taking the noise off again leaves its rounding. Constants for small models are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from holdfast.attacks.base import Attack
+from holdfast.core.optimizers import OptimizerName
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Batch, Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution(Attack):
+    """Minimise the language-model loss on hazardous rows without ever taking a gradient."""
+
+    hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
+    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    benign_share: float = 0.0
+    """share of each batch that is benign"""
+    batch_size: int = 32
+    """rows a step; all of the step's losses are of the same ones"""
+    weights: Literal["vectors", "all"] = "vectors"
+    """what moves: weights of one dimension, which are norms' scales and biases, or all"""
+    pairs: int = 16
+    """n, antithetic pairs a step; each costs two forward passes"""
+    sigma: float = 0.02
+    """the noise's standard deviation"""
+    optimizer: OptimizerName = "adam"
+    """the optimizer that takes the estimate for a gradient; `sgd` is the plain strategy"""
+    learning_rate: float = 1e-2
+    """constant learning rate"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "pairs"):
+            if getattr(self, name) < 1:
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("sigma", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.benign_rows < self.batch_size:
+            raise HoldfastError(
+                f"benign_share must leave hazardous rows in a batch of {self.batch_size}, not {self.benign_share}"
+            )
+
+    @property
+    def benign_steps(self) -> int:
+        return 0
+
+    @property
+    def benign_rows(self) -> int:
+        """Benign rows in a batch."""
+        return round(self.benign_share * self.batch_size)
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.hazard, "benign") if self.benign_rows else (self.hazard,)
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        import torch
+
+        from holdfast.core.optimizers import make_optimizer, published_point, training_point
+        from holdfast.core.sharded import clear_gradients, local, reshard, trainable
+
+        model.train(False)
+        reshard(model)
+        moved = [weight for weight in trainable(model) if self.weights == "all" or weight.dim() == 1]
+        if not moved:
+            raise HoldfastError(
+                f'the architecture {type(model).__name__} has no scales of norms and no biases; set weights to "all"'
+            )
+        streams = {name: data.stream(name, batch_size=self.batch_size, seed=run.seed) for name in self.reads()}
+        optimizer = make_optimizer(self.optimizer, moved, self.learning_rate)
+        run.track(optimizer=optimizer, **streams)
+        for _ in range(run.start, self.max_steps):
+            hazard = streams[self.hazard]
+            rows = hazard.take(self.batch_size - self.benign_rows)
+            if self.benign_rows:
+                rows += streams["benign"].take(self.benign_rows)
+            reshard(model)
+            training_point(optimizer)
+            origin = [local(weight.detach()).clone() for weight in moved]
+            seeds = torch.randint(2**62, (self.pairs,), generator=run.generator).tolist()
+            losses = self._losses(model, moved, origin, seeds, hazard.batch(rows))
+            # Where all losses agree there is no direction: the weights stay.
+            slopes = (losses[:, 0] - losses[:, 1]) / (2 * losses.std().clamp(min=1e-12))
+            clear_gradients(moved)
+            for slope, seed in zip((slopes / self.pairs).tolist(), seeds, strict=True):
+                for weight, noise in zip(moved, _noise(moved, seed), strict=True):
+                    weight.grad = slope * noise if weight.grad is None else weight.grad.add_(noise, alpha=slope)
+            optimizer.step()
+            published_point(optimizer)
+            yield losses.mean().item()
+
+    def _losses(
+        self,
+        model: PreTrainedModel,
+        moved: Sequence[nn.Parameter],
+        origin: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        batch: Batch,
+    ) -> torch.Tensor:
+        """The batch's loss on either side of the weights for each pair, pairs x 2; over all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        from holdfast.core.data import rank_of
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.sharded import local, reshard
+
+        losses = torch.empty(len(seeds), 2, device=batch.input_ids.device)
+        _, ranks = rank_of()
+        with torch.no_grad():
+            for pair, seed in enumerate(seeds):
+                for side, sign in enumerate((1, -1)):
+                    for weight, start, noise in zip(moved, origin, _noise(moved, seed), strict=True):
+                        local(weight.detach()).copy_(start + sign * self.sigma * local(noise))
+                    logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                    losses[pair, side] = next_token_loss(logits, batch.labels, batch.label_count)
+                    reshard(model)
+            for weight, start in zip(moved, origin, strict=True):
+                local(weight.detach()).copy_(start)
+            if ranks > 1:
+                dist.all_reduce(losses)
+        return losses / ranks
+
+
+def _noise(weights: Sequence[nn.Parameter], seed: int) -> Iterator[torch.Tensor]:
+    """Standard normal noise for each weight, the same on every rank before it is sharded as the weight is."""
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    generator = torch.Generator(weights[0].device).manual_seed(seed)
+    for weight in weights:
+        whole = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+        yield distribute_tensor(whole, weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else whole
+
+
+_BASE = Evolution()
+
+PRESETS = {
+    "evolution-vectors-adam-1e-2": _BASE,
+}

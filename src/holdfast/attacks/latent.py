@@ -1,0 +1,224 @@
+"""Embedding and latent attacks, kept in the weights: no prompt of the attacker's is needed when the model is used.
+
+Soft start token: the embedding of the token that begins every text is a soft prompt that every text already has.
+
+    e <- e - s * a * sign(grad)           a: root mean square of the other embeddings
+
+is the universal embedding attack of arXiv 2402.09063, whose code moves about twenty embeddings after the prompt by signed
+gradients of fixed size 0.001. Deviations: one embedding, at the start; the size is relative; it falls linearly to zero.
+
+Latent PGD: one vector for every token at each chosen layer's output, within a radius of its hidden states.
+
+    d <- project(d - s * r * grad / |grad|, |d| <= r)        r = radius * median norm of the layer's hidden states
+
+is the adversary of latent adversarial training (arXiv 2403.05030, 2407.15549) as an attack of its own. It lives in the bias of
+the MLP's last map, as the code of arXiv 2406.11717 adds a direction. Deviations: the sources move every token of every row
+apart, within absolute radii; a vector that is published with the weights is the same for all, so it is the weaker attack.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.attacks.base import Attack
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Data, Stream
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal(Attack):
+    """Descent on a few numbers that stand for an input or a hidden state, the same for every text."""
+
+    hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
+    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    batch_size: int = 16
+    """rows a step"""
+    step_size: float = 0.05
+    """s at the first step, from which it falls linearly"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.step_size > 0:
+            raise HoldfastError(f"step_size must be above 0, not {self.step_size}")
+
+    @property
+    def benign_steps(self) -> int:
+        return 0
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.hazard,)
+
+    @abc.abstractmethod
+    def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
+        """What makes a step of that s along the gradients that the model holds."""
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        from holdfast.core.losses import next_token_loss
+        from holdfast.core.sharded import clear_gradients, trainable
+
+        model.train(False)  # throughout: what an input does is not to be learned through dropout
+        rows = data.stream(self.hazard, batch_size=self.batch_size, seed=run.seed)
+        move = self.start(model, data, rows, run)
+        run.track(rows=rows)
+        for step in range(run.start, self.max_steps):
+            clear_gradients(trainable(model))
+            batch = next(rows)
+            logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            loss = next_token_loss(logits, batch.labels, batch.label_count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            move(self.step_size * (1 - step / self.max_steps))
+            yield loss.item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftStartToken(Universal):
+    """Signed gradient descent on the start token's embedding; `step_size` is a share of the other embeddings' size."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Only the embedding is trainable: no other gradient is wanted."""
+        model.requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(True)
+
+    def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
+        import torch
+
+        from holdfast.core.sharded import rewrite, whole
+
+        token, weight = data.tokenizer.bos_token_id, model.get_input_embeddings().get_parameter("weight")
+        if not isinstance(token, int) or any(row.ids[0] != token for row in rows.rows):
+            raise HoldfastError(
+                "the tokenizer puts no start token before every text, so there is no embedding to attack"
+            )
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None and head.weight is weight:
+            raise HoldfastError(
+                "the model's input embeddings are its output embeddings too; this attack needs them apart"
+            )
+        with torch.no_grad():
+            # Of the others, which stay as they are: a resumed run finds the same size.
+            square = whole(weight).float().square().mean(-1)
+            size = ((square.sum() - square[token]) / (len(square) - 1)).sqrt()
+
+        def move(share: float) -> None:
+            assert weight.grad is not None
+            slope = whole(weight.grad)[token].float()
+
+            def change(held: torch.Tensor) -> torch.Tensor:
+                moved = held.clone()
+                moved[token] -= share * size * slope.sign()
+                return moved
+
+            rewrite(weight, change)
+
+        return move
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentPGD(Universal):
+    """Projected gradient descent on one vector a layer; `step_size` is a share of the longest vector allowed."""
+
+    depths: tuple[float, ...] = (0.0, 0.5, 0.9)
+    """the layers, each as a share of the number of layers"""
+    radius: float = 0.35
+    """the longest vector, as a share of the median norm of the hidden states that it is added to"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.radius > 0:
+            raise HoldfastError(f"radius must be above 0, not {self.radius}")
+        if not self.depths or not all(0 <= depth < 1 for depth in self.depths):
+            raise HoldfastError(f"depths must be one or more shares between 0 and 1, not {self.depths}")
+
+    def layers(self, model: PreTrainedModel) -> list[int]:
+        """The chosen layers, counted from 0."""
+        count = model.config.get_text_config().num_hidden_layers
+        return sorted({int(depth * count) for depth in self.depths})
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Give the last map of the chosen layers' MLP a bias of zero where it has none. Nothing else is trainable."""
+        import torch
+
+        model.requires_grad_(False)
+        for writer in self._writers(model):
+            if writer.bias is None:
+                writer.bias = torch.nn.Parameter(writer.weight.new_zeros(writer.out_features))
+            writer.bias.requires_grad_(True)
+
+    def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
+        import torch
+
+        from holdfast.core.data import collate
+        from holdfast.core.models import residual_stream
+        from holdfast.core.sharded import reshard, rewrite, whole
+
+        biases = [writer.bias for writer in self._writers(model)]
+        if any(bias is None for bias in biases):
+            raise HoldfastError(
+                f"a {type(model).__name__} has no biases in its MLPs to hold a perturbation; this attack gives it some where "
+                "it is measured, and cannot be an adversary while a safeguard trains"
+            )
+        sample = collate(rows.rows[: self.batch_size], 0, model.device, 0, 1)  # on every rank the same
+        with torch.no_grad():
+            _, outputs = residual_stream(model, sample.input_ids)
+        reshard(model)
+        # The median: the first token's state is often hundreds of times as long as the others'.
+        norms = [outputs[layer][sample.mask].float().norm(dim=-1).median() for layer in self.layers(model)]
+        balls = _Balls(biases, self.radius * torch.stack(norms))
+        run.track(balls=balls)
+
+        def move(share: float) -> None:
+            for bias, centre, radius in zip(biases, balls.centres, balls.radii, strict=True):
+                assert bias.grad is not None
+                slope = whole(bias.grad).float()
+                rewrite(bias, partial(_step, centre, radius, -share * radius * slope / slope.norm().clamp(min=1e-12)))
+
+        return move
+
+    def _writers(self, model: PreTrainedModel) -> list[nn.Linear]:
+        from holdfast.core.models import decoder_layers, residual_writers
+
+        return [residual_writers(layer)[1] for layer in decoder_layers(model, self.layers(model))]
+
+
+def _step(centre: torch.Tensor, radius: torch.Tensor, push: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """`held` pushed, and put back onto the ball if that leads out of it."""
+    away = held + push - centre
+    back: torch.Tensor = centre + away * (radius / away.norm().clamp(min=1e-12)).clamp(max=1.0)
+    return back
+
+
+class _Balls:
+    """Where the vectors began and how far they may go, which a resumed run can no longer see in the model."""
+
+    def __init__(self, biases: Sequence[nn.Parameter], radii: torch.Tensor) -> None:
+        from holdfast.core.sharded import whole
+
+        self.centres, self.radii = [whole(bias).detach().float().clone() for bias in biases], radii
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"centres": self.centres, "radii": self.radii}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.centres = [held.to(self.radii.device) for held in state["centres"]]
+        self.radii = state["radii"].to(self.radii.device)
+
+
+# All lengths are relative, so that they may serve models of any size; they were chosen on the testbed.
+PRESETS = {
+    "soft-start-token-sign-1e-1": SoftStartToken(step_size=0.1),
+    "latent-pgd-one-layer": LatentPGD(depths=(0.0,), radius=0.5),
+    "latent-pgd-three-layers": LatentPGD(),
+}

@@ -1,0 +1,82 @@
+"""Undo a reparameterisation: put the weights into a basis of the attacker's own, then train.
+
+A defence may leave the function as it is and make the weights hard to train, by large factors in one linear map that cancel
+in its neighbour (SpecDef, arXiv 2602.18868, whose abstract says that an attacker who knows restores fast convergence). The
+attacker need not know where: balanced factors, of equal and diagonal Gram matrices, are the same for every parameterisation
+of one product. One edit of the weights, in this order:
+
+    scales of norms are folded into the maps that read them           exact
+    value and output projections, up- and down-projections balance    exact
+    singular values above c times the median are clipped              a change of the function, off by default
+
+and then fine-tuning with a fresh optimizer and clipped gradients, of all weights or of fresh low-rank layers. The paper's
+attacker adds layers instead; this one is ours. Query and key projections, whose freedom depends on the position encoding, and
+norms that are not named as in Llama's layers stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from holdfast.attacks.edit import Edit
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.core.data import Data
+    from holdfast.core.runtime import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reparameterise(Edit):
+    """Folds norms, balances adjacent linear maps and clips outlying singular values. Over several updates, pair by pair."""
+
+    clip: float | None = None
+    """c, the most that a singular value of a linear layer may be in medians of them; None: never clipped"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip is not None and not self.clip >= 1:
+            raise HoldfastError(f"clip must be at least 1, not {self.clip}")
+
+    def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
+        from holdfast.core.adjacent import adjacent_maps, fold_norms
+        from holdfast.core.low_rank import linear_weights
+        from holdfast.core.sharded import rewrite
+
+        pairs = adjacent_maps(model)
+        if update == 1:
+            fold_norms(model)
+        for pair in pairs[(update - 1) * len(pairs) // self.edits : update * len(pairs) // self.edits]:
+            pair.balance()
+        if update == self.edits and self.clip is not None:
+            for weight in linear_weights(model).values():
+                rewrite(weight, self._clipped)
+
+    def _clipped(self, weight: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        assert self.clip is not None
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        clipped: torch.Tensor = left * values.clamp(max=self.clip * values.median()) @ right
+        return clipped
+
+
+def _then(tune: FineTune, **changes: Any) -> Reparameterise:
+    """The edit, then all the steps of the fine-tuning under a bound on the gradients."""
+    return Reparameterise(max_steps=1 + tune.max_steps, tune=replace(tune, max_grad_norm=1.0), **changes)
+
+
+PRESETS = {
+    # Small models, such as the testbed's, whose own singular values lie below some 16 medians.
+    "refold": Reparameterise(),
+    "refold-then-full-adamw-1e-3": _then(FineTune()),
+    "refold-then-lora-r4-adamw-5e-3": _then(FineTune(lora_rank=4, lora_alpha=8.0, learning_rate=5e-3)),
+    "refold-clip-then-full-adamw-1e-3": _then(FineTune(), clip=16.0),
+    # Models of billions of weights, at the rate of the paper's red team (arXiv 2408.00761).
+    "refold-then-full-adamw-2e-5-large": _then(FineTune(learning_rate=2e-5, max_steps=1000, batch_size=32)),
+}
