@@ -20,6 +20,9 @@ from holdfast.core.types import HoldfastError
 from tests.attacks.walk import fresh, walk
 from tests.conftest import SmallTestbed
 
+NO_DATA: Any = None
+"""These edits read none."""
+
 ROWS, COLUMNS = 6, 10
 seeds = st.integers(0, 10_000)
 
@@ -44,7 +47,7 @@ def compressed(attack: Edit, weight: torch.Tensor) -> torch.Tensor:
     """What is left of a weight after every update."""
     model: Any = OneLayer(weight)
     for update in range(1, attack.edits + 1):
-        attack.edit(model, Run(0), update)
+        attack.edit(model, NO_DATA, Run(0), update)
     left: torch.Tensor = model.layer.weight.detach()
     return left
 
@@ -75,7 +78,7 @@ def test_over_several_updates_the_bits_fall_by_one_each() -> None:
     attack = Quantise(bits=3, max_steps=3)
     points = []
     for update in (1, 2, 3):
-        attack.edit(model, Run(0), update)
+        attack.edit(model, NO_DATA, Run(0), update)
         points.append(len(model.layer.weight.detach().unique()))
     assert points == [2**5 - 1, 2**4 - 1, 2**3 - 1]
 
@@ -118,7 +121,7 @@ def test_pruned_units_could_as_well_be_cut_out(tiny_testbed: SmallTestbed) -> No
         parts = [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, layer.mlp.down_proj.weight.T]
         norms = torch.cat([part.detach() for part in parts], dim=1).norm(dim=1)
         kept.append(norms.argsort()[round(0.25 * len(norms)) :].sort().values)
-    PruneUnits(share=0.25).edit(model, Run(0), 1)
+    PruneUnits(share=0.25).edit(model, NO_DATA, Run(0), 1)
     ids = torch.arange(20).view(2, 10)
     with torch.no_grad():
         pruned = model(input_ids=ids).logits
@@ -152,7 +155,7 @@ def test_only_linear_layers_change(attack: Edit, tiny_testbed: SmallTestbed) -> 
 def test_an_architecture_without_linear_layers_is_refused(attack: Edit, says: str) -> None:
     model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=1))
     with pytest.raises(HoldfastError, match=says):
-        attack.edit(model, Run(0), 1)
+        attack.edit(model, NO_DATA, Run(0), 1)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from holdfast.core.types import HoldfastError
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
 
+NO_DATA: Any = None
+"""These edits read none."""
+
 
 def ends(testbed: SmallTestbed) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights of the model that is attacked, and of its base."""
@@ -73,7 +76,7 @@ def change(model: PreTrainedModel, testbed: SmallTestbed) -> dict[str, torch.Ten
 def test_a_defence_of_low_rank_is_taken_back_whole_and_from_linear_layers_only(tiny_testbed: SmallTestbed) -> None:
     model = defended(tiny_testbed, rank=3)
     before = change(model, tiny_testbed)
-    DefenceDirections(directions=3).edit(model, Run(0, tiny_testbed.never_exposed.load), 1)
+    DefenceDirections(directions=3).edit(model, NO_DATA, Run(0, tiny_testbed.never_exposed.load), 1)
     linear = {f"{name}.weight" for name in linear_weights(model)}
     for name, left in change(model, tiny_testbed).items():
         if name in linear:
@@ -88,7 +91,7 @@ def test_each_update_takes_the_largest_directions_that_are_left(tiny_testbed: Sm
     values = torch.linalg.svdvals(change(model, tiny_testbed)[name])
     attack = DefenceDirections(directions=2, max_steps=3)
     for update in (1, 2, 3):
-        attack.edit(model, run, update)
+        attack.edit(model, NO_DATA, run, update)
         left = torch.linalg.svdvals(change(model, tiny_testbed)[name])
         assert torch.allclose(left[: 6 - 2 * update], values[2 * update : 6], atol=1e-4)
         assert left[6 - 2 * update] < 1e-4 * values[0]
@@ -104,9 +107,9 @@ def test_it_needs_a_base_model_and_one_of_its_shape(attack: Edit, tiny_testbed: 
         return type(base)(base.config)  # type: ignore[no-any-return]
 
     with pytest.raises(HoldfastError, match="name it with --base"):
-        attack.edit(model, Run(0), 1)
+        attack.edit(model, NO_DATA, Run(0), 1)
     with pytest.raises(HoldfastError, match=r"has no weight .* of the same shape"):
-        attack.edit(model, Run(0, larger), 1)
+        attack.edit(model, NO_DATA, Run(0, larger), 1)
 
 
 @pytest.mark.parametrize(
