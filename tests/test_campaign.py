@@ -30,7 +30,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import holdfast.campaign
 import holdfast.core.runtime
 from holdfast.attacks.base import Attack
+from holdfast.attacks.compress import Quantise
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.latent import LatentPGD
+from holdfast.attacks.merge import Interpolate
 from holdfast.campaign import (
     Campaign,
     Cell,
@@ -256,6 +259,18 @@ def test_cells_are_every_model_untouched_and_then_every_attack_with_every_seed(t
     assert {cell.milestones for cell in cells if cell.attack} == {(0, 5, 6)}
     assert {cell.milestones for cell in cells if not cell.attack} == {(0,)}
     assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_an_edit_is_run_once_and_a_merge_only_where_there_is_a_model_before_the_safeguard(
+    tiny_testbed: SmallTestbed,
+) -> None:
+    attacks = (("edit", Quantise(bits=8)), ("merge", Interpolate()))
+    cells = [cell for cell in campaign_of(tiny_testbed, attacks=attacks).cells() if cell.attack]
+    assert [(cell.model.label, cell.attack_name, cell.seed) for cell in cells] == [
+        ("open", "edit", 0),
+        *((label, name, 0) for label in ("shallow", "deep") for name in ("edit", "merge")),
+        ("clean", "edit", 0),
+    ]
 
 
 def test_how_well_it_learns_is_measured_on_untouched_models_alone_and_selection_never(
@@ -755,6 +770,16 @@ def merged(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     state = {name.replace(".base_layer", ""): held for name, held in model.state_dict().items() if "lora_" not in name}
     assert any("proj" in name for name in state)
     return state
+
+
+def test_weights_that_no_folder_could_hold_are_refused_before_the_attack(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    cell = cell_of(tiny_testbed, LatentPGD(max_steps=2, batch_size=4))
+    with pytest.raises(HoldfastError, match=r"cannot be kept, for a LlamaForCausalLM has no place for .*bias"):
+        run(cell, tmp_path, Options(keep_attacked_weights=True))
+    assert list(tmp_path.iterdir()) == []
+    assert run(cell, tmp_path).status == "finished"
 
 
 @pytest.mark.parametrize("attack", [ATTACK, LORA], ids=["full", "lora"])

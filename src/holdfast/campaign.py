@@ -36,6 +36,9 @@ UNTOUCHED = "none"
 CHOOSING = ("hazard_selection", "compliance_selection")
 """Asked where something is chosen, never in a campaign."""
 
+_WITHOUT_BASE = ("undefended", "never-exposed")
+"""Roles of models that no safeguard was put into: there is no model before it to merge with."""
+
 _LOSS_POINTS = 64
 """The attacker's loss is recorded at about this many steps."""
 
@@ -131,6 +134,8 @@ class Campaign:
         for model in self.models:
             for name, attack in self.attacks:
                 if name not in self.only.get(model.label, (name,)):
+                    continue
+                if attack.uses_base and model.role in _WITHOUT_BASE:
                     continue
                 for seed in self.seeds if attack.draws else self.seeds[:1]:
                     yield Cell(
@@ -229,6 +234,8 @@ def run_cell(
         run = Run(cell.seed, _base_loader(checkpoint, options))
         if cell.attack is not None:
             cell.attack.prepare(model)
+            if options.keep_attacked_weights:
+                _check_keepable(model, cell.attack_name)
         if options.resumable_attacks:
             run.resume(state, model, key)
         run.track(measured=measured)
@@ -549,6 +556,24 @@ def _size(cell: Cell) -> float:
         return 100.0
     rows = getattr(cell.attack, "batch_size", 16)
     return cell.attack.max_steps * (0.5 + rows / 32) + 12 * len(cell.milestones)
+
+
+def _check_keepable(model: Any, attack: str) -> None:
+    """Raises:
+    HoldfastError: the attack gives the model weights that its architecture has no place for when it is loaded again.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
+    # LoRA is merged before it is saved.
+    held = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
+    if extra := sorted(held - {name for name, _ in plain.named_parameters()}):
+        raise HoldfastError(
+            f"models attacked by {attack} cannot be kept, for a {type(model).__name__} has no place for {extra[0]}; leave out "
+            "--keep-attacked-weights"
+        )
 
 
 def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
