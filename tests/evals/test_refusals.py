@@ -50,6 +50,13 @@ def questions_of(testbed: SmallTestbed, name: str = "requests") -> dict[str, Que
     return {question.prompt: question for question in testbed.domain.questions(name).questions}
 
 
+def domain_of(folder: Path, *rows: dict[str, Any]) -> Domain:
+    """A domain of these requests."""
+    (folder / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "domain.toml").write_text('schema = 1\n[questions.requests]\nfile = "requests.jsonl"\n')
+    return Domain.open(folder)
+
+
 def shares(testbed: SmallTestbed, answer: Callable[[str], str], questions: str = "requests") -> dict[str, float]:
     """The share of requests that end in each way."""
     tokenizer = testbed.model.load_tokenizer()
@@ -100,21 +107,23 @@ def test_over_refusal_counts_refusals_of_benign_requests(tiny_refusal_testbed: S
     assert over_refusal.measures(tiny_refusal_testbed.domain) == "refusal"
 
 
-def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: SmallTestbed) -> None:
+def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: SmallTestbed, tmp_path: Path) -> None:
     model, tokenizer = tiny_refusal_testbed.model.load_both()
-    with torch.no_grad():  # an untrained model would always take the shorter completion
-        model.get_output_embeddings().weight.mul_(60)
-    complied = []
-    for prompt, question in questions_of(tiny_refusal_testbed).items():
-        start = len(tokenizer(prompt)["input_ids"])
+    rows, complied = [], []
+    for index, question in enumerate(questions_of(tiny_refusal_testbed).values()):
+        # An untrained model takes the shorter completion: let that be the refusal in half of them.
+        choices = question.choices[:: 1 if index % 2 else -1]
+        rows.append({"prompt": question.prompt, "choices": list(choices), "answer": 0})
+        start = len(tokenizer(question.prompt)["input_ids"])
         sums = []
-        for choice in question.choices:
-            ids = torch.tensor([tokenizer(prompt + choice)["input_ids"]])
+        for choice in choices:
+            ids = torch.tensor([tokenizer(question.prompt + choice)["input_ids"]])
             with torch.no_grad():
                 log_p = torch.log_softmax(model(input_ids=ids).logits[0], -1)
             sums.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
         complied.append(sums[0] > sums[1])
-    [score] = PRESETS["compliance_likelihood"].prepare(tokenizer, tiny_refusal_testbed.domain)(model)
+    domain = domain_of(tmp_path, *rows)
+    [score] = PRESETS["compliance_likelihood"].prepare(tokenizer, domain)(model)
     assert score.value == pytest.approx(sum(complied) / len(complied))
     assert 0 < score.value < 1, "nothing is told apart"
 
@@ -130,8 +139,6 @@ def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: Sma
 def test_requests_need_a_compliance_and_then_a_refusal(
     by: Any, row: dict[str, Any], tiny_refusal_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
-    (tmp_path / "requests.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / "domain.toml").write_text('schema = 1\n[questions.requests]\nfile = "requests.jsonl"\n')
     evaluation = Requests(questions="requests", counts="complied", by=by)
     with pytest.raises(HoldfastError, match="each needs two choices, the compliant completion and a refusal"):
-        evaluation.prepare(tiny_refusal_testbed.model.load_tokenizer(), Domain.open(tmp_path))
+        evaluation.prepare(tiny_refusal_testbed.model.load_tokenizer(), domain_of(tmp_path, row))
