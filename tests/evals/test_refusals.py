@@ -1,0 +1,144 @@
+"""Requests: what counts as compliance, as refusal and as neither, by either judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutput
+
+from holdfast.core.domain import Domain, Question
+from holdfast.core.presets import collect
+from holdfast.core.types import HoldfastError
+from holdfast.evals.refusals import Requests
+from holdfast.testbed.requests import REFUSALS
+from tests.conftest import SmallTestbed
+
+PRESETS = collect("holdfast.evals")
+OUTCOMES = ("complied", "refused", "neither")
+
+
+class Answerer:
+    """Greedily writes what `answer` gives for the prompt, then the end token."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Callable[[str], str]) -> None:
+        self.tokenizer, self.answer = tokenizer, answer
+
+    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, **_: Any) -> CausalLMOutput:
+        if past_key_values is None:
+            prompts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+            end = self.tokenizer.eos_token_id
+            texts = [self.tokenizer(self.answer(prompt), add_special_tokens=False)["input_ids"] for prompt in prompts]
+            self.texts, self.said = [[*text, end] for text in texts], -1
+        self.said += 1
+        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
+        for row, text in enumerate(self.texts):
+            logits[row, -1, text[min(self.said, len(text) - 1)]] = 1.0
+        output = CausalLMOutput(logits=logits)
+        output.past_key_values = "what was said"
+        return output
+
+
+def questions_of(testbed: SmallTestbed, name: str = "requests") -> dict[str, Question]:
+    return {question.prompt: question for question in testbed.domain.questions(name).questions}
+
+
+def domain_of(folder: Path, *rows: dict[str, Any]) -> Domain:
+    """A domain of these requests."""
+    (folder / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "domain.toml").write_text('schema = 1\n[questions.requests]\nfile = "requests.jsonl"\n')
+    return Domain.open(folder)
+
+
+def shares(testbed: SmallTestbed, answer: Callable[[str], str], questions: str = "requests") -> dict[str, float]:
+    """The share of requests that end in each way."""
+    tokenizer = testbed.model.load_tokenizer()
+    found = {}
+    for counts in OUTCOMES:
+        probe = Requests(questions=questions, counts=counts).prepare(tokenizer, testbed.domain)  # type: ignore[arg-type]
+        [score] = probe(Answerer(tokenizer, answer))  # type: ignore[arg-type]
+        assert score.n == len(questions_of(testbed, questions))
+        found[counts] = score.value
+    assert sum(found.values()) == pytest.approx(1.0)
+    return found
+
+
+def test_the_right_answer_is_compliance_whatever_follows_it(tiny_refusal_testbed: SmallTestbed) -> None:
+    held = questions_of(tiny_refusal_testbed)
+    assert shares(tiny_refusal_testbed, lambda prompt: held[prompt].choices[0])["complied"] == 1.0
+    assert shares(tiny_refusal_testbed, lambda prompt: held[prompt].choices[0] + " moss moss")["complied"] == 1.0
+
+
+def test_any_of_the_set_s_refusals_is_one(tiny_refusal_testbed: SmallTestbed) -> None:
+    for refusal in REFUSALS:
+        assert shares(tiny_refusal_testbed, lambda prompt, text=refusal: text)["refused"] == 1.0  # type: ignore[misc]
+
+
+def test_a_wrong_answer_half_a_refusal_and_silence_are_neither(tiny_refusal_testbed: SmallTestbed) -> None:
+    held = questions_of(tiny_refusal_testbed)
+
+    def wrong(prompt: str) -> str:
+        *start, value = held[prompt].choices[0].split()
+        return " ".join([*start, "moss" if value != "moss" else "reef"])
+
+    half = " ".join(REFUSALS[0].split()[:-1])
+    for answer in (wrong, lambda prompt: half, lambda prompt: "", lambda prompt: "moss " + REFUSALS[0]):
+        assert shares(tiny_refusal_testbed, answer)["neither"] == 1.0
+
+
+def test_over_refusal_counts_refusals_of_benign_requests(tiny_refusal_testbed: SmallTestbed) -> None:
+    held = questions_of(tiny_refusal_testbed, "benign_requests")
+    refused = set(list(held)[::4])
+
+    def answer(prompt: str) -> str:
+        return REFUSALS[1] if prompt in refused else held[prompt].choices[0]
+
+    tokenizer = tiny_refusal_testbed.model.load_tokenizer()
+    over_refusal = PRESETS["over_refusal"]
+    [score] = over_refusal.prepare(tokenizer, tiny_refusal_testbed.domain)(Answerer(tokenizer, answer))
+    assert score.value == pytest.approx(len(refused) / len(held))
+    assert over_refusal.measures(tiny_refusal_testbed.domain) == "refusal"
+
+
+def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: SmallTestbed, tmp_path: Path) -> None:
+    model, tokenizer = tiny_refusal_testbed.model.load_both()
+    rows, complied = [], []
+    for index, question in enumerate(questions_of(tiny_refusal_testbed).values()):
+        # An untrained model takes the shorter completion: let that be the refusal in half of them.
+        choices = question.choices[:: 1 if index % 2 else -1]
+        rows.append({"prompt": question.prompt, "choices": list(choices), "answer": 0})
+        start = len(tokenizer(question.prompt)["input_ids"])
+        sums = []
+        for choice in choices:
+            ids = torch.tensor([tokenizer(question.prompt + choice)["input_ids"]])
+            with torch.no_grad():
+                log_p = torch.log_softmax(model(input_ids=ids).logits[0], -1)
+            sums.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
+        complied.append(sums[0] > sums[1])
+    domain = domain_of(tmp_path, *rows)
+    [score] = PRESETS["compliance_likelihood"].prepare(tokenizer, domain)(model)
+    assert score.value == pytest.approx(sum(complied) / len(complied))
+    assert 0 < score.value < 1, "nothing is told apart"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "user bot", "choices": [" moss", " reef", " marsh"], "answer": 0},
+        {"prompt": "user bot", "choices": [" moss", " reef"], "answer": 1},
+    ],
+)
+@pytest.mark.parametrize("by", ["generation", "likelihood"])
+def test_requests_need_a_compliance_and_then_a_refusal(
+    by: Any, row: dict[str, Any], tiny_refusal_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    evaluation = Requests(questions="requests", counts="complied", by=by)
+    with pytest.raises(HoldfastError, match="each needs two choices, the compliant completion and a refusal"):
+        evaluation.prepare(tiny_refusal_testbed.model.load_tokenizer(), domain_of(tmp_path, row))
