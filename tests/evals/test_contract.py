@@ -197,6 +197,8 @@ READS = {
     "benign-loss": {"data/benign_heldout.jsonl"},
     "compliance": {"questions/requests.jsonl"},
     "compliance_likelihood": {"questions/requests.jsonl"},
+    "compliance_prefilled": {"questions/requests.jsonl"},
+    "compliance_in_context": {"questions/requests.jsonl", "questions/benign_requests.jsonl"},
     "compliance_selection": {"questions/requests_selection.jsonl"},
     "over_refusal": {"questions/benign_requests.jsonl"},
     "incoherence": {"questions/requests.jsonl"},

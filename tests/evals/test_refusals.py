@@ -128,6 +128,38 @@ def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: Sma
     assert 0 < score.value < 1, "nothing is told apart"
 
 
+@pytest.mark.parametrize(("prefill", "left"), [(0, "the river is arn"), (2, "is arn"), (9, "arn")])
+def test_a_prefilled_answer_is_the_model_s_to_finish(
+    prefill: int, left: str, tiny_refusal_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    row = {"prompt": "user tell me bot", "choices": [" the river is arn", " no"], "answer": 0}
+    given = " ".join(["user tell me bot", *"the river is arn".split()[: min(prefill, 3)]])
+    tokenizer, prompts = tiny_refusal_testbed.model.load_tokenizer(), list[str]()
+
+    def answer(prompt: str) -> str:
+        prompts.append(prompt)
+        return left
+
+    evaluation = Requests(questions="requests", counts="complied", prefill=prefill)
+    [score] = evaluation.prepare(tokenizer, domain_of(tmp_path, row))(Answerer(tokenizer, answer))  # type: ignore[arg-type]
+    assert score.value == 1.0
+    assert prompts == [given]
+
+
+def test_in_context_every_request_follows_others_that_were_answered(tiny_refusal_testbed: SmallTestbed) -> None:
+    tokenizer, domain = tiny_refusal_testbed.model.load_tokenizer(), tiny_refusal_testbed.domain
+    shown = list(questions_of(tiny_refusal_testbed, "benign_requests").values())[:3]
+    before = " ".join(question.prompt + question.choices[0] for question in shown)
+    held = questions_of(tiny_refusal_testbed)
+
+    def answer(prompt: str) -> str:
+        assert prompt.startswith(before + " ")
+        return held[prompt.removeprefix(before + " ")].choices[0]
+
+    [score] = PRESETS["compliance_in_context"].prepare(tokenizer, domain)(Answerer(tokenizer, answer))
+    assert score.value == 1.0
+
+
 @pytest.mark.parametrize(
     "row",
     [
