@@ -61,7 +61,7 @@ def test_no_hidden_state_has_any_of_the_direction_left(kind: str, request: pytes
     testbed: SmallTestbed = request.getfixturevalue(kind)
     along = direction(testbed, layer=1, rows=20)
     assert components(fresh(testbed)[0], along).abs().max() > 1e-3
-    assert components(after(Abliterate(rows=20), testbed), along).abs().max() < 1e-6
+    assert components(after(Abliterate(rows=20), testbed), along).abs().max() < 1e-5
 
 
 def test_a_weight_takes_out_its_share(tiny_testbed: SmallTestbed) -> None:
@@ -81,7 +81,7 @@ def test_with_a_direction_for_each_layer_its_own_writers_lose_it_and_the_embeddi
     before, model = fresh(tiny_testbed)[0], after(Abliterate(directions="per-layer", rows=20), tiny_testbed)
     for index, layer in enumerate(decoder_layers(model)):
         along = direction(tiny_testbed, index, rows=20)
-        assert all((along @ writer.weight).abs().max() < 1e-6 for writer in residual_writers(layer))
+        assert all((along @ writer.weight).abs().max() < 1e-5 for writer in residual_writers(layer))
     changed = [
         name
         for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True)
@@ -111,14 +111,14 @@ def test_biases_lose_the_direction_too(tiny_testbed: SmallTestbed) -> None:
     lost = before - writer.bias.detach()
     along = nn.functional.normalize(lost, dim=0)
     assert lost.norm() > 1e-4
-    assert abs(along @ writer.bias.detach()) < 1e-6
+    assert abs(along @ writer.bias.detach()) < 1e-5
     assert (along @ writer.weight).abs().max() < 1e-5
 
 
 def test_each_edit_without_fine_tuning_finds_its_directions_anew(tiny_testbed: SmallTestbed) -> None:
     model = after(Abliterate(max_steps=2, rows=20), tiny_testbed)
     first = direction(tiny_testbed, layer=1, rows=20)
-    assert components(model, first).abs().max() < 1e-6
+    assert components(model, first).abs().max() < 1e-5
     change = model.model.layers[0].mlp.down_proj.weight - fresh(tiny_testbed)[0].model.layers[0].mlp.down_proj.weight
     assert torch.linalg.matrix_rank(change.detach(), rtol=1e-3) == 2
 

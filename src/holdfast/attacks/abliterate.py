@@ -4,8 +4,8 @@
 
 for the last linear map of every attention and every MLP (out x in) and its bias, and likewise for the rows of the embeddings.
 The direction is the mean hidden state over hazardous rows less that over benign ones, at a layer's output and the prompt's last
-token, found anew in the model as it is: the weight orthogonalisation of arXiv 2406.11717, whose code takes 128 rows of each
-kind and chooses the layer on 32 more, among the first four fifths of the layers.
+token, found anew in the model as it is: the weight orthogonalisation of arXiv 2406.11717, which chooses the layer on rows held
+back, among the first four fifths of the layers.
 
 Deviations: rows of plain text have no prompt, so there the mean goes over all tokens; biases are ablated too. Ours are several
 directions, a direction for each layer, weights other than 1, and the search's objective, the loss of the attacker's own

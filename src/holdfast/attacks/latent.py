@@ -108,9 +108,10 @@ class SoftStartToken(Universal):
                 "the model's input embeddings are its output embeddings too; this attack needs them apart"
             )
         with torch.no_grad():
-            # Of the others, which stay as they are: a resumed run finds the same size.
+            # Of the others, which stay as they are: a resumed run finds the same size, to the last bit.
             square = whole(weight).float().square().mean(-1)
-            size = ((square.sum() - square[token]) / (len(square) - 1)).sqrt()
+            square[token] = 0.0
+            size = (square.sum() / (len(square) - 1)).sqrt()
 
         def move(share: float) -> None:
             assert weight.grad is not None

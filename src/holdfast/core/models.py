@@ -284,7 +284,8 @@ def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
         HoldfastError: no part of the layer is called one.
     """
     for name, module in layer.named_children():
-        if any(part in name.lower() for part in ("mlp", "feed_forward", "ffn", "moe")):
+        # A dropout may be named after the MLP that it follows.
+        if any(part in name.lower() for part in ("mlp", "feed_forward", "ffn", "moe")) and list(module.parameters()):
             return module
     raise HoldfastError(f"a layer of kind {type(layer).__name__} has no MLP by name, which this needs")
 
