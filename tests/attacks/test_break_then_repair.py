@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.data import Batch, Data
+from holdfast.core.data import Batch, Data, Encoded
 from holdfast.core.losses import distillation_loss
 from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import HoldfastError
@@ -44,7 +44,12 @@ def test_benign_rows_come_with_the_settling(tiny_testbed: SmallTestbed, monkeypa
     def spied(self: Data, name: str, **kwargs: int) -> Any:
         made = stream(self, name, **kwargs)
         take = made.take
-        made.take = lambda rows: log.append((name, rows)) or take(rows)  # type: ignore[method-assign, func-returns-value]
+
+        def counted(rows: int) -> list[Encoded]:
+            log.append((name, rows))
+            return take(rows)
+
+        made.take = counted  # type: ignore[method-assign]
         return made
 
     monkeypatch.setattr(Data, "stream", spied)
@@ -69,10 +74,9 @@ def divergence(model: PreTrainedModel, found: PreTrainedModel, batch: Batch) -> 
     return float(distillation_loss(logits, teacher, batch.mask, batch.token_count))
 
 
-@pytest.mark.parametrize("kl_weight", [1.0, 10.0])
-def test_distillation_brings_the_model_nearer_to_the_one_found(tiny_testbed: SmallTestbed, kl_weight: float) -> None:
+def test_distillation_brings_the_model_nearer_to_the_one_found(tiny_testbed: SmallTestbed) -> None:
     ended = []
-    for weight in (0.0, kl_weight):
+    for weight in (0.0, 10.0):
         seed_everything(3)
         model, data = fresh(tiny_testbed)
         attack = replace(SHORT, learning_rate=1e-3, max_steps=20, kl_weight=weight)
@@ -87,6 +91,7 @@ def test_it_resumes_within_the_kick_at_its_end_and_after_it(
     tiny_testbed: SmallTestbed, tmp_path: Path, stop: int
 ) -> None:
     attack = replace(SHORT, kl_weight=1.0)
+    seed_everything(3)
     model, data = fresh(tiny_testbed)
     run = Run(3)
     for step, _ in drive(attack.steps(model, data, run), model, run):

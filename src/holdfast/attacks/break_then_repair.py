@@ -112,9 +112,11 @@ class BreakThenRepair(Attack):
                 known = benign.batch(replay)
                 here = Snapshot(model)
                 found.restore()
+                train(False)
                 with torch.no_grad():
                     teacher = model(input_ids=known.input_ids, use_cache=False).logits
                 here.restore()
+                train(True)
                 logits = model(input_ids=known.input_ids, use_cache=False).logits
                 divergence = distillation_loss(logits, teacher, known.mask, known.token_count)
                 (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
