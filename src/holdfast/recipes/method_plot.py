@@ -89,6 +89,6 @@ def _panel(axes: Axes, rows: Sequence[MethodRow], marks: Sequence[_Mark]) -> Non
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors="#111827")
+    axes.tick_params(length=0, pad=7, colors="#111827")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -43,7 +43,7 @@ from holdfast.testbed.world import Sizes
 ABILITY_LOST = 0.1
 """a trial whose ability outside the retain set falls by more than this is taken only if every trial's does"""
 
-_BASE_SECONDS, _CELL_SECONDS = 100.0, 8.0
+_BASE_SECONDS, _CELL_SECONDS = 85.0, 4.5
 """what training a base model and one attack take on one core, about"""
 
 OUTSIDE_RETAIN = "benign_outside_retain"
@@ -167,7 +167,7 @@ class Study:
         total = 0.0
         for part in self.parts:
             tuned = [method for method in part.methods if method.space]
-            trial = sum(_BASE_SECONDS / 3 if method.shorter else method.size for method in tuned)
+            trial = sum(_BASE_SECONDS / 2 if method.shorter else method.size for method in tuned)
             total += self.trials * (trial + len(tuned) * _CELL_SECONDS * len(part.tuning_attacks))
             cells = (len(part.methods) + 2) * (len(part.attacks) + 1)
             built = sum(method.size for method in part.methods)
