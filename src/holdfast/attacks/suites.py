@@ -28,6 +28,22 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "full-adamw-1e-3-sgdr",
         "lora-r4-adamw-5e-3",
     ),
+    # One attack of every family, for models as small as the testbed's. Two of them need the model before the safeguard.
+    "families": (
+        "full-adamw-1e-3",
+        "lora-r4-adamw-5e-3",
+        "full-lion-6e-5",
+        "full-muon-5e-4",
+        "kick-1e-2-settle-1e-3",
+        "evolution-vectors-adam-1e-2",
+        "abliterate-then-full-adamw-3e-4",
+        "latent-pgd-three-layers",
+        "low-rank-50-then-full-adamw-1e-3",
+        "int4",
+        "defence-directions-4",
+        "merge-base-25-then-full-adamw-1e-3",
+        "refold-then-full-adamw-1e-3",
+    ),
     # The paper's five attacks on refusal training (arXiv 2408.00761), complete.
     "paper-refusal": (
         "full-adamw-1e-5-warmup-b32",
