@@ -420,12 +420,13 @@ def test_the_residual_stream_is_seen_before_the_final_norm(make: Callable[[], Pr
     model = make()
     norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
     with torch.no_grad():
-        final, outputs = residual_stream(model, IDS)
         plain, hidden = hidden_states(model, IDS)
+        hooks = [dict(layer._forward_hooks) for layer in decoder_layers(model)]  # transformers has some of its own
+        final, outputs = residual_stream(model, IDS)
         assert torch.equal(norm(outputs[-1]), hidden[-1])
     assert torch.equal(final, plain)
     assert all(map(torch.equal, outputs[:-1], hidden[1:-1]))
-    assert not any(layer._forward_hooks for layer in decoder_layers(model))
+    assert [dict(layer._forward_hooks) for layer in decoder_layers(model)] == hooks
 
 
 def test_what_attention_and_mlp_write_is_all_that_is_added_to_the_residual_stream() -> None:
