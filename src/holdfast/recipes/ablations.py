@@ -25,7 +25,7 @@ def study() -> Study:
     def row(label: str, size: float = 115.0, first: tuple[str, ...] = ("random-mapping",), **settings: Any) -> Method:
         return Method(label=label, stages=(*first, "tar"), settings={"outer_steps": 200, **settings}, size=size)
 
-    inner, distillation = preset.inner_steps, pick("holdfast.safeguards", "tar-distilled").distillation
+    inner = preset.inner_steps
     methods = (
         Method(label="random-mapping", stages=("random-mapping",), role="reference", size=15),
         row("tar"),
@@ -39,7 +39,6 @@ def study() -> Study:
         row("no retain-then-forget", adversaries=without_switch),
         row("no first stage", first=()),
         row("pooled x_tr", pooled=True),
-        row("distilled", 130.0, distillation=distillation),  # beyond the paper
     )
     part = Part(
         kind="knowledge",
