@@ -13,6 +13,14 @@ from tests import sharded_session
 from tests.conftest import SmallTestbed
 
 NAMES = sorted(sharded_session.plugins())
+ANOTHER_ORDER = ("clipped", "refold-clip-then-full-adamw-1e-3", "tar", "tar-adamw", "random-mapping")
+"""Where gradients are clipped, their norm is summed shard by shard; and where a loss reads hidden states, FSDP's identity nodes
+make autograd add up the three gradients of each in another order."""
+
+
+def tolerance(name: str) -> float:
+    """Muon orthogonalises in bfloat16 and evolution scores differences of losses: both magnify what differs in the last bits."""
+    return 1e-4 if "muon" in name or "evolution" in name else 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +43,8 @@ def test_the_same_batches_give_the_same_bits(name: str, weights: Path) -> None:
     one, two = (load_file(weights / kind / f"{name}.safetensors") for kind in ("one", "identical"))
     assert one.keys() == two.keys()
     for key, value in one.items():
-        # A clipped gradient's norm is summed shard by shard; and where a loss reads hidden states, FSDP's identity nodes
-        # make autograd add up the three gradients of each in another order.
-        same_order = name not in ("clipped", "tar", "tar-adamw", "random-mapping")
-        tolerance = 0.0 if same_order else 1e-5
-        assert (two[key] - value).abs().max() <= tolerance, key
+        allowed = tolerance(name) if name in ANOTHER_ORDER or "muon" in name else 0.0
+        assert (two[key] - value).abs().max() <= allowed, key
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,6 +52,6 @@ def test_half_a_batch_each_gives_the_same_weights(name: str, weights: Path) -> N
     one, two = (load_file(weights / kind / f"{name}.safetensors") for kind in ("one", "split"))
     for key, value in one.items():
         difference = (two[key] - value).abs()
-        allowed = 1e-5 * value.abs() + 1e-5
+        allowed = tolerance(name) * (value.abs() + 1)
         assert (difference <= allowed).float().mean() > 0.999, f"{key}: {difference.max()}"
         assert difference.max() < 1e-3, key
