@@ -15,39 +15,10 @@ Constants were chosen on the testbed.
 
 from dataclasses import replace
 
-from holdfast.attacks.finetune import FineTune
-from holdfast.safeguards.objective import RetainLoss
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.mlac import PRESETS as MLAC
 
-_TESTBED = TAR(
-    outer_steps=300,
-    adversaries=(Adversary(attack=FineTune(batch_size=16), learning_rates=(1e-3, 2e-3, 3e-3)),),
-    inner_steps=24,
-    schedule_rate=0.0,
-    normalise_schedule=True,
-    pooled=True,
-    tamper_resistance="inverse-cross-entropy",
-    alternate=True,
-    tamper_resistance_weight=1.0,
-    tamper_resistance_batch_size=16,
-    retain=RetainLoss(representations=None),
-    retain_batch_size=24,
-    outer_optimizer="adamw",
-    outer_learning_rate=1e-3,
-    outer_warmup_steps=8,
-)
-
+# Its outer loop is MLAC-AR's but for the loss and the two updates.
 PRESETS = {
-    "sophon-ar": _TESTBED,
-    "sophon-ar-large": replace(
-        _TESTBED,
-        outer_steps=750,
-        inner_steps=64,
-        adversaries=(Adversary(attack=FineTune(batch_size=32), learning_rates=(2e-6, 2e-5, 4e-5)),),
-        tamper_resistance_batch_size=64,
-        retain_batch_size=64,
-        micro_batch=8,
-        outer_learning_rate=2e-5,
-        outer_warmup_steps=32,
-    ),
+    f"sophon-ar{size}": replace(MLAC[f"mlac-ar{size}"], tamper_resistance="inverse-cross-entropy", alternate=True)
+    for size in ("", "-large")
 }
