@@ -375,7 +375,7 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "a setting that is infinite": (
         lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=1e400"), ("learning_rate=1e400", "finite")
     ),
-    "an optimizer there is not": (lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lion"), ("optimizer=lion", "'adamw'")),
+    "an optimizer there is not": (lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lamb"), ("optimizer=lamb", "'adamw'")),
     "milestones that are none": (lambda p: attack(p, "--milestones", "0,many"), ("--milestones 0,many", "0,8,64,512")),
     "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
     "an unknown precision": (lambda p: evaluate(p, "--dtype", "int3"), ("--dtype int3", "float32")),
