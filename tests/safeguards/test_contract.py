@@ -193,7 +193,8 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny: Testbeds, t
 def test_in_microbatches_it_takes_the_same_first_step(name: str, tiny: Testbeds) -> None:
     _, [whole] = walk(shortened(name, 1), tiny)
     _, [parts] = walk(replace(shortened(name, 1), micro_batch=1), tiny)
-    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    # What an edit that trains nothing reports is rounding itself.
+    assert parts == pytest.approx(whole, rel=1e-4, abs=None if SAFEGUARDS[name].trains else 1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, safeguard in SAFEGUARDS.items() if safeguard.trains])
