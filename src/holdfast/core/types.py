@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability"]
-"""What an evaluation measures. An attacker wants hazard high and ability kept; a defender wants hazard low."""
+Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability", "masking"]
+"""What an evaluation measures. An attacker wants hazard high and ability kept; a defender wants hazard low.
+
+`masking` tells whether a safeguard hides its gradients or its knowledge rather than lacking them."""
 
 Distance = Literal["l2", "mse"]
 """How far two hidden states are apart: the norm of their difference, or its mean square."""
