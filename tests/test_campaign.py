@@ -47,6 +47,7 @@ from holdfast.campaign import (
     record_failure,
     run_campaign,
     run_cell,
+    family_in_training,
     seen_in_training,
     untouched_undefended,
 )
@@ -997,10 +998,22 @@ def test_an_attack_was_seen_in_training_where_an_adversary_was_of_its_kind(
     assert seen_in_training(card, attack) is seen
 
 
+def test_an_edit_was_seen_where_an_adversary_made_the_same_edit() -> None:
+    merge = pick("holdfast.attacks", "merge-base-25")
+    card = card_of(Adversary(attack=merge))
+    assert seen_in_training(card, replace(merge, max_steps=3))
+    assert not seen_in_training(card, replace(merge, t=0.5))
+    assert not seen_in_training(card, SEEN)
+    assert family_in_training(card, replace(merge, t=0.5))
+    assert not family_in_training(card, SEEN)
+    assert not family_in_training(card, None)
+
+
 def test_a_cell_says_whether_its_attack_was_seen(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     shutil.copytree(tiny_testbed.folder / "model", tmp_path / "model")
     (tmp_path / "model" / "holdfast.json").write_text(json.dumps(card_of(Adversary(attack=ATTACK))))
     model = Model(label="model", path=str(tmp_path / "model"), role="defended")
     assert run(cell_of(tiny_testbed, model=model), tmp_path / "out").seen_in_training
     other = replace(ATTACK, learning_rate=1e-4)
-    assert not run(cell_of(tiny_testbed, other, model=model), tmp_path / "out").seen_in_training
+    unseen = run(cell_of(tiny_testbed, other, model=model), tmp_path / "out")
+    assert (unseen.seen_in_training, unseen.family_in_training) == (False, True)

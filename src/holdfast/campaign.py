@@ -39,6 +39,12 @@ CHOOSING = ("hazard_selection", "compliance_selection")
 _WITHOUT_BASE = ("undefended", "never-exposed")
 """Roles of models that no safeguard was put into: there is no model before it to merge with."""
 
+_NO_KIND = (
+    "max_steps", "batch_size", "learning_rate", "benign_first", "weight_decay", "warmup_steps", "restart_every",
+    "max_grad_norm", "lora_alpha", "lora_dropout",
+)  # fmt: skip
+"""Fields in which an attack may differ from an adversary and still be of its kind."""
+
 _LOSS_POINTS = 64
 """The attacker's loss is recorded at about this many steps."""
 
@@ -254,7 +260,7 @@ def run_cell(
         if model is None:
             raise
         status, reason = "diverged", str(error)
-    result = measured.result(status, reason, time.monotonic() - started, seen_in_training(checkpoint.card, cell.attack))
+    result = measured.result(status, reason, time.monotonic() - started, checkpoint.card)
     if options.keep_attacked_weights and cell.attack is not None and status == "finished":
         assert tokenizer is not None
         _keep(model, tokenizer, cell, key, out)
@@ -346,25 +352,34 @@ def write_plan(
 def seen_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
     """Whether the safeguard was trained against an adversary of this attack's kind.
 
-    Alike in optimizer, schedule, rank, hazardous data, mix, and with a rate among the adversary's; length and batch size
-    do not count. The attacker's own rows are never seen in training.
+    Alike in all but lengths and sizes (`_NO_KIND`), and with a rate among the adversary's. The attacker's own rows are never
+    seen in training.
     """
     if attack is None:
         return False
     wanted = describe(attack)
-    kinds = ("class", "optimizer", "schedule", "lora_rank", "hazard", "benign_share", "benign_flip")
-    for stage in card.get("stages", []):
-        for adversary in stage["config"].get("adversaries", []):
-            trained = adversary["attack"]
-            rates = adversary["learning_rates"] or [trained["learning_rate"]]
-            switches = bool(adversary["switch"]) or trained.get("benign_first", 0) > 0
-            if (
-                all(trained.get(kind) == wanted.get(kind) for kind in kinds)
-                and wanted.get("learning_rate") in rates
-                and switches == (wanted.get("benign_first", 0) > 0)
-            ):
-                return True
+    for adversary in _adversaries(card):
+        trained = adversary["attack"]
+        rates = adversary["learning_rates"] or [trained.get("learning_rate")]
+        switches = bool(adversary["switch"]) or trained.get("benign_first", 0) > 0
+        if (
+            all(trained.get(name) == value for name, value in wanted.items() if name not in _NO_KIND)
+            and wanted.get("learning_rate") in rates
+            and switches == (wanted.get("benign_first", 0) > 0)
+        ):
+            return True
     return False
+
+
+def family_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
+    """Whether some adversary was of the attack's family, whatever its settings: the same class of attack."""
+    return any(adversary["attack"]["class"] == type(attack).__name__ for adversary in _adversaries(card))
+
+
+def _adversaries(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The described adversaries of every stage that made a model."""
+    for stage in card.get("stages", []):
+        yield from stage["config"].get("adversaries", [])
 
 
 def environment() -> dict[str, str]:
@@ -452,7 +467,9 @@ class _Measured:
             for score in scores
         ]
 
-    def result(self, status: Literal["finished", "diverged"], reason: str, seconds: float, seen: bool) -> CellResult:
+    def result(
+        self, status: Literal["finished", "diverged"], reason: str, seconds: float, card: Mapping[str, Any]
+    ) -> CellResult:
         cell = self.cell
         own = self.losses[cell.attack.benign_steps :] if cell.attack and cell.attack.optimises else []
         ends = max(min(8, len(own) // 4), 1)
@@ -470,7 +487,8 @@ class _Measured:
             losses=[(i + 1, self.losses[i]) for i in range(0, len(self.losses), stride)],
             first_loss=sum(own[:ends]) / len(own[:ends]) if own else None,
             last_loss=sum(own[-ends:]) / len(own[-ends:]) if own else None,
-            seen_in_training=seen,
+            seen_in_training=seen_in_training(card, cell.attack),
+            family_in_training=family_in_training(card, cell.attack),
             seconds=round(seconds, 3),
             evaluation_seconds=round(self.seconds, 3),
             identity=dict(self.identity),

@@ -173,6 +173,34 @@ def test_low_rank_adversaries_train_against_a_full_model(tiny_testbed: SmallTest
     assert any(not torch.equal(after[name], before[name]) for name in after)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "abliterate-then-full-adamw-3e-4",
+        "defence-directions-4-then-full-adamw-1e-3",
+        "evolution-vectors-adam-1e-2",
+        "full-muon-5e-4",
+        "kick-1e-2-settle-1e-3",
+        "merge-base-25",
+        "prune-50",
+        "refold-then-full-adamw-1e-3",
+    ],
+)
+def test_any_attack_can_be_an_adversary(name: str, tiny_testbed: SmallTestbed) -> None:
+    tar = replace(_SMALL, adversaries=(Adversary(attack=pick("holdfast.attacks", name)),), retain_weight=0.0)
+    after, losses = _run(tar, tiny_testbed)
+    before = dict(tiny_testbed.model.load().named_parameters())
+    assert len(losses) == tar.outer_steps
+    assert all(math.isfinite(value) for here in losses for value in here.values())
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def test_an_adversary_without_a_rate_has_none_to_draw() -> None:
+    with pytest.raises(HoldfastError, match="Interpolate has no learning_rate"):
+        Adversary(attack=pick("holdfast.attacks", "merge-base-25"), learning_rates=(1e-3,))
+
+
 def test_the_schedule_free_average_is_what_is_published(tiny_testbed: SmallTestbed) -> None:
     # The published code saves the iterate where gradients are taken instead of the average.
     tar = replace(_SMALL, outer_optimizer="schedule-free-adamw", outer_steps=4)

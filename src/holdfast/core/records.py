@@ -61,6 +61,8 @@ class CellResult:
     """mean of the attacker's own loss over its last updates"""
     seen_in_training: bool = False
     """the safeguard was trained against an adversary of this kind"""
+    family_in_training: bool = False
+    """the safeguard was trained against an adversary of this family, whatever its settings"""
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     identity: dict[str, Any] = field(default_factory=dict)

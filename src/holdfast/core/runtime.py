@@ -93,7 +93,7 @@ class Run:
 
     def inner(self) -> Run:
         """A run inside this one, with a seed of its own: for an adversary within an outer step."""
-        return Run(int(torch.randint(2**62, (), generator=self.generator)), self._load_base)
+        return Run(int(torch.randint(2**62, (), generator=self.generator)), lambda: self.base)
 
     def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
         """Write weights, tracked state and random states to one safetensors file, all or nothing."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
@@ -46,8 +46,8 @@ TamperResistance = Literal["entropy", "cross-entropy", "clamped-cross-entropy", 
 class Adversary:
     """One entry of the mix: an attack, how often it is drawn, and what is drawn anew each time."""
 
-    attack: FineTune = FineTune()
-    """the attack; its `max_steps` gives way to the safeguard's `inner_steps`"""
+    attack: Attack = FineTune()
+    """any attack; its `max_steps` gives way to the safeguard's `inner_steps`"""
     weight: float = 1.0
     """drawn in proportion to this"""
     learning_rates: tuple[float, ...] = ()
@@ -56,18 +56,25 @@ class Adversary:
     """retain-then-forget: the share of benign steps before the hazardous ones is drawn from Beta of these; None: as the
     attack says"""
 
+    def __post_init__(self) -> None:
+        for drawn, field in ((self.learning_rates, "learning_rate"), (self.switch, "benign_first")):
+            if drawn and not hasattr(self.attack, field):
+                raise HoldfastError(
+                    f"{type(self.attack).__name__} has no {field} to be drawn anew; leave it to the attack as it stands"
+                )
+
     def draw(self, inner_steps: int, generator: torch.Generator) -> Attack:
         """This entry with its rate and switch drawn."""
         import torch
 
-        attack = replace(self.attack, max_steps=inner_steps)
+        drawn: dict[str, Any] = {}
         if self.learning_rates:
             chosen = int(torch.randint(len(self.learning_rates), (), generator=generator))
-            attack = replace(attack, learning_rate=self.learning_rates[chosen])
+            drawn["learning_rate"] = self.learning_rates[chosen]
         if self.switch is not None:
             first, second = torch._standard_gamma(torch.tensor(self.switch), generator=generator)
-            attack = replace(attack, benign_first=float(first / (first + second)))
-        return attack
+            drawn["benign_first"] = float(first / (first + second))
+        return replace(self.attack, max_steps=inner_steps, **drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +167,8 @@ class TAR(Safeguard):
         from holdfast.core.sharded import GradientSum, Snapshot
 
         hazard, held_out = self._roles()
-        adversary_data = data.renamed(hazard=hazard, benign=("retain",))
+        # Whatever hazardous rows an adversary asks for, the defender has but his own.
+        adversary_data = data.renamed(hazard=hazard, hazard_ood=hazard, hazard_all=hazard, benign=("retain",))
         x_tr = self._held_out(data.renamed(x_tr=held_out), run)
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
         optimizer = self._optimizer(model)
