@@ -145,6 +145,25 @@ def grounds(model: ModelSummary, summary: CampaignSummary) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def blindness(summary: CampaignSummary) -> list[str]:
+    """Which attacks no defended model was prepared for: neither trained against their family nor chosen with it."""
+    told = []
+    for model in summary.models:
+        if model.role != "defended" or not model.outcomes:
+            continue
+        met = [attack for attack in model.outcomes if attack not in model.blind]
+        if not model.blind:
+            told.append(f"{model.label} had met the family of every attack in training or in a search: none was blind.")
+        elif not met:
+            told.append(f"Every attack was blind for {model.label}: no adversary or search had been of its family.")
+        else:
+            told.append(
+                f"Blind for {model.label}, since no adversary in its training and no search for attacks was of their family: "
+                f"{listed(model.blind)}. Of a family that it had met: {listed(met)}."
+            )
+    return told
+
+
 def comparison(found: Comparison, scale: Scale) -> str:
     """How two models differ over the attacks they share; a tie is said to be one."""
     shared = "the one attack" if found.attacks == 1 else f"the {found.attacks} attacks"

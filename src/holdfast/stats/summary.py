@@ -115,6 +115,8 @@ class ModelSummary:
     outcomes: dict[str, Outcome]
     """by attack"""
     learning: Learning | None
+    blind: tuple[str, ...] = ()
+    """attacks of families that neither its training met nor a search for attacks had gone through"""
 
     def under(self, *outcomes: Outcome) -> list[str]:
         """The attacks that ended in one of these ways."""
@@ -183,8 +185,9 @@ def summarise(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSumm
     summaries = tuple(_attack(name, results, strengths[name]) for name in attacks)
     configs = {attack.name: attack.config for attack in summaries}
     learning = _learning(labels, results)
+    searched = plan.details.get("searched", ())
     models = tuple(
-        _model(label, role, cells, pairs, configs, results, hazard, learning.get(label))
+        _model(label, role, cells, pairs, configs, results, hazard, learning.get(label), searched)
         for label, role in labels.items()
     )
     floors = [model.all.mean for model in models if model.role == "never-exposed" and model.all.mean is not None]
@@ -313,6 +316,7 @@ def _model(
     results: Sequence[CellResult],
     hazard: Scale,
     learning: Learning | None,
+    searched: Sequence[str],
 ) -> ModelSummary:
     own = [pair for pair in pairs if pair.model == label]
     mine = [cell for cell in cells if cell.model == label]
@@ -328,6 +332,16 @@ def _model(
         verdict=_verdict(list(outcomes.values())),
         outcomes=outcomes,
         learning=learning,
+        blind=tuple(
+            dict.fromkeys(
+                result.attack
+                for result in results
+                if result.model == label
+                and result.attack != NO_ATTACK
+                and not result.family_in_training
+                and result.attack_config.get("class") not in searched
+            )
+        ),
     )
 
 
