@@ -42,12 +42,12 @@ from holdfast.campaign import (
     Role,
     cell_jobs,
     evaluations_of,
+    family_in_training,
     milestones_up_to,
     parse_milestones,
     record_failure,
     run_campaign,
     run_cell,
-    family_in_training,
     seen_in_training,
     untouched_undefended,
 )
