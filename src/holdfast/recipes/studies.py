@@ -6,25 +6,29 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import claim_output, write_text
 from holdfast.core.types import HoldfastError
 from holdfast.jobs import Outcome, Progress
-from holdfast.recipes import ablations, paper_tables
+from holdfast.recipes import ablations, family_table, method_table, paper_tables, red_teams
+from holdfast.recipes.family_plot import draw_families
 from holdfast.recipes.method_plot import draw_study
-from holdfast.recipes.method_table import as_json, markdown, read_study
+from holdfast.recipes.red_team import RedTeam
 from holdfast.recipes.study import Study
 
-STUDIES: Mapping[str, Callable[[], Study]] = {
+STUDIES: Mapping[str, Callable[[], Study | RedTeam]] = {
     "paper-tables": paper_tables.short,
     "paper-tables-full": paper_tables.full,
     "ablations": ablations.study,
+    "red-team": red_teams.short,
+    "red-team-full": red_teams.full,
 }
 """A larger study of one kind goes on from a smaller one's folder."""
 
 
-def pick_study(name: str) -> Study:
+def pick_study(name: str) -> Study | RedTeam:
     """The study of that name.
 
     Raises:
@@ -36,7 +40,7 @@ def pick_study(name: str) -> Study:
 
 
 def run_study(
-    name: str, study: Study, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None]
+    name: str, study: Study | RedTeam, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None]
 ) -> list[Outcome]:
     """Run what is not there yet and write `tables.md`, its pictures and `tables.json`; return how the jobs ended.
 
@@ -67,14 +71,29 @@ def run_study(
     keep_time()
     outcomes = study.run(out, workers, command, progress)
     seconds = keep_time()
-    tables = read_study(study, out)
+    text, table = (_families if isinstance(study, RedTeam) else _methods)(study, family, out, seconds, workers)  # type: ignore[operator]
+    write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
+    write_text(out / "tables.json", json.dumps(table, indent=2) + "\n")
+    return outcomes
+
+
+def _methods(study: Study, family: str, out: Path, seconds: float, workers: int) -> tuple[str, Any]:
+    """Safeguards beside each other: the tables as text and as JSON, the pictures beside them."""
+    tables = method_table.read_study(study, out)
     left = {} if family == "ablations" else paper_tables.not_run(study)
     for part in study.parts:
         draw_study(tables[part.kind], out / f"{part.kind}.svg", part.kind)
-    text = markdown(study, tables, left, seconds, workers)
-    write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
-    write_text(out / "tables.json", json.dumps(as_json(tables), indent=2) + "\n")
-    return outcomes
+    return method_table.markdown(study, tables, left, seconds, workers), method_table.as_json(tables)
+
+
+def _families(red_team: RedTeam, family: str, out: Path, seconds: float, workers: int) -> tuple[str, Any]:
+    """Families of attack by model: the table as text and as JSON, the picture beside it."""
+    study = red_team.study(out)
+    rows = family_table.read_families(study, red_team.found(out), out)
+    picture = f"{family}.svg"
+    draw_families(rows, family_table.models_of(study), out / picture)
+    text = family_table.markdown(study, rows, seconds, workers, red_team.trials, picture)
+    return text, family_table.as_json(rows)
 
 
 def _read(marker: Path) -> tuple[str, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from holdfast.attacks.base import Attack
 from holdfast.campaign import (
     Campaign,
     Model,
@@ -106,6 +107,10 @@ class Part:
     """attacks of the trials; none of them is among the claims'"""
     selection: str
     """the evaluation whose questions the trials are judged by"""
+    found: Mapping[str, Attack] = field(default_factory=dict)
+    """attacks of the claims that are no presets, by their names among `attacks`"""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """what the plan of each world's campaign says besides"""
 
     def __post_init__(self) -> None:
         if shared := set(self.attacks) & set(self.tuning_attacks):
@@ -121,6 +126,8 @@ class Study:
     tuning_world: int
     worlds: tuple[int, ...]
     trials: int
+    seeds: tuple[int, ...] = (0,)
+    """attack seeds of the claims"""
     sizes: Sizes = Sizes()
 
     def __post_init__(self) -> None:
@@ -169,7 +176,7 @@ class Study:
             tuned = [method for method in part.methods if method.space]
             trial = sum(_BASE_SECONDS / 2 if method.shorter else method.size for method in tuned)
             total += self.trials * (trial + len(tuned) * _CELL_SECONDS * len(part.tuning_attacks))
-            cells = (len(part.methods) + 2) * (len(part.attacks) + 1)
+            cells = (len(part.methods) + 2) * (len(part.attacks) * len(self.seeds) + 1)
             built = sum(method.size for method in part.methods)
             total += _BASE_SECONDS * bool(tuned)
             total += len(self.worlds) * (1.45 * _BASE_SECONDS + built + cells * _CELL_SECONDS)
@@ -191,8 +198,8 @@ class Study:
                 Model(label="never-exposed", path=str(folder / "testbed" / "never_exposed"), role="never-exposed"),
             ),
             domain=folder / "testbed",
-            attacks=tuple((name, pick("holdfast.attacks", name)) for name in part.attacks),
-            seeds=(0,),
+            attacks=tuple((name, part.found.get(name) or pick("holdfast.attacks", name)) for name in part.attacks),
+            seeds=self.seeds,
         )
 
     def chosen(self, out: Path, part: Part, method: Method) -> Trial:
@@ -206,7 +213,8 @@ class Study:
     def _trial_file(self, out: Path, part: Part, method: Method, index: int) -> Path:
         return out / "trials" / part.kind / f"{method.label}-{index}.json"
 
-    def _testbed_jobs(self, out: Path, part: Part, world: int, models: Sequence[str]) -> list[Job]:
+    def testbed_jobs(self, out: Path, part: Part, world: int, models: Sequence[str]) -> list[Job]:
+        """Jobs that train the base models of a world."""
         arguments = {
             "folder": self.folder(out, part, world) / "testbed",
             "seed": world,
@@ -224,7 +232,8 @@ class Study:
             for which in models
         ]
 
-    def _making(self, out: Path, part: Part, world: int, method: Method, settings: Settings) -> Job:
+    def making(self, out: Path, part: Part, world: int, method: Method, settings: Settings) -> Job:
+        """The job that builds a method's model in a world's folder."""
         folder = self.folder(out, part, world)
         origin = method.start or "model"
         return Job(
@@ -246,13 +255,13 @@ class Study:
         if not tuned:
             return []
         starts = {method.start for method in tuned if method.start}
-        jobs = self._testbed_jobs(out, part, self.tuning_world, ["model"])
-        jobs += [self._making(out, part, self.tuning_world, m, {}) for m in part.methods if m.label in starts]
+        jobs = self.testbed_jobs(out, part, self.tuning_world, ["model"])
+        jobs += [self.making(out, part, self.tuning_world, m, {}) for m in part.methods if m.label in starts]
         for method in tuned:
             for index in range(self.trials):
                 folder = self.folder(out, part, self.tuning_world)
                 settings = method.trial(index)
-                making = self._making(out, part, self.tuning_world, method, {**settings, **method.shorter})
+                making = self.making(out, part, self.tuning_world, method, {**settings, **method.shorter})
                 jobs.append(
                     Job(
                         name=f"{making.name}, trial {index}",
@@ -276,7 +285,7 @@ class Study:
     def _claim_jobs(self, out: Path, part: Part, world: int, campaign: Campaign) -> list[Job]:
         folder = self.folder(out, part, world)
         making = [
-            self._making(out, part, world, m, self.chosen(out, part, m).settings if m.space else {})
+            self.making(out, part, world, m, self.chosen(out, part, m).settings if m.space else {})
             for m in part.methods
         ]
         prefix = f"{part.kind} world {world}: "
@@ -289,7 +298,7 @@ class Study:
         ]
         # Cells are sized in steps; here everything is in seconds.
         attacking = [replace(job, size=_CELL_SECONDS) for job in attacking]
-        return [*self._testbed_jobs(out, part, world, ["model", "never_exposed"]), *making, *attacking]
+        return [*self.testbed_jobs(out, part, world, ["model", "never_exposed"]), *making, *attacking]
 
     def _write_plan(
         self, folder: Path, campaign: Campaign, part: Part, world: int, outcomes: Mapping[str, Outcome], command: str
@@ -317,6 +326,7 @@ class Study:
             command=command,
             not_built=failed,
             tuned=tuned,
+            **part.details,
         )
 
 

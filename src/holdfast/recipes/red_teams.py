@@ -1,0 +1,58 @@
+"""The red teams by name: every family against Random Mapping, RMU and TAR on the testbed."""
+
+from __future__ import annotations
+
+from holdfast.recipes.paper_tables import TUNING_WORLD
+from holdfast.recipes.red_team import RedTeam
+from holdfast.recipes.study import Method
+
+WORLDS = (31, 32, 33)
+MORE_WORLDS = (31, 32, 33, 34, 35)
+
+_METHODS = (
+    Method(label="random-mapping", stages=("random-mapping",), role="reference", size=10),
+    Method(label="rmu", stages=("rmu",), size=10),
+    Method(label="tar", stages=("random-mapping", "tar"), size=130),
+)
+
+_FAMILIES = (
+    "full",
+    "low-rank",
+    "optimizers",
+    "benign",
+    "break-then-repair",
+    "evolution",
+    "abliteration",
+    "latent",
+    "compression",
+    "merging",
+    "reparameterisation",
+)
+
+
+def short() -> RedTeam:
+    """What two cores do within the hour."""
+    return RedTeam(
+        title="The red team",
+        methods=_METHODS,
+        targets=("random-mapping", "tar"),
+        families=_FAMILIES,
+        trials=12,
+        tuning_world=TUNING_WORLD,
+        worlds=WORLDS,
+        seeds=(0,),
+    )
+
+
+def full() -> RedTeam:
+    """Longer searches, more worlds, three attack seeds each."""
+    return RedTeam(
+        title="The red team, in full",
+        methods=_METHODS,
+        targets=("random-mapping", "tar"),
+        families=_FAMILIES,
+        trials=60,
+        tuning_world=TUNING_WORLD,
+        worlds=MORE_WORLDS,
+        seeds=(0, 1, 2),
+    )
