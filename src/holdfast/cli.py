@@ -132,13 +132,13 @@ def testbed(
 @app.command(epilog="Example: holdfast study paper-tables --out runs/paper-tables")
 def study(
     name: Annotated[
-        str, typer.Argument(metavar="STUDY", help="paper-tables, paper-tables-full or ablations.")
+        str, typer.Argument(metavar="STUDY", help="paper-tables, ablations or red-team; with -full a larger one.")
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
 ) -> None:
-    """Compare safeguards on the testbed, tuned alike and attacked alike, in one table. Stop and restart at will."""
+    """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
     console = _console()
     from holdfast.display import show_jobs
     from holdfast.recipes.studies import pick_study, run_study
@@ -156,9 +156,8 @@ def study(
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         console.print(f"{outcome.job.name}: {outcome.error}", soft_wrap=True, highlight=False, markup=False)
-    part, world = chosen.parts[0], chosen.worlds[0]
     console.print(f"The tables are in {out / 'tables.md'}", soft_wrap=True, highlight=False)
-    _next(console, f"holdfast report {_q(chosen.folder(out, part, world))}")
+    _next(console, f"holdfast report {_q(chosen.first_folder(out))} --out {_q(out / 'report.html')}")
     if failed:
         raise typer.Exit(2)
 

@@ -64,6 +64,10 @@ class RedTeam:
         built = sum(method.size for method in self.methods if method.label in self.targets)
         return searches + built + 85.0 + self._study(self._guessed()).core_seconds
 
+    def first_folder(self, out: Path) -> Path:
+        """The first of the campaigns that it is made of, which a report can be made from."""
+        return self._study({}).first_folder(out)
+
     @property
     def part(self) -> Part:
         """The domain and the models, without attacks yet."""

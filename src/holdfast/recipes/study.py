@@ -185,6 +185,10 @@ class Study:
     def folder(self, out: Path, part: Part, world: int) -> Path:
         return out / f"{part.kind}-{world}"
 
+    def first_folder(self, out: Path) -> Path:
+        """The first of the campaigns that it is made of, which a report can be made from."""
+        return self.folder(out, self.parts[0], self.worlds[0])
+
     def campaign(self, out: Path, part: Part, world: int) -> Campaign:
         """The cells of one domain on one claim world; the models lie in its folder, or will."""
         folder = self.folder(out, part, world)
