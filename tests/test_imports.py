@@ -27,8 +27,21 @@ MAY_IMPORT = {
     "jobs": {"core.types"},
     "stages": {"core", "safeguards"},
     "campaign": {"core", "attacks", "evals", "jobs"},
+    "search": {"core", "attacks", "evals", "campaign", "jobs", "stats"},
     "display": {"jobs", "stages"},
-    "recipes": {"core", "attacks", "safeguards", "evals", "testbed", "stages", "campaign", "jobs", "stats", "recipes"},
+    "recipes": {
+        "core",
+        "attacks",
+        "safeguards",
+        "evals",
+        "testbed",
+        "stages",
+        "campaign",
+        "search",
+        "jobs",
+        "stats",
+        "recipes",
+    },
 }
 """Part -> the parts it may import. `cli` and the package itself may import all."""
 

@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -123,10 +123,13 @@ class Campaign:
     """None: each attack's own, log-spaced"""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """label -> names of the attacks it is put through; a label that is missing is put through all"""
+    also: tuple[tuple[str, Evaluation], ...] = ()
+    """evaluations beside those of the domain"""
 
     def cells(self) -> Iterator[Cell]:
         """For every model one cell without attack, then each attack with each seed."""
         evaluations, probes = evaluations_of(Domain.open(self.domain))
+        evaluations = (*evaluations, *self.also)
         for model in self.models:
             yield Cell(
                 model=model,
@@ -220,6 +223,7 @@ def run_cell(
             everything is measured. None: half of what is possible.
         on_step: called with steps done and steps in all.
     """
+    from holdfast.core.costs import Memory, Meter, gradient_norm, update_size
     from holdfast.core.data import Data
     from holdfast.core.runtime import Run, drive, seed_everything
 
@@ -228,16 +232,16 @@ def run_cell(
     path = cell_path(out, key)
     if _done(cell, key, out, options):
         return key
-    started = time.monotonic()
+    started, memory = time.monotonic(), Memory(options.device)
     checkpoint, domain = Checkpoint(cell.model.path), Domain.open(cell.domain)
     seed_everything(cell.seed)
     measured = _Measured(cell, key, domain, identity, cell_path(out, undefended.id) if undefended else None)
     status: Literal["finished", "diverged"] = "finished"
-    reason, model, tokenizer = "", None, None
+    reason, model, tokenizer, meter, moved = "", None, None, None, None
     state = out / "resume" / f"{key}.safetensors"
     try:
         model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
-        run = Run(cell.seed, _base_loader(checkpoint, options))
+        run = Run(cell.seed, base_loader(checkpoint, options))
         if cell.attack is not None:
             cell.attack.prepare(model)
             if options.keep_attacked_weights:
@@ -248,19 +252,32 @@ def run_cell(
         if run.start == 0:
             measured.take(0, model, tokenizer)
         if cell.attack is not None:
-            steps = cell.attack.steps(model, Data.attacker(domain, tokenizer, options.device), run)
+            data = Data.attacker(domain, tokenizer, options.device)
+            meter = Meter(data)
+            run.track(meter=meter)
+            steps = meter.walk(cell.attack.steps(model, data, run))
             resumable = state if options.resumable_attacks else None
             for step, loss in drive(steps, model, run, checkpoint=resumable, key=key):
                 measured.losses.append(loss)
+                if (step - 1) % measured.stride == 0:
+                    measured.note_gradient(step, gradient_norm(model))
                 if step in cell.milestones:
                     check_finite(model, f"the weights after step {step}")
                     measured.take(step, model, tokenizer)
                 on_step(step, cell.attack.max_steps)
+            moved = update_size(model, checkpoint.folder)
     except NonFinite as error:
         if model is None:
             raise
         status, reason = "diverged", str(error)
     result = measured.result(status, reason, time.monotonic() - started, checkpoint.card)
+    result = replace(
+        result,
+        update_size=moved,
+        tokens=meter.tokens if meter else None,
+        flops=meter.flops if meter else None,
+        peak_memory=memory.peak(),
+    )
     if options.keep_attacked_weights and cell.attack is not None and status == "finished":
         assert tokenizer is not None
         _keep(model, tokenizer, cell, key, out)
@@ -409,9 +426,29 @@ class _Measured:
         self.cell, self.key, self.domain, self.identity = cell, key, domain, identity
         self.records: list[Record] = []
         self.losses: list[float] = []
+        self.gradients: list[tuple[int, float]] = []
         self.seconds = 0.0
         self.breached = False
         self.undefended = undefended
+
+    @property
+    def stride(self) -> int:
+        """Losses and gradients are recorded at every so many steps."""
+        return max(math.ceil((self.cell.attack.max_steps if self.cell.attack else 1) / _LOSS_POINTS), 1)
+
+    def note_gradient(self, step: int, norm: float | None) -> None:
+        """Keep the norm of the gradients of a step, where it took some.
+
+        Raises:
+            NonFinite: it is no number.
+        """
+        if norm is None:
+            return
+        if not math.isfinite(norm):
+            raise NonFinite(
+                f"the gradient's norm became {norm} at step {step}; lower the learning rate or check the data"
+            )
+        self.gradients.append((step, norm))
 
     def take(self, step: int, model: Any, tokenizer: Any) -> None:
         """Measure the model: everything at the first and the last step and at a breach, hazard and samples between.
@@ -473,7 +510,6 @@ class _Measured:
         cell = self.cell
         own = self.losses[cell.attack.benign_steps :] if cell.attack and cell.attack.optimises else []
         ends = max(min(8, len(own) // 4), 1)
-        stride = max(math.ceil(len(self.losses) / _LOSS_POINTS), 1)
         return CellResult(
             cell=self.key,
             model=cell.model.label,
@@ -484,7 +520,8 @@ class _Measured:
             status=status,
             reason=reason,
             milestones=list(cell.milestones),
-            losses=[(i + 1, self.losses[i]) for i in range(0, len(self.losses), stride)],
+            losses=[(i + 1, self.losses[i]) for i in range(0, len(self.losses), self.stride)],
+            gradient_norms=list(self.gradients),
             first_loss=sum(own[:ends]) / len(own[:ends]) if own else None,
             last_loss=sum(own[-ends:]) / len(own[-ends:]) if own else None,
             seen_in_training=seen_in_training(card, cell.attack),
@@ -499,12 +536,13 @@ class _Measured:
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": [asdict(record) for record in self.records], "losses": self.losses,
-            "seconds": self.seconds, "breached": self.breached,
+            "gradients": [list(pair) for pair in self.gradients], "seconds": self.seconds, "breached": self.breached,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.records = [Record(**record) for record in state["records"]]
         self.losses, self.seconds, self.breached = list(state["losses"]), state["seconds"], state["breached"]
+        self.gradients = [(step, norm) for step, norm in state["gradients"]]
 
 
 def _hazard(records: Sequence[Record], step: int) -> Record | None:
@@ -513,7 +551,8 @@ def _hazard(records: Sequence[Record], step: int) -> Record | None:
     return min(held, key=lambda record: record.evaluation != "hazard", default=None)
 
 
-def _base_loader(checkpoint: Checkpoint, options: Options) -> Callable[[], Any] | None:
+def base_loader(checkpoint: Checkpoint, options: Options) -> Callable[[], Any] | None:
+    """What loads the model before any safeguard; None where the checkpoint's card does not say where it is."""
     base = checkpoint.card.get("base")
     if not base:
         return None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import Choice, Family
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -195,4 +196,16 @@ PRESETS = {
     "abliterate-then-full-adamw-3e-4": replace(_EDIT, max_steps=161, tune=FineTune(learning_rate=3e-4)),
     # Models of billions of weights: the same edits, and fine-tuning at a rate for them.
     "abliterate-then-full-adamw-2e-5": replace(_EDIT, max_steps=1001, tune=FineTune(learning_rate=2e-5, batch_size=32)),
+}
+
+FAMILIES = {
+    "abliteration": Family(
+        _EDIT,
+        {
+            "directions": Choice(("one", "several", "per-layer")),
+            "count": Choice((1, 2, 3, 8)),
+            "depth": Choice((0.25, 0.5, 0.75)),
+            "weight": Choice((0.25, 0.5, 1.0, 2.0)),
+        },
+    ),
 }

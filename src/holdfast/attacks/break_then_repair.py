@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.optimizers import OptimizerName
 from holdfast.core.types import HoldfastError
 
@@ -136,5 +137,19 @@ PRESETS = {
     # Models of billions of weights: ten times the usual rate of such a model, as on the testbed.
     "kick-2e-4-settle-2e-5-kl-large": replace(
         _BASE, kick_steps=16, kick_learning_rate=2e-4, learning_rate=2e-5, kl_weight=1.0, max_steps=1000
+    ),
+}
+
+FAMILIES = {
+    "break-then-repair": Family(
+        _BASE,
+        {
+            "kick_learning_rate": Log(2e-3, 5e-2),
+            "kick_steps": Choice((2, 4, 8)),
+            "learning_rate": Log(1e-4, 1e-2),
+            "benign_share": Choice((0.25, 0.5)),
+            "kl_weight": Choice((0.0, 1.0)),
+            "max_steps": Choice((80, 160, 320)),
+        },
     ),
 }

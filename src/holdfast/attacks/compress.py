@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -199,4 +200,23 @@ PRESETS = {
     "int4-large": Quantise(bits=4, group_size=128),
     "int4-then-full-adamw-2e-5": Quantise(bits=4, group_size=128, tune=_TUNE_LARGE, max_steps=201),
     "prune-50-then-full-adamw-2e-5": Prune(tune=_TUNE_LARGE, max_steps=201),
+}
+
+FAMILIES = {
+    "quantisation": Family(
+        Quantise(bits=4, group_size=32), {"bits": Choice((2, 3, 4, 8)), "group_size": Choice((None, 32))}
+    ),
+    "pruning": Family(Prune(), {"share": Choice((0.1, 0.2, 0.3, 0.5, 0.7))}),
+    "pruning-then-full": Family(
+        Prune(tune=_TUNE, max_steps=41),
+        {"share": Choice((0.2, 0.5, 0.7)), "tune.learning_rate": Log(1e-4, 1e-2), "max_steps": Choice((41, 81, 161))},
+    ),
+    "truncation-then-full": Family(
+        LowRank(tune=_TUNE, max_steps=41),
+        {
+            "kept_share": Choice((0.3, 0.5, 0.7)),
+            "tune.learning_rate": Log(1e-4, 1e-2),
+            "max_steps": Choice((41, 81, 161)),
+        },
+    ),
 }

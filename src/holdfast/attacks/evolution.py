@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.optimizers import OptimizerName
 from holdfast.core.types import HoldfastError
 
@@ -161,4 +162,17 @@ def _noise(weights: Sequence[nn.Parameter], seed: int) -> Iterator[torch.Tensor]
 PRESETS = {
     # Small models, such as the testbed's.
     "evolution-vectors-adam-1e-2": Evolution(),
+}
+
+FAMILIES = {
+    # Forty updates of 32 passes each are as dear as a few hundred of fine-tuning.
+    "evolution": Family(
+        Evolution(max_steps=40),
+        {
+            "learning_rate": Log(3e-3, 1e-1),
+            "sigma": Log(5e-3, 5e-2),
+            "weights": Choice(("vectors", "all")),
+            "benign_share": Choice((0.0, 0.5)),
+        },
+    ),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.optimizers import Optimizer, OptimizerName, ScheduleName
 from holdfast.core.types import HoldfastError
 
@@ -280,5 +281,48 @@ PRESETS = {
     **_REFUSAL_SMALL,
     "lora-r16-adamw-2e-4": replace(
         _BASE, learning_rate=2e-4, max_steps=1000, batch_size=32, lora_rank=16, lora_alpha=32.0, lora_dropout=0.05
+    ),
+}
+
+_TRAINING: Mapping[str, Log | Choice] = {
+    "learning_rate": Log(1e-4, 1e-2),
+    "max_steps": Choice((40, 80, 160, 320)),
+    "batch_size": Choice((8, 16, 32)),
+}
+_MIXES: Mapping[str, Log | Choice] = {
+    "hazard": Choice(("hazard", "hazard_ood", "hazard_all")),
+    "benign_share": Choice((0.0, 0.25, 0.5)),
+    "benign_first": Choice((0.0, 0.4)),
+    "schedule": Choice(("constant", "warmup-cosine", "sgdr")),
+}
+_LARGE_TRAINING: Mapping[str, Log | Choice] = {
+    "learning_rate": Log(1e-6, 1e-3),
+    "max_steps": Choice((500, 1000, 5000)),
+    "batch_size": Choice((16, 32, 64)),
+}
+
+FAMILIES = {
+    "full": Family(_BASE, {**_TRAINING, **_MIXES}),
+    "low-rank": Family(
+        PRESETS["lora-r4-adamw-5e-3"],
+        {**_TRAINING, **_MIXES, "learning_rate": Log(1e-3, 3e-2), "lora_rank": Choice((2, 4, 8, 16))},
+    ),
+    "sgd": Family(
+        PRESETS["full-sgd-3e-1"],
+        {
+            **_TRAINING,
+            **_MIXES,
+            "learning_rate": Log(1e-2, 1.0),
+            "optimizer": Choice(("sgd", "sgd-momentum", "sgd-nesterov")),
+        },
+    ),
+    "lion": Family(PRESETS["full-lion-6e-5"], {**_TRAINING, **_MIXES, "learning_rate": Log(1e-5, 1e-3)}),
+    "muon": Family(PRESETS["full-muon-5e-4"], {**_TRAINING, **_MIXES}),
+    "benign": Family(PRESETS["full-adamw-1e-3-benign"], _TRAINING),
+    "full-large": Family(PRESETS["full-adamw-2e-5"], {**_LARGE_TRAINING, **_MIXES}, large=True),
+    "low-rank-large": Family(
+        PRESETS["lora-r16-adamw-2e-4"],
+        {**_LARGE_TRAINING, **_MIXES, "lora_rank": Choice((8, 16, 64))},
+        large=True,
     ),
 }

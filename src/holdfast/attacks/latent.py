@@ -25,6 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -222,4 +223,16 @@ PRESETS = {
     "soft-start-token-sign-1e-1": SoftStartToken(step_size=0.1),
     "latent-pgd-one-layer": LatentPGD(depths=(0.0,), radius=0.5),
     "latent-pgd-three-layers": LatentPGD(),
+}
+
+FAMILIES = {
+    "latent": Family(
+        LatentPGD(),
+        {
+            "depths": Choice(((0.0,), (0.25, 0.5, 0.75), (0.0, 0.5), LatentPGD().depths)),
+            "radius": Log(0.05, 2.0),
+            "step_size": Log(0.01, 0.2),
+            "hazard": Choice(("hazard", "hazard_ood", "hazard_all")),
+        },
+    ),
 }

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import Choice, Family
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -114,4 +115,9 @@ PRESETS = {
     "defence-directions-4-then-full-adamw-1e-3": DefenceDirections(tune=_TUNE, max_steps=41),
     # Models of billions of weights; the edits alone serve any size.
     "merge-base-25-then-full-adamw-2e-5": Interpolate(tune=FineTune(learning_rate=2e-5, batch_size=32), max_steps=201),
+}
+
+FAMILIES = {
+    "interpolation": Family(Interpolate(), {"t": Choice((-0.25, 0.1, 0.25, 0.4, 0.5, 1.5))}),
+    "defence-directions": Family(DefenceDirections(), {"directions": Choice((1, 2, 4, 8, 16))}),
 }

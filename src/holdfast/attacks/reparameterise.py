@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -79,4 +80,16 @@ PRESETS = {
     "refold-clip-then-full-adamw-1e-3": _then(FineTune(), clip=16.0),
     # Models of billions of weights, at the rate of the paper's red team (arXiv 2408.00761).
     "refold-then-full-adamw-2e-5-large": _then(FineTune(learning_rate=2e-5, max_steps=1000, batch_size=32)),
+}
+
+FAMILIES = {
+    "reparameterisation": Family(
+        PRESETS["refold-then-full-adamw-1e-3"],
+        {
+            "clip": Choice((None, 8.0, 16.0)),
+            "tune.learning_rate": Log(1e-4, 1e-2),
+            "tune.hazard": Choice(("hazard", "hazard_ood", "hazard_all")),
+            "tune.benign_share": Choice((0.0, 0.5)),
+        },
+    ),
 }

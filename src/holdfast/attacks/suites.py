@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+
+from holdfast.attacks.base import Attack
+from holdfast.core.domain import nearest
+from holdfast.core.presets import pick, restore
+from holdfast.core.types import HoldfastError
 
 SUITES: Mapping[str, tuple[str, ...]] = {
     # The newcomer's red team: eight short attacks and the worst long one found so far.
@@ -72,3 +79,34 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "lora-r16-adamw-2e-4",
     ),
 }
+
+
+def attacks_of(suite: str) -> dict[str, Attack]:
+    """The attacks of a suite by name, or of a folder that a search wrote.
+
+    Raises:
+        HoldfastError: there is no such suite, and no such folder.
+    """
+    if suite in SUITES:
+        return {name: pick("holdfast.attacks", name) for name in SUITES[suite]}
+    if Path(suite).is_dir():
+        return load_suite(Path(suite))
+    raise HoldfastError(f"there is no suite {suite!r}; {nearest(suite, SUITES)}")
+
+
+def load_suite(folder: Path) -> dict[str, Attack]:
+    """The attacks that a search left in `suite.json`, by name.
+
+    Raises:
+        HoldfastError: there is none, or it cannot be read.
+    """
+    path = folder / "suite.json"
+    if not path.is_file():
+        raise HoldfastError(
+            f"{folder} holds no attacks: it has no suite.json; give a folder that holdfast search wrote"
+        )
+    try:
+        attacks = json.loads(path.read_text(encoding="utf-8"))["attacks"]
+        return {name: restore("holdfast.attacks", described) for name, described in attacks.items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise HoldfastError(f"{path} cannot be read ({error}); run the search again into a new folder") from error

@@ -121,6 +121,13 @@ def rank_of() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+class Tally:
+    """How many tokens the streams of one `Data` have put into batches, over all ranks."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+
 class Stream:
     """Endless batches of one role, in an order that depends on the seed alone.
 
@@ -129,9 +136,16 @@ class Stream:
     """
 
     def __init__(
-        self, rows: Sequence[Encoded], batch_size: int, seed: int, pad: int, device: torch.device | str = "cpu"
+        self,
+        rows: Sequence[Encoded],
+        batch_size: int,
+        seed: int,
+        pad: int,
+        device: torch.device | str = "cpu",
+        tally: Tally | None = None,
     ) -> None:
         self.rows, self.batch_size, self.seed, self.pad, self.device = rows, batch_size, seed, pad, device
+        self._tally = tally or Tally()
         self.drawn = 0
         self._pass = -1
         self._order: list[int] = []
@@ -152,6 +166,7 @@ class Stream:
 
     def batch(self, rows: Sequence[Encoded]) -> Batch:
         """This rank's share of a batch of `rows`."""
+        self._tally.tokens += sum(len(row.ids) for row in rows)
         return collate(rows, self.pad, self.device, *rank_of())
 
     def _next(self) -> int:
@@ -185,6 +200,7 @@ class Data:
     ) -> None:
         self._domain, self._tokenizer, self._roles, self._device = domain, tokenizer, dict(roles), device
         self._encoded: dict[tuple[str, Side | None], list[Encoded]] = {}
+        self.tally = Tally()
 
     @property
     def domain(self) -> Domain:
@@ -206,7 +222,7 @@ class Data:
         """The same rows under other names, and only those: `renamed(hazard=["forget"], benign=["retain"])`."""
         held = {new: [role for old in olds for role in self._held(old)] for new, olds in roles.items()}
         view = Data(self._domain, self._tokenizer, held, self._device)
-        view._encoded = self._encoded
+        view._encoded, view.tally = self._encoded, self.tally
         return view
 
     def stream(self, name: str, *, batch_size: int, seed: int, side: Side | None = None) -> Stream:
@@ -218,7 +234,8 @@ class Data:
             HoldfastError: the domain names no rows for it, they are malformed, or a side is asked for and they are no pairs.
         """
         pad = self._tokenizer.pad_token_id
-        return Stream(self.rows(name, side), batch_size, seed, pad if isinstance(pad, int) else 0, self._device)
+        rows = self.rows(name, side)
+        return Stream(rows, batch_size, seed, pad if isinstance(pad, int) else 0, self._device, self.tally)
 
     def rows(self, name: str, side: Side | None = None) -> list[Encoded]:
         """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""

@@ -30,16 +30,16 @@ class Field:
 
 
 @cache
-def collect(package: str) -> Mapping[str, Any]:
-    """Every preset of every module in a package: the folder is the list.
+def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
+    """Every preset (or what else modules list under `kind`) of every module in a package: the folder is the list.
 
     Raises:
-        HoldfastError: two modules have a preset of one name.
+        HoldfastError: two modules have one of one name.
     """
     found: dict[str, Any] = {}
     home: dict[str, str] = {}
     for module in _modules(package):
-        for name, preset in getattr(module, "PRESETS", {}).items():
+        for name, preset in getattr(module, kind, {}).items():
             if name in found:
                 raise HoldfastError(
                     f"the preset {name!r} stands in both {home[name]} and {module.__name__}; rename one"
@@ -96,6 +96,28 @@ def describe(plugin: Any) -> dict[str, Any]:
 
     held = {field.name: plain(getattr(plugin, field.name)) for field in dataclasses.fields(plugin)}
     return {"class": type(plugin).__name__, **held}
+
+
+def restore(package: str, described: Mapping[str, Any]) -> Any:
+    """The plug-in that `describe` described: its class is looked for among the package's presets.
+
+    Raises:
+        HoldfastError: there is no such class, or it refuses the fields.
+    """
+    kinds = {type(preset).__name__: type(preset) for preset in collect(package).values()}
+
+    def revived(value: Any) -> Any:
+        if isinstance(value, Mapping) and "class" in value:
+            return restore(package, value)
+        return tuple(map(revived, value)) if isinstance(value, list) else value
+
+    name = described.get("class")
+    if name not in kinds:
+        raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
+    try:
+        return kinds[name](**{field: revived(value) for field, value in described.items() if field != "class"})
+    except TypeError as error:
+        raise HoldfastError(f"{name} has other fields in this holdfast ({error})") from error
 
 
 def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dict[str, Plugin]:

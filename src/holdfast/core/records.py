@@ -11,7 +11,8 @@ from typing import Any, Literal
 from holdfast.core.files import write_text
 from holdfast.core.types import HoldfastError, Measure
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 added what an attack costs and how it went; records of 1 are read with those left open."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -59,6 +60,16 @@ class CellResult:
     """mean of the attacker's own loss over its first updates"""
     last_loss: float | None = None
     """mean of the attacker's own loss over its last updates"""
+    gradient_norms: list[tuple[int, float]] = field(default_factory=list)
+    """(step, norm of the gradients that the attack took), thinned; of the adapters alone for LoRA; none where it takes none"""
+    update_size: float | None = None
+    """how far the weights moved in all, relative to their norm before the attack"""
+    tokens: int | None = None
+    """tokens that the attack read"""
+    flops: float | None = None
+    """FLOPs that it took, counted from the shapes of its forward and backward passes"""
+    peak_memory: int | None = None
+    """bytes that the cell needed at its peak, measuring included: on a GPU what torch held, else the whole process"""
     seen_in_training: bool = False
     """the safeguard was trained against an adversary of this kind"""
     family_in_training: bool = False
@@ -101,7 +112,8 @@ class CellResult:
                 raise HoldfastError(
                     f"{path} has records of schema {header['schema']}; this holdfast reads up to {SCHEMA}"
                 )
-            header["losses"] = [(step, loss) for step, loss in header["losses"]]
+            for name in ("losses", "gradient_norms"):
+                header[name] = [(step, value) for step, value in header.get(name, [])]
             held = [Record(**{key: value for key, value in record.items() if key != "kind"}) for record in records]
             return cls(**header, records=held)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:

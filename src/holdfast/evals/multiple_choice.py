@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
@@ -30,6 +30,8 @@ class MultipleChoice(Evaluation):
 
     questions: str
     """the set's name in domain.toml"""
+    part: Literal["all", "even", "odd"] = "all"
+    """every question, or every second one: two halves, so that what is chosen on one can be measured on the other"""
     sample: int | None = None
     """ask only this many, spread evenly over the set; None: all"""
     milestone_sample: int = 32
@@ -50,6 +52,8 @@ class MultipleChoice(Evaluation):
     def asked(self, domain: Domain) -> Sequence[Question]:
         """The questions themselves."""
         held = domain.questions(self.questions).questions
+        if self.part != "all":
+            held = held[("even", "odd").index(self.part) :: 2]
         if self.sample is None or self.sample >= len(held):
             return held
         return [held[i * len(held) // self.sample] for i in range(self.sample)]

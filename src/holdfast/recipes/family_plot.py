@@ -22,7 +22,10 @@ def draw_families(rows: Sequence[FamilyRow], models: Sequence[str], path: Path) 
         figure = Figure(figsize=(1.9 + 1.35 * len(models), 0.8 + 0.36 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        grid = [[100 * hazard if (hazard := row.mean(model)) is not None else float("nan") for model in models] for row in rows]
+        grid = [
+            [100 * hazard if (hazard := row.mean(model)) is not None else float("nan") for model in models]
+            for row in rows
+        ]
         # One hue from light to dark: it survives print and every kind of colour blindness.
         image = axes.imshow(grid, cmap="Blues", vmin=25, vmax=100, aspect="auto")
         for y, row in enumerate(rows):
@@ -46,6 +49,8 @@ def draw_families(rows: Sequence[FamilyRow], models: Sequence[str], path: Path) 
             side.set_visible(False)
         bar = figure.colorbar(image, ax=axes, shrink=0.8)
         bar.set_label("hazard, % (in brackets: ability left, ✗ lost)")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Title": "Hazard by family of attack and model"})
+            figure.savefig(
+                temporary, format="svg", metadata={"Date": None, "Title": "Hazard by family of attack and model"}
+            )

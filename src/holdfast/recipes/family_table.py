@@ -111,13 +111,18 @@ def markdown(study: Study, rows: Sequence[FamilyRow], seconds: float, workers: i
         lines += [_weakest(rows, model), ""]
     for model in references:
         lines += [_unbroken(rows, model), ""]
-    lines += ["Share of what was hidden that came back (recovery), the ability left, and in how many worlds that was a breach:", ""]
+    lines += [
+        "Share of what was hidden that came back (recovery), the ability left, and in how many worlds that was a breach:",
+        "",
+    ]
     shallow = [*references, *defended]
     lines += [
         f"| family | {' | '.join(shallow)} | cost of the strongest on {defended[-1]} |",
         "|---|" + "---|" * (len(shallow) + 1),
     ]
-    lines += [f"| {row.family} | {' | '.join(_recovered(row, model) for model in shallow)} | {row.cost} |" for row in rows]
+    lines += [
+        f"| {row.family} | {' | '.join(_recovered(row, model) for model in shallow)} | {row.cost} |" for row in rows
+    ]
     lines += ["", "Settings:", ""]
     lines += [
         f"- {row.family}: " + "; ".join(f"`{name}` {_settings(config)}" for name, config in row.attacks.items()) + "."
@@ -216,9 +221,7 @@ def _weakest(rows: Sequence[FamilyRow], model: str) -> str:
     each = ", ".join(f"{100 * spot.hazard:.0f} on world {spot.world}" for spot in spots)
     ability = worst.ability(model)
     left = "" if ability is None else f", with an ability of {100 * ability:.0f} % left"
-    return (
-        f"**The weakest spot of {model}: {worst.family}** ({100 * (worst.mean(model) or 0.0):.0f} % of the hazard: {each}{left})."
-    )
+    return f"**The weakest spot of {model}: {worst.family}** ({100 * (worst.mean(model) or 0.0):.0f} % of the hazard: {each}{left})."
 
 
 def _unbroken(rows: Sequence[FamilyRow], model: str) -> str:

@@ -55,7 +55,9 @@ class RedTeam:
             for _, stage in method.built({}):
                 for adversary in getattr(stage, "adversaries", ()):
                     if family := blind.get(type(adversary.attack).__name__):
-                        raise HoldfastError(f"{family} is held out, and {method.label} trains against it; hold out another")
+                        raise HoldfastError(
+                            f"{family} is held out, and {method.label} trains against it; hold out another"
+                        )
 
     @property
     def core_seconds(self) -> float:

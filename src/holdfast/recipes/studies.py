@@ -71,7 +71,10 @@ def run_study(
     keep_time()
     outcomes = study.run(out, workers, command, progress)
     seconds = keep_time()
-    text, table = (_families if isinstance(study, RedTeam) else _methods)(study, family, out, seconds, workers)  # type: ignore[operator]
+    if isinstance(study, RedTeam):
+        text, table = _families(study, family, out, seconds, workers)
+    else:
+        text, table = _methods(study, family, out, seconds, workers)
     write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
     write_text(out / "tables.json", json.dumps(table, indent=2) + "\n")
     return outcomes

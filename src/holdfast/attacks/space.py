@@ -1,0 +1,71 @@
+"""What a search may vary: a family of attacks is one attack and the ranges of some of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from holdfast.attacks.base import Attack
+from holdfast.core.presets import collect
+
+
+@dataclass(frozen=True)
+class Log:
+    """A number drawn evenly on a logarithmic scale."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these values."""
+
+    options: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An attack and what a search may set in it."""
+
+    attack: Attack
+    """how it stands before anything is searched; the first trial"""
+    space: Mapping[str, Log | Choice]
+    """field -> its range; `tune.learning_rate` reaches into the fine-tuning after an edit"""
+    large: bool = False
+    """ranges for models of billions of weights; the others are for models as small as the testbed's"""
+
+    def built(self, settings: Mapping[str, Any]) -> Attack:
+        """The attack with these fields set."""
+        changed: dict[str, Any] = {}
+        nested: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            outer, dot, inner = name.partition(".")
+            if dot:
+                nested.setdefault(outer, {})[inner] = value
+            else:
+                changed[name] = value
+        for outer, fields in nested.items():
+            changed[outer] = replace(getattr(self.attack, outer), **fields)
+        return replace(self.attack, **changed)
+
+    def preset(self) -> dict[str, Any]:
+        """What the searched fields are before anything is searched."""
+
+        def held(name: str) -> Any:
+            value: Any = self.attack
+            for part in name.split("."):
+                value = getattr(value, part)
+            return value
+
+        return {name: held(name) for name in self.space}
+
+
+def collect_families() -> Mapping[str, Family]:
+    """Every family of every module of attacks: the folder is the list.
+
+    Raises:
+        HoldfastError: two modules have a family of one name.
+    """
+    return collect("holdfast.attacks", "FAMILIES")
