@@ -197,9 +197,12 @@ def run(
     return CellResult.read(cell_path(out, key))
 
 
+_OF_THE_MOMENT = ("seconds", "evaluation_seconds", "environment", "peak_memory")
+
+
 def content(result: CellResult) -> dict[str, Any]:
     """All that must not depend on when and where it was measured."""
-    return {k: v for k, v in asdict(result).items() if k not in ("seconds", "evaluation_seconds", "environment")}
+    return {k: v for k, v in asdict(result).items() if k not in _OF_THE_MOMENT}
 
 
 def files(*folders: Path) -> dict[str, int]:

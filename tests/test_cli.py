@@ -188,7 +188,7 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     run(capsys, *audited)
     assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
     again = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
-    varying = ("seconds", "evaluation_seconds")
+    varying = ("seconds", "evaluation_seconds", "peak_memory")
     assert {**again, **dict.fromkeys(varying)} == {**content, **dict.fromkeys(varying)}
 
     page = tmp_path / "both.html"

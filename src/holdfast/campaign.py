@@ -296,15 +296,16 @@ def run_campaign(
     suite: str,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    **details: Any,
 ) -> list[Outcome]:
-    """Run what is not recorded yet; record what failed; write the plan.
+    """Run what is not recorded yet; record what failed; write the plan, with `details` besides.
 
     Returns:
         How each cell's job ended.
     """
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
-    write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command)
+    write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
     pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
     jobs = cell_jobs(pending, out, options, untouched_undefended(cells))
 

@@ -429,6 +429,7 @@ def search(
         confirmation,
         confirmed,
         describe_search,
+        searched_classes,
         usable_families,
         write_suite,
     )
@@ -462,6 +463,7 @@ def search(
         run_campaign(
             campaign, out / "confirmation", workers, options,
             title=title, suite=attack_name(winner), command=_command(), on_progress=on_progress,
+            searched=searched_classes(chosen.families), held_out=list(held_out),
         )  # fmt: skip
     _, results = read_campaign(out / "confirmation")
     found = confirmed(results, _label(model))
@@ -471,7 +473,8 @@ def search(
     build_report([out / "confirmation"], out / "confirmation" / "report.html")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in ("family", "trials", "hazard", "ability", "kept", "updates", "tokens", "FLOPs"):
-        table.add_column(column, justify="left" if column == "family" else "right")
+        left = column == "family"
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for family, trial in best.items():
         count = sum(other.family == family for other in tried)
         figures = (f"{100 * trial.hazard:.0f} %", f"{100 * trial.ability:.0f} %", "yes" if trial.feasible else "no")
@@ -673,12 +676,15 @@ def _audited(model: str, undefended: str, reference: str | None, never_exposed: 
 
 def _confirmed(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:
     """What was found and what of it held on the claim questions, in one sentence, and whether ability did."""
+    from holdfast.search import attack_of
+
     interval = (
         f", 95 % interval {100 * found.interval.low:.0f} to {100 * found.interval.high:.0f}" if found.interval else ""
     )
+    runs = f"with {found.seeds} fresh seeds" if attack_of(winner).draws else "in one run, for it draws nothing"
     told = (
-        f"{name}: {100 * winner.hazard:.0f} % of the hazard on the selection questions; confirmed on the claim questions with "
-        f"{found.seeds} fresh seeds: {100 * found.hazard:.0f} %{interval}; ability on questions that the search did not ask "
+        f"{name}: {100 * winner.hazard:.0f} % of the hazard on the selection questions; confirmed on the claim questions "
+        f"{runs}: {100 * found.hazard:.0f} %{interval}; ability on questions that the search did not ask "
         f"{100 * found.ability_before:.0f} % before, {100 * found.ability:.0f} % after."
     )
     if found.failed:

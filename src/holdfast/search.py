@@ -480,6 +480,12 @@ def confirmation(search: Search, winner: Trial, models: Sequence[Model], seeds: 
     )
 
 
+def searched_classes(families: Sequence[str]) -> list[str]:
+    """The classes of attack that a search through these families goes through, for the plan of a later campaign."""
+    known = collect_families()
+    return sorted({type(known[family].attack).__name__ for family in families})
+
+
 def confirmed(results: Sequence[CellResult], label: str) -> Confirmed:
     """What the confirmation of a model's winner came to.
 

@@ -213,7 +213,7 @@ def test_the_file_that_is_damaged_below_was_whole(tmp_path: Path) -> None:
         b"\xff\xfe\x00",
         b"not json\n",
         whole().replace('"seed"', '"sead"').encode(),
-        whole().replace('"schema": 1', '"schema": "one"', 1).encode(),
+        whole().replace(f'"schema": {SCHEMA}', '"schema": "one"', 1).encode(),
         whole().replace('"losses": [[1, 2.5]]', '"losses": [[1]]').encode(),
         whole().replace('"losses": [[1, 2.5]]', '"losses": 3').encode(),
         whole().replace('"metric"', '"meter"').encode(),

@@ -143,9 +143,10 @@ def test_a_trial_is_drawn_from_the_methods_name_and_number_alone() -> None:
     assert preset.trial(1) == {"learning_rate": 0.5}, "the preset's own settings are trial 0"
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name in STUDIES if "red-team" not in name])
 def test_a_shipped_study_is_sound(name: str) -> None:
     study = pick_study(name)
+    assert isinstance(study, Study)
     for part in study.parts:
         assert [method.role for method in part.methods].count("reference") == 1
         labels = [method.label for method in part.methods]

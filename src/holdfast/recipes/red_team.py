@@ -19,8 +19,9 @@ from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
 from holdfast.jobs import Job, Outcome, Progress, run_jobs
 from holdfast.recipes.study import Method, Part, Study
-from holdfast.search import best_of, search_family
+from holdfast.search import best_of, search_family, searched_classes
 from holdfast.testbed.folder import write_domain
+from holdfast.testbed.world import Sizes
 
 _TRIAL_SECONDS = 4.0
 """what a trial takes on one core, about"""
@@ -45,6 +46,7 @@ class RedTeam:
     """attack seeds of the claims"""
     held_out: tuple[str, ...] = ()
     """families that are met by no search and no adversary"""
+    sizes: Sizes = Sizes()
 
     def __post_init__(self) -> None:
         families = collect_families()
@@ -139,13 +141,14 @@ class RedTeam:
 
     def _study(self, found: Mapping[str, Mapping[str, Attack]]) -> Study:
         attacks = {name: attack for held in found.values() for name, attack in held.items()}
-        families = collect_families()
-        searched = sorted({type(families[family].attack).__name__ for family in self.families})
         part = replace(
             self.part,
             attacks=tuple(attacks),
             found=attacks,
-            details={"searched": searched, "families": {family: list(held) for family, held in found.items()}},
+            details={
+                "searched": searched_classes(self.families),
+                "families": {family: list(held) for family, held in found.items()},
+            },
         )
         return Study(
             title=self.title,
@@ -154,6 +157,7 @@ class RedTeam:
             worlds=self.worlds,
             trials=0,
             seeds=self.seeds,
+            sizes=self.sizes,
         )
 
     def _guessed(self) -> dict[str, dict[str, Attack]]:

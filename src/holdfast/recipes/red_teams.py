@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.attacks.space import collect_families
 from holdfast.recipes.paper_tables import TUNING_WORLD
 from holdfast.recipes.red_team import RedTeam
 from holdfast.recipes.study import Method
@@ -15,19 +16,10 @@ _METHODS = (
     Method(label="tar", stages=("random-mapping", "tar"), size=130),
 )
 
-_FAMILIES = (
-    "full",
-    "low-rank",
-    "optimizers",
-    "benign",
-    "break-then-repair",
-    "evolution",
-    "abliteration",
-    "latent",
-    "compression",
-    "merging",
-    "reparameterisation",
-)
+_HELD_OUT = ("quantisation",)
+"""Met by no search and no adversary, and so blind for every model."""
+
+_FAMILIES = tuple(name for name, family in collect_families().items() if not family.large and name not in _HELD_OUT)
 
 
 def short() -> RedTeam:
@@ -37,6 +29,7 @@ def short() -> RedTeam:
         methods=_METHODS,
         targets=("random-mapping", "tar"),
         families=_FAMILIES,
+        held_out=_HELD_OUT,
         trials=12,
         tuning_world=TUNING_WORLD,
         worlds=WORLDS,
@@ -51,6 +44,7 @@ def full() -> RedTeam:
         methods=_METHODS,
         targets=("random-mapping", "tar"),
         families=_FAMILIES,
+        held_out=_HELD_OUT,
         trials=60,
         tuning_world=TUNING_WORLD,
         worlds=MORE_WORLDS,

@@ -27,6 +27,9 @@ def _section(section: Section) -> list[str]:
         lines += ["", f"### {heading}", ""]
         for table in tables:
             lines += _table(table)
+    if section.suspicions:
+        lines += ["", "### Can the attacks be believed?", ""]
+        lines += [f"- {'**Suspicious.** ' if held.fires else ''}{escape(held.text)}" for held in section.suspicions]
     lines += ["", "### What resistance does not mean", ""]
     lines += [f"- {escape(sentence)}" for sentence in section.caveats]
     lines += ["", "### How to read the figures", ""]

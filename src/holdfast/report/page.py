@@ -74,6 +74,7 @@ def _json(read: Sequence[tuple[CampaignPlan, list[CellResult]]], sections: Seque
             "findings": [asdict(found) for found in held.findings],
             "comparisons": held.comparisons,
             "warnings": held.warnings,
+            "suspicions": [asdict(suspicion) for suspicion in held.suspicions],
             "summary": asdict(held.summary),
         }
         for (plan, _), held in zip(read, sections, strict=True)

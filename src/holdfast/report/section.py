@@ -9,11 +9,12 @@ from holdfast.core.records import CampaignPlan, CellResult
 from holdfast.report import plots, tables
 from holdfast.report.plots import Picture
 from holdfast.report.tables import Table, VerdictRow
-from holdfast.report.wording import Finding, comparison, findings, warnings
+from holdfast.report.wording import Finding, blindness, comparison, findings, warnings
 from holdfast.stats.cells import ABILITY_BOUND
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.seeds import NOISE, SEEDS_FOR_INTERVAL
 from holdfast.stats.summary import CampaignSummary, summarise
+from holdfast.stats.suspicion import Suspicion, suspicions
 
 CAVEATS = (
     "Resistance is not absence. An attacker who holds enough of the hazard data can bring back what they hold, and "
@@ -97,6 +98,8 @@ class Section:
     costs: Table
     cells: Table
     attacks: Table
+    suspicions: tuple[Suspicion, ...]
+    attack_costs: Table
     provenance: Table
     overview: Figure | None
     overview_legend: tuple[Key, ...]
@@ -116,7 +119,7 @@ class Section:
             ("Verdict", (self.verdict, self.intervals)),
             ("Attack by attack", (self.by_attack, self.steps)),
             ("Relearning curves", tuple(figure.table for figure in self.curves)),
-            ("Costs", (self.costs,)),
+            ("Costs", (self.costs, self.attack_costs)),
             ("How it was run", (self.attacks, self.provenance)),
             ("All runs", (self.cells,)),
         )
@@ -141,6 +144,8 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str) -> Sec
         costs=tables.costs(plan, summary),
         cells=tables.cells(summary),
         attacks=tables.attacks(summary),
+        suspicions=(*suspicions(summary, results), *(Suspicion(text=told, fires=False) for told in blindness(summary))),
+        attack_costs=tables.attack_costs(summary, results),
         provenance=tables.provenance(plan, summary, results),
         overview=_overview(summary, name),
         overview_legend=_legend(summary, f"{name}-overview"),

@@ -29,6 +29,7 @@ from holdfast.stats.summary import (
     Pair,
     summarise,
 )
+from holdfast.stats.suspicion import mean_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +407,33 @@ def cells(summary: CampaignSummary) -> Table:
         caption="Every run that ended, with what must be known before believing it",
         columns=(*columns, "Attacker's loss", "Time", "Flags", "Identity"),
         rows=tuple(rows),
+    )
+
+
+def attack_costs(summary: CampaignSummary, results: Sequence[CellResult]) -> Table:
+    """What each attack took, over all models and seeds."""
+    rows = []
+    for attack in summary.attacks:
+        found = mean_costs(result for result in results if result.attack == attack.name)
+        memory = found.get("peak_memory")
+        rows.append(
+            (
+                Entry(text=attack.name),
+                Entry(text=f"{attack.budget:,}"),
+                Entry(text=f"{found['tokens']:,.0f}" if "tokens" in found else NOTHING),
+                Entry(text=f"{found['flops']:.2g}" if "flops" in found else NOTHING),
+                Entry(text=f"{memory / 1e9:.2g} GB" if memory is not None else NOTHING),
+                Entry(text=duration(found["seconds"]) if "seconds" in found else NOTHING),
+            )
+        )
+    return Table(
+        caption="What each attack took, mean over models and seeds",
+        columns=("Attack", "Updates", "Tokens", "FLOPs", "Peak memory", "Time, measuring left out"),
+        rows=tuple(rows),
+        notes=(
+            "FLOPs are counted from the shapes of every forward and backward pass. Memory: the highest of any run, measuring "
+            "included; on a CPU the whole process.",
+        ),
     )
 
 
