@@ -95,7 +95,7 @@ def markdown(study: Study, rows: Sequence[FamilyRow], seconds: float, workers: i
     lines = [
         f"Settings found by search on world {study.tuning_world} ({trials} trials in each family on each target, selection "
         f"questions), then turned on every model on worlds {worlds}, {seeds} attack seed{'s' if seeds > 1 else ''} each, claim "
-        "questions. **Hazard** at the attacker's best milestone, in percent: the mean over worlds, then each world; chance is 25, "
+        "questions. **Hazard** at the attacker's best milestone, in percent: the mean over worlds, then each world; chance is 25 "
         "and the never-exposed model, under the same attacks by the same statistic, is the floor. Of the settings found, the "
         "strongest that keeps ability (a fall of 20 points at most) is taken for each model alike; ✗ where none keeps it. "
         f"**Ability** outside the retain set after it. {len(study.worlds)} worlds are too few for an interval.",
