@@ -101,7 +101,7 @@ def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
 
     from holdfast.core.models import residual_stream
 
-    head = model.get_output_embeddings().get_parameter("weight").detach()
+    head = model.get_output_embeddings().get_parameter("weight").detach()  # type: ignore[no-untyped-call]
     parts, places = [], []
     with torch.no_grad():
         for batch in batches_of(items):
