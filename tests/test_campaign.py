@@ -1005,3 +1005,14 @@ def test_a_cell_says_whether_its_attack_was_seen(tiny_testbed: SmallTestbed, tmp
     assert run(cell_of(tiny_testbed, model=model), tmp_path / "out").seen_in_training
     other = replace(ATTACK, learning_rate=1e-4)
     assert not run(cell_of(tiny_testbed, other, model=model), tmp_path / "out").seen_in_training
+
+
+def test_checks_for_masking_are_made_on_the_untouched_model_only(
+    tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed
+) -> None:
+    along, probes = evaluations_of(tiny_testbed.domain)
+    assert {name for name, _ in probes} == {"benign-learning", "gradient-check", "linear-probe"}
+    assert not {name for name, _ in along} & {name for name, _ in probes}
+    requests = dict(evaluations_of(tiny_refusal_testbed.domain)[1])
+    assert "linear-probe" not in requests
+    assert ("gradient-check" in requests) == tiny_refusal_testbed.domain.has("hazard_heldout")

@@ -4,11 +4,12 @@ Three checks at the untouched weights w, on held-out hazardous rows with mean lo
 
 - `gradient_error`: central differences L(w + h d) - L(w - h d) against what g foretells, along g itself and along random
   directions d, relative to the larger of both, at the step length where they agree best; the worst direction counts.
-  A foretold change is g times the change that the weights' own rounding leaves of h d.
+  A foretold change is g times what the weights' own rounding leaves of h d. A gradient of zero, or one that is not
+  finite, scores 1, and nothing else is scored.
 - `descent_gain`, `random_gain`: the most that the loss falls along -g and along random directions of the same lengths, 0.1
   to 3 % of the weights' norm; `descent_ratio`: what the shortest step along -g truly gains, over what g foretells.
 - `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope held. It stays as it is
-  where all weights are scaled and the function is not, as |g| or |g| / |w| would not.
+  where all weights are scaled and the function is not changed by that, as |g| or |g| / |w| would not.
 
 They are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
 measures masking rather than naming it). All constants are ours. In half precision a step vanishes in the rounding of the
@@ -37,7 +38,7 @@ FORETOLD = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Step lengths of finite differences, as the change of loss in nats that the gradient leads one to expect."""
 
 WORST = 100.0
-"""A loss above it, in nats, or one that is not finite counts as this: moved weights may overflow."""
+"""A loss that has risen by more than this, in nats, or is not finite counts as risen by this: moved weights may overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +87,25 @@ class GradientCheck(Evaluation):
         import torch
 
         here = _Here(model, batches)
-        if not isfinite(here.steepness):
+        if not isfinite(here.steepness) or here.steepness == 0:
             return {"gradient_error": 1.0}
         scores = {"gradient_norm": here.steepness * here.size}
         if torch.finfo(model.dtype).bits < 32:
             return scores
         # Along a random direction the slope is smaller by the root of how many weights there are.
-        unit = 1 / here.steepness if here.steepness > 0 else here.size
-        downhill = [-g / here.steepness if here.steepness > 0 else g for g in here.gradient]
-        along = [here.error(downhill, unit * nats) for nats in FORETOLD]
+        short, long = 1 / here.steepness, sqrt(here.count) / here.steepness
+        downhill = [-part / here.steepness for part in here.gradient]
+        along = [here.error(downhill, short * nats) for nats in FORETOLD]
         across, random_falls = [], []
         for seed in range(self.directions):
             direction = here.random(seed)
-            across.append([here.error(direction, unit * sqrt(here.count) * nats) for nats in FORETOLD])
+            across.append([here.error(direction, long * nats) for nats in FORETOLD])
             random_falls += [here.fall(direction, length * here.size) for length in self.lengths]
         # One step length for all random directions: a chance agreement of one of them is no agreement.
         scores["gradient_error"] = max(min(along), min(map(max, zip(*across, strict=True))))
         falls = [here.fall(downhill, length * here.size) for length in self.lengths]
-        scores |= {"descent_gain": max(falls), "random_gain": max(random_falls)}
-        if here.steepness > 0:
-            scores["descent_ratio"] = falls[0] / (self.lengths[0] * here.size * here.steepness)
+        foretold = self.lengths[0] * here.size * here.steepness
+        scores |= {"descent_gain": max(falls), "random_gain": max(random_falls), "descent_ratio": falls[0] / foretold}
         return scores
 
 
@@ -150,11 +150,12 @@ class _Here:
     def error(self, direction: Sequence[torch.Tensor], length: float) -> float:
         """How far the gradient is from the central difference: 0 where both agree, 1 where one of them sees nothing."""
         (up, gained), (down, lost) = (self._step(direction, sign * length) for sign in (1, -1))
+        if max(up, down) >= self.loss + WORST:
+            return 1.0
         real, foretold = up - down, gained - lost
         # A direction that happens to lie across the slope has a foretold change of nearly nothing.
         typical = self.steepness * 2 * length / sqrt(self.count)
-        largest = max(abs(real), abs(foretold), typical)
-        return abs(real - foretold) / largest if largest > 0 else 0.0
+        return abs(real - foretold) / max(abs(real), abs(foretold), typical)
 
     def _step(self, direction: Sequence[torch.Tensor], length: float) -> tuple[float, float]:
         """The loss a step away, and the change that the gradient foretells; the weights are put back."""
@@ -167,7 +168,7 @@ class _Here:
                 loss = sum(self._loss_of(batch).item() for batch in self._batches)
             finally:
                 self._origin.restore()
-        return min(loss if isfinite(loss) else inf, WORST), foretold
+        return min(loss if isfinite(loss) else inf, self.loss + WORST), foretold
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
         """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""

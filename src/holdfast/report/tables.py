@@ -407,7 +407,7 @@ def _checked_row(model: Checked) -> tuple[Entry, ...]:
         Entry(text=NOTHING if norm is None else f"{norm:.3g}"),
         Entry(text=_nats(model.descent_gain)),
         Entry(text=_nats(model.random_gain)),
-        Entry(text=_percent(ratio)),
+        Entry(text=NOTHING if ratio is None else f"{round(100 * ratio)} %".replace("-", "\N{MINUS SIGN}")),
         Entry(
             text=_percent(model.probe.value if model.probe else None),
             note=f"± {100 * model.probe.stderr:.1f} %, layer {model.probe_layer}" if model.probe else "",
@@ -417,7 +417,7 @@ def _checked_row(model: Checked) -> tuple[Entry, ...]:
 
 
 def _nats(value: float | None) -> str:
-    return NOTHING if value is None else f"{value + 0.0:.2f} nats".replace("-", "\N{MINUS SIGN}")
+    return NOTHING if value is None else f"{round(value, 2) + 0.0:.2f} nats".replace("-", "\N{MINUS SIGN}")
 
 
 def cells(summary: CampaignSummary) -> Table:
