@@ -158,20 +158,18 @@ def test_checks_change_no_other_figure() -> None:
     assert len(checked(campaign, more)) == len(ROLES)
 
 
-numbers = st.floats(-100, 100) | st.floats(-0.3, 0.3)
-figures = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries({"gradient_norm": st.floats(0, 1e12)}),
-    st.just({"gradient_error": 1.0}),
-    st.fixed_dictionaries(
-        {
-            "gradient_error": st.floats(0, 1),
-            "gradient_norm": st.floats(1e-9, 1e12) | st.floats(10, 1000),
-            "descent_gain": numbers,
-            "random_gain": numbers,
-            "descent_ratio": numbers,
-        }
-    ),
+numbers = st.sampled_from([0.0, 0.004, 0.05, 0.09, 0.1, 0.5, 1.0, 30.0]) | st.floats(-100, 100)
+full = st.fixed_dictionaries(
+    {
+        "gradient_error": st.sampled_from([0.0, 2e-4, UNTRUE]) | st.floats(0, 1),
+        "gradient_norm": st.sampled_from([1e-3, 1.0, 100.0, 1e4, 1e9]) | st.floats(1e-9, 1e12),
+        "descent_gain": numbers,
+        "random_gain": numbers,
+        "descent_ratio": numbers,
+    }
+)
+figures = (
+    full | full | full | st.sampled_from([{}, {"gradient_norm": 0.0}, {"gradient_norm": 9.0}, {"gradient_error": 1.0}])
 )
 shares = st.none() | st.integers(0, 300).map(lambda right: right / 300)
 measured = st.tuples(figures, shares, shares)

@@ -187,7 +187,7 @@ def _slope(model: Checked, beside: Sequence[Checked]) -> list[str]:
     told = f"Along the gradient the held-out loss falls by {gain:.2f} nats, along random directions {random}"
     if gain < 0:
         told = f"Steps along the gradient raise the held-out loss, by {-gain:.2f} nats at the least"
-    others = _named(beside, lambda m: m.descent_gain, lambda fall: f"{fall:.2f}")
+    others = _named(beside, lambda m: m.descent_gain, _nats)
     match _standing(model, beside, lambda m: m.flat, lambda m: m.descent_gain):
         case "ordinary":
             return [f"{told}: there is a slope to follow" + (f" ({others})." if others else ".")]
@@ -322,7 +322,11 @@ def _named(
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{round(100 * value)} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _nats(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def small_percent(value: float) -> str:
