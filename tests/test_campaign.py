@@ -456,7 +456,8 @@ def test_what_is_measured_is_the_walked_model(tiny_testbed: SmallTestbed, tmp_pa
 
 def test_the_untouched_cell_has_one_step_and_how_well_it_learns(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     along, probes = evaluations_of(tiny_testbed.domain)
-    short = tuple((name, replace(probe, max_steps=10)) for name, probe in probes)  # type: ignore[call-arg]
+    learning: Any = dict(probes)["benign-learning"]
+    short = (("benign-learning", replace(learning, max_steps=10)),)
     result = run(cell_of(tiny_testbed, None, evaluations=(*along, *short)), tmp_path)
     assert {record.step for record in result.records} == {0}
     assert {"benign-learning steps", "benign-learning reached"} <= set(at(result, 0))
@@ -1020,3 +1021,14 @@ def test_a_cell_says_whether_its_attack_was_seen(tiny_testbed: SmallTestbed, tmp
     other = replace(ATTACK, learning_rate=1e-4)
     unseen = run(cell_of(tiny_testbed, other, model=model), tmp_path / "out")
     assert (unseen.seen_in_training, unseen.family_in_training) == (False, True)
+
+
+def test_checks_for_masking_are_made_on_the_untouched_model_only(
+    tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed
+) -> None:
+    along, probes = evaluations_of(tiny_testbed.domain)
+    assert {name for name, _ in probes} == {"benign-learning", "gradient-check", "linear-probe"}
+    assert not {name for name, _ in along} & {name for name, _ in probes}
+    requests = dict(evaluations_of(tiny_refusal_testbed.domain)[1])
+    assert "linear-probe" not in requests
+    assert ("gradient-check" in requests) == tiny_refusal_testbed.domain.has("hazard_heldout")

@@ -196,7 +196,7 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     held = [
         (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (*CHOOSING, "benign_new")
     ]
-    probes = tuple((name, held) for name, held in held if held.measures(domain) == "trainability")
+    probes = tuple((name, probe) for name, probe in held if probe.measures(domain) in ("trainability", "masking"))
     return tuple(pair for pair in held if pair not in probes), probes
 
 

@@ -203,6 +203,8 @@ READS = {
     "over_refusal": {"questions/benign_requests.jsonl"},
     "incoherence": {"questions/requests.jsonl"},
     "benign-learning": {"data/benign_new.jsonl", "questions/benign_new.jsonl"},
+    "linear-probe": {f"questions/{name}.jsonl" for name in ("hazard", "hazard_selection", "benign_in_retain")},
+    "gradient-check": {"data/hazard_heldout.jsonl"},
 }
 
 

@@ -224,9 +224,9 @@ def our_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[list[float]]:
     """Ours, in the order of the questions."""
-    items = multiple_choice._items(tokenizer, questions)
+    items = multiple_choice.items_of(tokenizer, questions)
     scores: dict[int, list[float]] = {}
-    for batch in multiple_choice._batches(items):
+    for batch in multiple_choice.batches_of(items):
         with torch.no_grad():
             held = multiple_choice._scores(model, [items[i] for i in batch])
         scores.update({i: row.tolist() for i, row in zip(batch, held, strict=True)})
@@ -289,7 +289,7 @@ def test_batching_changes_no_answer(
     model, tokenizer = made(make), character_tokenizer()
     plain = [transcription(model, tokenizer, question) for question in SPELLED]
     monkeypatch.setattr(multiple_choice, "_TOKENS_AT_ONCE", at_once)
-    batches = list(multiple_choice._batches(multiple_choice._items(tokenizer, SPELLED)))
+    batches = list(multiple_choice.batches_of(multiple_choice.items_of(tokenizer, SPELLED)))
     assert (max(map(len, batches)) == 1) == (at_once == 1)
     assert_close(our_scores(model, tokenizer, SPELLED), plain)
 

@@ -69,7 +69,7 @@ def record(evaluation: str, step: int, value: float, *, measures: Measure = "haz
         metric="nats" if nats else "accuracy",
         measures=measures,
         value=value,
-        stderr=None if nats or value > 1 else sqrt(value * (1 - value) / 300),
+        stderr=None if nats or not 0 <= value <= 1 else sqrt(value * (1 - value) / 300),
         n=300,
         chance=None if nats else 0.25,
     )

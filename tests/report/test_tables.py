@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.report import tables
 from holdfast.report.wording import NOTHING, findings, warnings
 from holdfast.stats.summary import summarise
-from tests.report.synthetic import audited, cell, plan
+from tests.report.synthetic import audited, cell, plan, record
 
 
 def test_the_verdict_table_by_hand() -> None:
@@ -98,3 +100,34 @@ def test_what_the_safeguard_itself_cost_is_said() -> None:
     results = [result for result in results if result.model != "base"]
     [tar] = findings(summarise(plan(results, {k: v for k, v in campaign.models.items() if k != "base"}), results))
     assert "had cost" not in tar.grounds
+
+
+def test_checks_for_masking_as_a_table() -> None:
+    figures = {
+        "gradient_error": 2e-4,
+        "gradient_norm": 2.2e9,
+        "descent_gain": -2.7,
+        "random_gain": 0.0,
+        "descent_ratio": -0.001,
+    }
+    records = [
+        record("gradient-check", 0, value, metric=name, measures="masking", stderr=None, chance=None)
+        for name, value in figures.items()
+    ]
+    records += [
+        record("linear-probe", 0, 0.4, metric="probe_accuracy", measures="masking"),
+        record("linear-probe", 0, 3.0, metric="probe_layer", measures="masking", stderr=None, chance=None),
+    ]
+    made = cell("tar", "none", hazard={0: 0.37})
+    bare = cell("base", "none", hazard={0: 1.0})
+    results = [bare, replace(made, records=[*made.records, *records])]
+    table = tables.masking(plan(results), results)
+    [row] = table.rows
+    assert len(row) == len(table.columns)
+    assert [entry.text for entry in row] == [
+        "tar", "0.02 %", "2.2e+09", "\N{MINUS SIGN}2.70 nats", "0.00 nats", "0 %", "40 %", "37 %"
+    ]  # fmt: skip
+    assert row[-2].note == "± 2.8 %, layer 3"
+    norm_only = replace(made, records=[records[1]])
+    assert [entry.text for entry in tables.masking(plan([norm_only]), [norm_only]).rows[0][3:]] == [NOTHING] * 5
+    assert tables.masking(plan([bare]), [bare]).rows == ()

@@ -62,7 +62,7 @@ class MultipleChoice(Evaluation):
         self, tokenizer: PreTrainedTokenizerBase, domain: Domain
     ) -> Callable[[PreTrainedModel], list[int]]:
         """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
-        items = _items(tokenizer, self.asked(domain))
+        items = items_of(tokenizer, self.asked(domain))
         return lambda model: _answers(model, items)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
@@ -79,14 +79,16 @@ class MultipleChoice(Evaluation):
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
+    """A question, tokenized."""
+
     prefix: tuple[int, ...]
     """the tokens that the prompt and all its options share"""
     continuations: tuple[tuple[int, ...], ...]
     answer: int
 
 
-def _items(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[_Item]:
+def items_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Item]:
     """Tokenize prompts alone and with each option, all in one call."""
     texts = [text for q in questions for text in (q.prompt, *(q.prompt + choice for choice in q.choices))]
     ids = iter(tokenizer(texts)["input_ids"])
@@ -105,7 +107,7 @@ def _items(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) ->
                 f"an option of the prompt {question.prompt!r} adds no token to it; give options that do"
             )
         continuations = tuple(tuple(tokens[shared:]) for tokens in whole)
-        items.append(_Item(tuple(prompt[:shared]), continuations, question.answer))
+        items.append(Item(tuple(prompt[:shared]), continuations, question.answer))
     return items
 
 
@@ -115,13 +117,13 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     return first[:length]
 
 
-def _answers(model: PreTrainedModel, items: Sequence[_Item]) -> list[int]:
+def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
     """The likeliest option of each item; the first of equals."""
     import torch
 
     best = [0] * len(items)
     with torch.no_grad():
-        for batch in _batches(items):
+        for batch in batches_of(items):
             scores = _scores(model, [items[i] for i in batch])
             if not all(torch.isfinite(row).all() for row in scores):
                 raise NonFinite("the model's logits are not finite, so it has no score")
@@ -130,7 +132,7 @@ def _answers(model: PreTrainedModel, items: Sequence[_Item]) -> list[int]:
     return best
 
 
-def _batches(items: Sequence[_Item]) -> Iterator[list[int]]:
+def batches_of(items: Sequence[Item]) -> Iterator[list[int]]:
     """Indices of items with prefixes of one length, so that no prefix is padded, up to a number of tokens."""
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
@@ -141,7 +143,7 @@ def _batches(items: Sequence[_Item]) -> Iterator[list[int]]:
             yield indices[start : start + size]
 
 
-def _scores(model: PreTrainedModel, items: Sequence[_Item]) -> list[torch.Tensor]:
+def _scores(model: PreTrainedModel, items: Sequence[Item]) -> list[torch.Tensor]:
     """log P(choice | prompt) of every option of every item; the prefixes are of one length."""
     import torch
 

@@ -11,6 +11,7 @@ from holdfast.report.plots import Picture
 from holdfast.report.tables import Table, VerdictRow
 from holdfast.report.wording import Finding, blindness, comparison, findings, warnings
 from holdfast.stats.cells import ABILITY_BOUND
+from holdfast.stats.masking import sentences
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.seeds import NOISE, SEEDS_FOR_INTERVAL
 from holdfast.stats.summary import CampaignSummary, summarise
@@ -100,6 +101,7 @@ class Section:
     attacks: Table
     suspicions: tuple[Suspicion, ...]
     attack_costs: Table
+    masking: Table
     provenance: Table
     overview: Figure | None
     overview_legend: tuple[Key, ...]
@@ -120,6 +122,7 @@ class Section:
             ("Attack by attack", (self.by_attack, self.steps)),
             ("Relearning curves", tuple(figure.table for figure in self.curves)),
             ("Costs", (self.costs, self.attack_costs)),
+            *((("Checks of the models for masking", (self.masking,)),) if self.masking.rows else ()),
             ("How it was run", (self.attacks, self.provenance)),
             ("All runs", (self.cells,)),
         )
@@ -144,7 +147,11 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str) -> Sec
         costs=tables.costs(plan, summary),
         cells=tables.cells(summary),
         attacks=tables.attacks(summary),
-        suspicions=(*suspicions(summary, results), *(Suspicion(text=told, fires=False) for told in blindness(summary))),
+        suspicions=(
+            *suspicions(summary, results),
+            *(Suspicion(text=told, fires=False) for told in (*sentences(plan, results), *blindness(summary))),
+        ),
+        masking=tables.masking(plan, results),
         attack_costs=tables.attack_costs(summary, results),
         provenance=tables.provenance(plan, summary, results),
         overview=_overview(summary, name),

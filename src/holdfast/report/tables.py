@@ -19,6 +19,7 @@ from holdfast.report.wording import (
     spread,
 )
 from holdfast.stats.cells import NO_ATTACK, CellSummary, Measured, Scale, describe
+from holdfast.stats.masking import Checked, checked, small_percent
 from holdfast.stats.seeds import Estimate
 from holdfast.stats.summary import (
     ANCHOR_ROLES,
@@ -374,6 +375,50 @@ def model_details(plan: CampaignPlan, label: str) -> Mapping[str, Any]:
     models = plan.details.get("models")
     own = models.get(label) if isinstance(models, dict) else plan.details.get(label)
     return own if isinstance(own, dict) else {}
+
+
+def masking(plan: CampaignPlan, results: Sequence[CellResult]) -> Table:
+    """Whether gradients are true and lead downhill, and whether more can be read than is said; no rows where none was checked."""
+    return Table(
+        caption="Checks for masked gradients and hidden knowledge, before any attack",
+        columns=(
+            "Model",
+            "Gradient error",
+            "Gradient norm",
+            "Fall along the gradient",
+            "Along random directions",
+            "Foretold fall that comes true",
+            "Read by a linear probe",
+            "Answered by the model",
+        ),
+        rows=tuple(_checked_row(model) for model in checked(plan, results)),
+        notes=(
+            "Gradient error: how far gradients of the held-out hazardous loss are from finite differences. Gradient norm: times "
+            "the weights' norm, in nats. Falls are the largest over steps of 0.1 to 3 % of the weights' norm; the foretold one "
+            "is that of the shortest step. The probe is trained on other questions than those that it is asked.",
+        ),
+    )
+
+
+def _checked_row(model: Checked) -> tuple[Entry, ...]:
+    error, norm, ratio = model.gradient_error, model.gradient_norm, model.descent_ratio
+    return (
+        Entry(text=model.model, note=model.role),
+        Entry(text=NOTHING if error is None else small_percent(error)),
+        Entry(text=NOTHING if norm is None else f"{norm:.3g}"),
+        Entry(text=_nats(model.descent_gain)),
+        Entry(text=_nats(model.random_gain)),
+        Entry(text=NOTHING if ratio is None else f"{round(100 * ratio)} %".replace("-", "\N{MINUS SIGN}")),
+        Entry(
+            text=_percent(model.probe.value if model.probe else None),
+            note=f"± {100 * model.probe.stderr:.1f} %, layer {model.probe_layer}" if model.probe else "",
+        ),
+        Entry(text=_percent(model.answered.value if model.answered else None)),
+    )
+
+
+def _nats(value: float | None) -> str:
+    return NOTHING if value is None else f"{round(value, 2) + 0.0:.2f} nats".replace("-", "\N{MINUS SIGN}")
 
 
 def cells(summary: CampaignSummary) -> Table:

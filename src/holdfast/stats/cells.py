@@ -193,8 +193,9 @@ def loss_never_fell(first: float | None, last: float | None) -> bool:
 
 
 def measured_untouched(results: Sequence[CellResult]) -> tuple[Measured, ...]:
-    """Everything measured on a model before any attack, complete question sets first, each evaluation once."""
-    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures != "trainability"]
+    """What a model can do before any attack, complete question sets first, each evaluation once."""
+    own = ("trainability", "masking")  # with tables of their own
+    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures not in own]
     once: dict[tuple[str, str], Record] = {}
     for record in sorted(untouched, key=lambda record: not record.complete):
         once.setdefault((record.evaluation, record.metric), record)

@@ -1,0 +1,189 @@
+"""Whether gradients of the hazardous loss are true and lead downhill: an attack that follows others proves nothing.
+
+Three checks at the untouched weights w, on held-out hazardous rows with mean loss L and gradient g:
+
+- `gradient_error`: central differences L(w + h d) - L(w - h d) against what g foretells, along g itself and along random
+  directions d, relative to the larger of both, at the step length where they agree best; the worst direction counts.
+  A foretold change is g times what the weights' own rounding leaves of h d. A gradient of zero, or one that is not
+  finite, scores 1, and nothing else is scored.
+- `descent_gain`, `random_gain`: the most that the loss falls along -g and along random directions of the same lengths, 0.1
+  to 3 % of the weights' norm; `descent_ratio`: what the shortest step along -g truly gains, over what g foretells.
+- `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope held. It stays as it is
+  where all weights are scaled and the function is not changed by that, as |g| or |g| / |w| would not.
+
+They are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
+measures masking rather than naming it). All constants are ours. In half precision a step vanishes in the rounding of the
+weights: only the norm is scored there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, sqrt
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
+from holdfast.evals.base import Evaluation
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.core.data import Batch
+    from holdfast.core.domain import Domain
+    from holdfast.evals.base import Probe
+
+FORETOLD = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Step lengths of finite differences, as the change of loss in nats that the gradient leads one to expect."""
+
+WORST = 100.0
+"""A loss that has risen by more than this, in nats, or is not finite counts as risen by this: moved weights may overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCheck(Evaluation):
+    """Gradients of the loss on `hazard_heldout` against what the loss does; the weights are put back."""
+
+    rows: int = 64
+    """how many rows at most, the first ones"""
+    batch_size: int = 64
+    """rows that go through the model at once"""
+    directions: int = 3
+    """random directions, the same for every model of one shape"""
+    lengths: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    """of steps downhill, as shares of the weights' norm, the shortest first"""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.batch_size, self.directions, len(self.lengths)) < 1 or not self.lengths[0] > 0:
+            raise HoldfastError("rows, batch_size, directions and lengths must be positive")
+
+    def measures(self, domain: Domain) -> Measure:
+        return "masking"
+
+    def available(self, domain: Domain) -> bool:
+        return domain.has("hazard_heldout")
+
+    def content(self, domain: Domain) -> str:
+        return domain.digest("hazard_heldout")["hazard_heldout"]
+
+    def at_milestone(self, domain: Domain) -> Evaluation | None:
+        return None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
+        from holdfast.core.data import collate, encode
+
+        role = "hazard_heldout"
+        rows = [encode(row, tokenizer, role, domain.max_length) for row in domain.rows(role)[: self.rows]]
+
+        def probe(model: PreTrainedModel) -> list[Score]:
+            batches = list(collate(rows, pad=0, device=model.device).split(self.batch_size))
+            values = self._check(model, batches)
+            return [Score(metric=name, value=value, stderr=None, n=len(rows)) for name, value in values.items()]
+
+        return probe
+
+    def _check(self, model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float]:
+        import torch
+
+        here = _Here(model, batches)
+        if not isfinite(here.steepness) or here.steepness == 0:
+            return {"gradient_error": 1.0}
+        scores = {"gradient_norm": here.steepness * here.size}
+        if torch.finfo(model.dtype).bits < 32:
+            return scores
+        # Along a random direction the slope is smaller by the root of how many weights there are.
+        short, long = 1 / here.steepness, sqrt(here.count) / here.steepness
+        downhill = [-part / here.steepness for part in here.gradient]
+        along = [here.error(downhill, short * nats) for nats in FORETOLD]
+        across, random_falls = [], []
+        for seed in range(self.directions):
+            direction = here.random(seed)
+            across.append([here.error(direction, long * nats) for nats in FORETOLD])
+            random_falls += [here.fall(direction, length * here.size) for length in self.lengths]
+        # One step length for all random directions: a chance agreement of one of them is no agreement.
+        scores["gradient_error"] = max(min(along), min(map(max, zip(*across, strict=True))))
+        falls = [here.fall(downhill, length * here.size) for length in self.lengths]
+        foretold = self.lengths[0] * here.size * here.steepness
+        scores |= {"descent_gain": max(falls), "random_gain": max(random_falls), "descent_ratio": falls[0] / foretold}
+        return scores
+
+
+class _Here:
+    """The loss and its gradient at the model's weights, and the loss a step away from them."""
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        import torch
+
+        from holdfast.core.sharded import Snapshot, trainable
+
+        self._model, self._batches, self._weights = model, batches, trainable(model)
+        self.gradient = [torch.zeros_like(weight) for weight in self._weights]
+        self.loss = 0.0
+        for batch in batches:
+            with torch.enable_grad():
+                loss = self._loss_of(batch)
+            self.loss += loss.item()
+            if loss.requires_grad:
+                parts = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(self.gradient, parts)
+        if not isfinite(self.loss):
+            raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")
+        self._origin = Snapshot(model)
+        self.size = sqrt(_dot(self._weights, self._weights))
+        self.steepness = sqrt(_dot(self.gradient, self.gradient))
+        self.count = sum(weight.numel() for weight in self._weights)
+
+    def random(self, seed: int) -> list[torch.Tensor]:
+        """A direction of norm 1 over all weights."""
+        import torch
+
+        generator = torch.Generator(self._model.device).manual_seed(seed)
+        drawn = [torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype) for w in self._weights]
+        norm = sqrt(_dot(drawn, drawn))
+        return [part / norm for part in drawn]
+
+    def fall(self, direction: Sequence[torch.Tensor], length: float) -> float:
+        """How far the loss falls by a step."""
+        return self.loss - self._step(direction, length)[0]
+
+    def error(self, direction: Sequence[torch.Tensor], length: float) -> float:
+        """How far the gradient is from the central difference: 0 where both agree, 1 where one of them sees nothing."""
+        (up, gained), (down, lost) = (self._step(direction, sign * length) for sign in (1, -1))
+        if max(up, down) >= self.loss + WORST:
+            return 1.0
+        real, foretold = up - down, gained - lost
+        # A direction that happens to lie across the slope has a foretold change of nearly nothing.
+        typical = self.steepness * 2 * length / sqrt(self.count)
+        return abs(real - foretold) / max(abs(real), abs(foretold), typical)
+
+    def _step(self, direction: Sequence[torch.Tensor], length: float) -> tuple[float, float]:
+        """The loss a step away, and the change that the gradient foretells; the weights are put back."""
+        import torch
+
+        with torch.no_grad():
+            try:
+                torch._foreach_add_([w.detach() for w in self._weights], list(direction), alpha=length)
+                foretold = _dot(self._origin.difference(), self.gradient)
+                loss = sum(self._loss_of(batch).item() for batch in self._batches)
+            finally:
+                self._origin.restore()
+        return min(loss if isfinite(loss) else inf, self.loss + WORST), foretold
+
+    def _loss_of(self, batch: Batch) -> torch.Tensor:
+        """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""
+        import torch.nn.functional as F
+
+        from holdfast.core.data import UNLABELLED
+
+        logits = self._model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].double()
+        target = batch.labels[:, 1:]
+        summed = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="sum")
+        return summed / batch.label_count
+
+
+def _dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    return sum((a.detach().double() * b.detach().double()).sum().item() for a, b in zip(left, right, strict=True))
+
+
+PRESETS = {"gradient-check": GradientCheck()}
