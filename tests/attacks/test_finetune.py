@@ -156,3 +156,25 @@ def test_every_suite_names_presets_that_exist_and_none_twice() -> None:
     for names in SUITES.values():
         assert set(names) <= set(known)
         assert len(set(names)) == len(names)
+
+
+def test_a_few_shot_attack_reads_the_same_few_rows_again_and_again(tiny_testbed: SmallTestbed) -> None:
+    attack = FineTune(rows=5, batch_size=4, max_steps=10, learning_rate=1e-5)
+    model, data = fresh(tiny_testbed)
+    rows = _Rows(attack, data, Run(3))
+    seen = [tuple(row) for step in range(10) for row in rows.batch(step).input_ids.tolist()]
+    assert len(set(seen)) == 5
+    other = _Rows(attack, data, Run(4))
+    assert {tuple(row) for step in range(10) for row in other.batch(step).input_ids.tolist()} != set(seen)
+    many = _Rows(replace(attack, rows=10**6), data, Run(3))
+    assert len(many.streams["hazard"].rows) == len(data.rows("hazard"))
+
+
+def test_ascent_climbs_the_loss_first(tiny_testbed: SmallTestbed) -> None:
+    attack = FineTune(ascent_steps=6, max_steps=12, learning_rate=1e-3, batch_size=8)
+    assert attack.benign_steps == 6
+    seed_everything(3)
+    model, data = fresh(tiny_testbed)
+    losses = list(attack.steps(model, data, Run(3)))
+    assert losses[5] > losses[0]
+    assert losses[-1] < losses[6]

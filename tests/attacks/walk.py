@@ -33,7 +33,7 @@ def fresh(testbed: SmallTestbed) -> tuple[PreTrainedModel, Data]:
 
 def shortened(attack: Attack, steps: int = 4, **changes: Any) -> Any:
     """The attack over a few small steps, with a warmup that leaves some of them at the whole rate."""
-    for name, most in (("warmup_steps", 2), ("batch_size", 8)):
+    for name, most in (("warmup_steps", 2), ("ascent_steps", 1), ("batch_size", 8)):
         if hasattr(attack, name):
             changes.setdefault(name, min(getattr(attack, name), most))
     return replace(attack, max_steps=steps, **changes)

@@ -156,6 +156,12 @@ class Stream:
     def __next__(self) -> Batch:
         return self.batch(self.take(self.batch_size))
 
+    def keep(self, rows: int) -> None:
+        """Go on with so many of the rows alone, drawn by the seed; where there are no more, with all."""
+        generator = torch.Generator().manual_seed(self.seed)
+        kept = torch.randperm(len(self.rows), generator=generator)[:rows].tolist()
+        self.rows = [self.rows[index] for index in kept]
+
     def take(self, rows: int) -> list[Encoded]:
         """The next rows of the stream, over all ranks."""
         return [self.rows[index] for index in self.draw(rows)]

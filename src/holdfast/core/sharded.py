@@ -55,6 +55,11 @@ class Snapshot:
         self._model = model
         self._saved = [local(p.detach()).clone() for p in self._shards()]
 
+    def take(self) -> None:
+        """Copy the weights as they are now, in place of those that were kept."""
+        with torch.no_grad():
+            torch._foreach_copy_(self._saved, [local(p.detach()) for p in self._shards()])
+
     def restore(self) -> None:
         with torch.no_grad():
             torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)

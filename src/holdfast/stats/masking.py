@@ -184,7 +184,7 @@ def _slope(model: Checked, beside: Sequence[Checked]) -> list[str]:
     if gain is None or chance is None:
         return []
     random = f"by at most {chance:.2f}" if chance >= 0.005 else "it does not"
-    told = f"Along the gradient the held-out loss falls by {gain:.2f} nats, along random directions {random}"
+    told = f"Along the gradient the held-out loss falls by {gain + 0.0:.2f} nats, along random directions {random}"
     if gain < 0:
         told = f"Steps along the gradient raise the held-out loss, by {-gain:.2f} nats at the least"
     others = _named(beside, lambda m: m.descent_gain, _nats)
