@@ -264,8 +264,8 @@ PRESETS = {
     "full-sgd-nesterov-1e-1": replace(_BASE, optimizer="sgd-nesterov", learning_rate=0.1, weight_decay=0.0),
     "full-adagrad-3e-3": replace(_BASE, optimizer="adagrad", learning_rate=3e-3, weight_decay=0.0),
     "full-adadelta-1": replace(_BASE, optimizer="adadelta", learning_rate=1.0, weight_decay=0.0),
-    # At a third of that rate it is no longer a ruin for every model of the testbed.
-    "full-sgd-nesterov-3e-2": replace(_BASE, optimizer="sgd-nesterov", learning_rate=0.03, weight_decay=0.0),
+    # At a fifth of that rate it is no longer a ruin for some models of the testbed.
+    "full-sgd-nesterov-2e-2": replace(_BASE, optimizer="sgd-nesterov", learning_rate=0.02, weight_decay=0.0),
     "full-lion-6e-5": replace(_BASE, optimizer="lion", learning_rate=6e-5),
     "full-muon-5e-4": replace(_BASE, optimizer="muon", learning_rate=5e-4),
     "full-schedule-free-1e-3": replace(_BASE, optimizer="schedule-free-adamw"),
