@@ -3,8 +3,8 @@
 A figure is judged beside the controls, the models without a safeguard, which hide nothing: what they show as well is the fault
 of the check or of the domain, and nothing is claimed. Without any, the reference stands in. The thresholds are ours:
 
-- `UNTRUE`: float32 gradients agree with finite differences to 0.1 % on every testbed model measured; what rounds or cuts a gradient
-  off is wrong by tens of percent.
+- `UNTRUE`: float32 gradients agree with finite differences to 0.1 % on every testbed model measured; what rounds a gradient
+  or cuts it off is wrong by tens of percent.
 - `SLOPE`, `BEYOND_RANDOM`: a tenth of a nat is a tenth of perplexity, the least that any attack would be run for; and a
   direction is worth following if it is ten times as good as the best of a few random ones.
 - `CLIFF`: of the fall foretold for a step of a thousandth of the weights' norm, models without a safeguard keep 70 % or
