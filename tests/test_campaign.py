@@ -371,7 +371,7 @@ def test_where_a_cell_s_files_lie_and_what_is_no_content_are_no_part_of_its_iden
         ("questions/hazard.jsonl", True, True),
         ("questions/related.jsonl", True, True),
         ("questions/benign_new.jsonl", False, True),
-        ("questions/hazard_selection.jsonl", False, False),
+        ("questions/hazard_selection.jsonl", False, True),  # the linear probe learns from it
     ],
 )
 def test_the_identity_changes_with_exactly_the_data_that_are_read(

@@ -298,7 +298,7 @@ def evaluate(
     checkpoint.check(trust_remote_code, opened.max_length)
     seed_everything(0)
     loaded, tokenizer = checkpoint.load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
-    table = Table(title=f"{_label(model)} on {opened.name}", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=f"{_label(model)} on {opened.name}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
