@@ -164,7 +164,7 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     assert attacked.seed == 1
 
     audit = tmp_path / "audit"
-    steps = [text for name in SUITES["quick"] for text in ("--set", f"{name}.max_steps=9")]
+    steps = [text for name in SUITES["quick"].attacks for text in ("--set", f"{name}.max_steps=9")]
     audited = (
         "audit", "--model", tar, "--undefended", model, "--reference", shallow,
         "--never-exposed", tiny_testbed.folder / "never_exposed", "--domain", domain, "--suite", "quick", "--seeds", 1,

@@ -264,7 +264,7 @@ def test_commands_parse() -> None:
         named = {
             "safeguard": lambda v: v["stages"],
             "attack": lambda v: [v["preset"]],
-            "audit": lambda v: SUITES[v["suite"]],
+            "audit": lambda v: SUITES[v["suite"]].attacks if v["suite"] in SUITES else (),
         }.get(verb, lambda v: [])(values)
         with_settings({name: presets[name] for name in named}, values.get("settings") or [])
 

@@ -45,7 +45,18 @@ MAY_IMPORT = {
 }
 """Part -> the parts it may import. `cli` and the package itself may import all."""
 
-HEAVY = ("torch", "transformers", "peft", "schedulefree", "lion_pytorch", "optuna", "datasets", "scipy", "matplotlib", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "schedulefree",
+    "lion_pytorch",
+    "optuna",
+    "datasets",
+    "scipy",
+    "matplotlib",
+    "numpy",
+)
 LIGHT = ("__init__", "cli", "display", "jobs", "attacks", "safeguards", "evals", "stats", "report", "testbed.world",
          "core.types", "core.files", "core.domain", "core.records", "core.presets", "core.optimizers")  # fmt: skip
 

@@ -350,7 +350,7 @@ def audit(
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
     console = _console()
-    from holdfast.attacks.suites import attacks_of
+    from holdfast.attacks.suites import attacks_of, called
     from holdfast.campaign import Campaign, parse_milestones
     from holdfast.core.presets import with_settings
 
@@ -364,7 +364,7 @@ def audit(
         milestones=parse_milestones(milestones) if milestones else None,
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
-    _run(console, campaign, out, workers, options, title=f"Audit of {_label(model)}", suite=suite)
+    _run(console, campaign, out, workers, options, title=f"Audit of {_label(model)}", suite=called(suite))
     _next(console, f"holdfast report {_q(out)} --out {_q(out / 'report.html')}")
 
 
@@ -530,10 +530,12 @@ def list_(
                 console.print(Padding(title, (0, 0, 0, 2)), style="dim", highlight=False, markup=False)
                 console.print(Padding("  ".join(names), (0, 0, 0, 4)), highlight=False)
     if what in (None, "suites"):
-        table = Table(title="suites", title_justify="left", box=None, show_header=False, padding=(0, 2))
-        for name, attacks in SUITES.items():
-            table.add_row(name, ", ".join(attacks))
-        console.print(table)
+        console.print("[italic]suites[/italic]")
+        for name, suite in SUITES.items():
+            console.print(Padding(f"{name}, version {suite.version}: {suite.about}", (0, 0, 0, 2)), highlight=False)
+            console.print(
+                Padding(f"{suite.budget}: {', '.join(suite.attacks)}", (0, 0, 0, 4)), style="dim", highlight=False
+            )
     found = [held[what] for held in presets.values() if what is not None and what in held]
     for preset in found:
         console.print(f"[bold]{what}[/bold]  {type(preset).__name__}: {(type(preset).__doc__ or '').strip()}")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.finetune import FineTune, _Rows
 from holdfast.attacks.suites import SUITES
 from holdfast.core.data import Data, Encoded
 from holdfast.core.presets import collect
-from holdfast.core.runtime import Run
+from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
 from tests.attacks.walk import fresh, same, walk
 from tests.conftest import SmallTestbed
@@ -153,7 +153,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: 
 
 def test_every_suite_names_presets_that_exist_and_none_twice() -> None:
     known = collect("holdfast.attacks")
-    for names in SUITES.values():
+    for names in (suite.attacks for suite in SUITES.values()):
         assert set(names) <= set(known)
         assert len(set(names)) == len(names)
 

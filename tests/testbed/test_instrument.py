@@ -23,7 +23,7 @@ from holdfast.testbed.world import Sizes
 from tests.conftest import SmallTestbed
 
 UNSEEN_SEED = 41
-ATTACKS = tuple(dict.fromkeys((*SUITES["demo"], *SUITES["quick"])))
+ATTACKS = tuple(dict.fromkeys((*SUITES["demo"].attacks, *SUITES["quick"].attacks)))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Suites: named tuples of attack presets. A suite that changes gets a new name, so that a figure keeps its meaning."""
+"""Suites: attack presets that are run together. One that changes gets a new version and name: a figure keeps its meaning."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.attacks.base import Attack
@@ -11,72 +12,180 @@ from holdfast.core.domain import nearest
 from holdfast.core.presets import pick, restore
 from holdfast.core.types import HoldfastError
 
-SUITES: Mapping[str, tuple[str, ...]] = {
-    # The newcomer's red team: eight short attacks and the worst long one found so far.
-    "demo": (
-        "full-adamw-3e-4",
-        "full-adamw-1e-3",
-        "full-adamw-3e-3",
-        "full-adamw-1e-3-ood",
-        "full-adamw-1e-3-retain-then-forget",
-        "full-adamw-1e-3-mixed",
-        "lora-r4-adamw-5e-3",
-        "full-adamw-1e-3-cosine-b8",
-        "full-adamw-3e-4-mixed-long",
+
+@dataclass(frozen=True)
+class Suite:
+    """Attack presets that belong together, and what they take."""
+
+    attacks: tuple[str, ...]
+    about: str
+    version: int = 1
+
+    @property
+    def budget(self) -> str:
+        """What one model with one seed goes through: updates of the longest attack and of all, and rows read."""
+        attacks = [pick("holdfast.attacks", name) for name in self.attacks]
+        updates = [attack.max_steps for attack in attacks]
+        rows = sum(attack.max_steps * getattr(attack, "batch_size", 0) for attack in attacks)
+        return f"{len(attacks)} attacks of up to {max(updates):,} updates, {sum(updates):,} updates and about {rows:,} rows in all"
+
+
+SUITES: Mapping[str, Suite] = {
+    "demo": Suite(
+        (
+            "full-adamw-3e-4",
+            "full-adamw-1e-3",
+            "full-adamw-3e-3",
+            "full-adamw-1e-3-ood",
+            "full-adamw-1e-3-retain-then-forget",
+            "full-adamw-1e-3-mixed",
+            "lora-r4-adamw-5e-3",
+            "full-adamw-1e-3-cosine-b8",
+            "full-adamw-3e-4-mixed-long",
+        ),
+        "the newcomer's red team, small models: eight short attacks and a long one",
     ),
-    # Eight attacks across the axes (rate, optimizer, schedule, data, rank), for models as small as the testbed's.
-    "quick": (
-        "full-adamw-1e-4",
-        "full-adamw-1e-3",
-        "full-adamw-1e-3-ood",
-        "full-adamw-1e-3-coin-flip",
-        "full-adamw-1e-3-mixed",
-        "full-sgd-nesterov-1e-1",
-        "full-adamw-1e-3-sgdr",
-        "lora-r4-adamw-5e-3",
+    "quick": Suite(
+        (
+            "full-adamw-1e-4",
+            "full-adamw-1e-3",
+            "full-adamw-1e-3-ood",
+            "full-adamw-1e-3-coin-flip",
+            "full-adamw-1e-3-mixed",
+            "full-sgd-nesterov-1e-1",
+            "full-adamw-1e-3-sgdr",
+            "lora-r4-adamw-5e-3",
+        ),
+        "eight attacks across rate, optimizer, schedule, data and rank, small models; its SGD ruins some of them",
     ),
-    # One attack of every family, for models as small as the testbed's. Two of them need the model before the safeguard.
-    "families": (
-        "full-adamw-1e-3",
-        "lora-r4-adamw-5e-3",
-        "full-lion-6e-5",
-        "full-muon-5e-4",
-        "kick-1e-2-settle-1e-3",
-        "evolution-vectors-adam-1e-2",
-        "abliterate-then-full-adamw-3e-4",
-        "latent-pgd-three-layers",
-        "low-rank-50-then-full-adamw-1e-3",
-        "int4",
-        "defence-directions-4",
-        "merge-base-25-then-full-adamw-1e-3",
-        "refold-then-full-adamw-1e-3",
+    "quick-2": Suite(
+        (
+            "full-adamw-1e-4",
+            "full-adamw-1e-3",
+            "full-adamw-1e-3-ood",
+            "full-adamw-1e-3-coin-flip",
+            "full-adamw-1e-3-mixed",
+            "full-sgd-nesterov-2e-2",
+            "full-adamw-1e-3-sgdr",
+            "lora-r4-adamw-5e-3",
+        ),
+        "as quick, with SGD at a rate that leaves the models whole",
+        version=2,
     ),
-    # The paper's five attacks on refusal training (arXiv 2408.00761), complete.
-    "paper-refusal": (
-        "full-adamw-1e-5-warmup-b32",
-        "full-adamw-1e-5-b32",
-        "full-adamw-1e-5-b16",
-        "full-adamw-2e-5-b32",
-        "full-adamw-4e-5-b32",
+    "families": Suite(
+        (
+            "full-adamw-1e-3",
+            "lora-r4-adamw-5e-3",
+            "full-lion-6e-5",
+            "full-muon-5e-4",
+            "kick-1e-2-settle-1e-3",
+            "evolution-vectors-adam-1e-2",
+            "abliterate-then-full-adamw-3e-4",
+            "latent-pgd-three-layers",
+            "low-rank-50-then-full-adamw-1e-3",
+            "int4",
+            "defence-directions-4",
+            "merge-base-25-then-full-adamw-1e-3",
+            "refold-then-full-adamw-1e-3",
+        ),
+        "one attack of each of the first families, small models",
     ),
-    # The same five at fifty times the rate, for models as small as the testbed's.
-    "paper-refusal-small": (
-        "full-adamw-5e-4-warmup-b32",
-        "full-adamw-5e-4-b32",
-        "full-adamw-5e-4-b16",
-        "full-adamw-1e-3-b32",
-        "full-adamw-2e-3-b32",
+    "standard": Suite(
+        (
+            "full-adamw-1e-4",
+            "full-adamw-3e-4",
+            "full-adamw-1e-3",
+            "full-adamw-3e-3",
+            "lora-r4-adamw-5e-3",
+            "full-adamw-1e-3-ood",
+            "full-adamw-1e-3-retain-then-forget",
+            "full-adamw-1e-3-mixed",
+            "full-adamw-3e-4-mixed-long",
+            "full-adamw-1e-3-benign",
+            "full-adamw-1e-3-few-10",
+            "full-adamw-1e-3-ascend-first",
+            "full-adamw-1e-3-cosine-warmup-30",
+            "full-sgd-nesterov-2e-2",
+            "full-lion-6e-5",
+            "full-muon-5e-4",
+            "noise-10-then-full-adamw-1e-3",
+            "kick-1e-2-settle-1e-3",
+            "latent-pgd-three-layers",
+            "abliterate-then-full-adamw-3e-4",
+            "low-rank-50-then-full-adamw-1e-3",
+            "prune-50-then-full-adamw-1e-3",
+            "int4",
+            "defence-directions-4",
+            "merge-base-25-then-full-adamw-1e-3",
+            "transfer-full-adamw-1e-3",
+            "refold-then-full-adamw-1e-3",
+        ),
+        "every family at fixed strong settings, small models, with a sweep of rates; some need the model before the safeguard",
     ),
-    # The same axes at the rates of the paper's red team, for models of billions of weights.
-    "quick-large": (
-        "full-adamw-2e-6",
-        "full-adamw-2e-5",
-        "full-adamw-4e-5",
-        "full-adamw-2e-5-cosine",
-        "full-adamw-2e-5-ood",
-        "full-adamw-2e-5-retain-then-forget",
-        "full-schedule-free-2e-5",
-        "lora-r16-adamw-2e-4",
+    "standard-large": Suite(
+        (
+            "full-adamw-2e-6",
+            "full-adamw-2e-5",
+            "full-adamw-4e-5",
+            "lora-r16-adamw-2e-4",
+            "full-adamw-2e-5-ood",
+            "full-adamw-2e-5-retain-then-forget",
+            "full-adamw-2e-5-cosine",
+            "full-adamw-2e-5-few-unrelated-10",
+            "full-schedule-free-2e-5",
+            "full-adamw-2e-5-10000",
+            "noise-1-then-full-adamw-2e-5",
+            "kick-2e-4-settle-2e-5-kl-large",
+            "abliterate",
+            "abliterate-then-full-adamw-2e-5",
+            "int4-then-full-adamw-2e-5",
+            "defence-directions-4",
+            "merge-base-25-then-full-adamw-2e-5",
+            "transfer-full-adamw-2e-5",
+            "refold-then-full-adamw-2e-5-large",
+        ),
+        "every family that has settings for models of billions of weights; not yet run at that size",
+    ),
+    "paper-weaponization": Suite(
+        tuple(f"weaponization-{place:02}" for place in range(1, 29)),
+        "TAR's 28 adversaries against weaponization knowledge, reconstructed from the paper's axes",
+    ),
+    "paper-weaponization-small": Suite(
+        tuple(f"weaponization-small-{place:02}" for place in range(1, 29)),
+        "the same 28 scaled for small models, each optimizer's rate chosen to break Random Mapping",
+    ),
+    "paper-refusal": Suite(
+        (
+            "full-adamw-1e-5-warmup-b32",
+            "full-adamw-1e-5-b32",
+            "full-adamw-1e-5-b16",
+            "full-adamw-2e-5-b32",
+            "full-adamw-4e-5-b32",
+        ),
+        "TAR's five attacks on refusals (arXiv 2408.00761), complete",
+    ),
+    "paper-refusal-small": Suite(
+        (
+            "full-adamw-5e-4-warmup-b32",
+            "full-adamw-5e-4-b32",
+            "full-adamw-5e-4-b16",
+            "full-adamw-1e-3-b32",
+            "full-adamw-2e-3-b32",
+        ),
+        "the same five at fifty times the rate, for small models",
+    ),
+    "quick-large": Suite(
+        (
+            "full-adamw-2e-6",
+            "full-adamw-2e-5",
+            "full-adamw-4e-5",
+            "full-adamw-2e-5-cosine",
+            "full-adamw-2e-5-ood",
+            "full-adamw-2e-5-retain-then-forget",
+            "full-schedule-free-2e-5",
+            "lora-r16-adamw-2e-4",
+        ),
+        "the axes of quick at the rates of the paper's red team, for models of billions of weights",
     ),
 }
 
@@ -88,10 +197,15 @@ def attacks_of(suite: str) -> dict[str, Attack]:
         HoldfastError: there is no such suite, and no such folder.
     """
     if suite in SUITES:
-        return {name: pick("holdfast.attacks", name) for name in SUITES[suite]}
+        return {name: pick("holdfast.attacks", name) for name in SUITES[suite].attacks}
     if Path(suite).is_dir():
         return load_suite(Path(suite))
     raise HoldfastError(f"there is no suite {suite!r}; {nearest(suite, SUITES)}")
+
+
+def called(suite: str) -> str:
+    """A suite's name as a report gives it, with its version."""
+    return f"{suite} (version {SUITES[suite].version})" if suite in SUITES else f"found by search in {Path(suite).name}"
 
 
 def load_suite(folder: Path) -> dict[str, Attack]:

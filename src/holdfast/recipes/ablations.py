@@ -44,7 +44,7 @@ def study() -> Study:
         kind="knowledge",
         methods=tuple(replace(method, label=method.label.replace(" ", "-")) for method in methods),
         suite="quick",
-        attacks=SUITES["quick"],
+        attacks=SUITES["quick"].attacks,
         tuning_attacks=(),
         selection="hazard_selection",
     )

@@ -50,7 +50,7 @@ def campaign(out: Path) -> Campaign:
             Model(label="never-exposed", path=str(out / "testbed" / "never_exposed"), role="never-exposed"),
         ),
         domain=out / "testbed",
-        attacks=tuple((name, pick("holdfast.attacks", name)) for name in SUITES[SUITE]),
+        attacks=tuple((name, pick("holdfast.attacks", name)) for name in SUITES[SUITE].attacks),
         seeds=(0,),
         only={"undefended": _CONTROLLED, "never-exposed": (*_CONTROLLED, _LONG)},
     )
