@@ -34,7 +34,7 @@ MAY_IMPORT = {
 
 HEAVY = ("torch", "transformers", "peft", "schedulefree", "lion_pytorch", "optuna", "datasets", "scipy", "matplotlib", "numpy")
 LIGHT = ("__init__", "cli", "display", "jobs", "attacks", "safeguards", "evals", "stats", "report", "testbed.world",
-         "core.types", "core.files", "core.domain", "core.records", "core.presets", "core.optimizers")  # fmt: skip
+         "core.types", "core.files", "core.domain", "core.records", "core.presets", "core.optimizers", "core.disguise")  # fmt: skip
 
 
 @cache

@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +120,8 @@ class Campaign:
 
     def cells(self) -> Iterator[Cell]:
         """For every model one cell without attack, then each attack with each seed."""
-        evaluations, probes = evaluations_of(Domain.open(self.domain))
+        domain = Domain.open(self.domain)
+        evaluations, probes = evaluations_of(domain)
         for model in self.models:
             yield Cell(
                 model=model,
@@ -145,7 +146,7 @@ class Campaign:
                         attack=attack,
                         seed=seed,
                         milestones=milestones_up_to(attack.max_steps, self.milestones),
-                        evaluations=evaluations,
+                        evaluations=asked_by(attack, evaluations, domain),
                     )
 
     def check(self) -> None:
@@ -189,6 +190,16 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     ]
     probes = tuple((name, held) for name, held in held if held.measures(domain) == "trainability")
     return tuple(pair for pair in held if pair not in probes), probes
+
+
+def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:
+    """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
+    if attack.disguise is None:
+        return evaluations
+    return tuple(
+        (name, replace(held, disguise=attack.disguise) if held.measures(domain) == "hazard" else held)  # type: ignore[call-arg]
+        for name, held in evaluations
+    )
 
 
 def milestones_up_to(last: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -346,13 +357,14 @@ def write_plan(
 def seen_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
     """Whether the safeguard was trained against an adversary of this attack's kind.
 
-    Alike in optimizer, schedule, rank, hazardous data, mix, and with a rate among the adversary's; length and batch size
-    do not count. The attacker's own rows are never seen in training.
+    Alike in optimizer, schedule, rank, hazardous data, disguise, mix, a climb before it, and with a rate among the adversary's;
+    length, batch size and number of rows do not count. The attacker's own rows are never seen in training.
     """
     if attack is None:
         return False
     wanted = describe(attack)
-    kinds = ("class", "optimizer", "schedule", "lora_rank", "hazard", "benign_share", "benign_flip")
+    kinds = ("class", "optimizer", "schedule", "lora_rank", "hazard", "benign_share", "benign_flip",
+             "before", "after", "opening")  # fmt: skip
     for stage in card.get("stages", []):
         for adversary in stage["config"].get("adversaries", []):
             trained = adversary["attack"]
@@ -362,6 +374,7 @@ def seen_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
                 all(trained.get(kind) == wanted.get(kind) for kind in kinds)
                 and wanted.get("learning_rate") in rates
                 and switches == (wanted.get("benign_first", 0) > 0)
+                and bool(trained.get("ascent_steps")) == bool(wanted.get("ascent_steps"))
             ):
                 return True
     return False

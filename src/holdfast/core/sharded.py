@@ -59,6 +59,10 @@ class Snapshot:
         with torch.no_grad():
             torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)
 
+    def take(self) -> None:
+        """Keep the weights as they are now in place of those kept so far."""
+        torch._foreach_copy_(self._saved, [local(p.detach()) for p in self._shards()])
+
     def difference(self) -> list[torch.Tensor]:
         """How far the weights have moved since."""
         with torch.no_grad():
