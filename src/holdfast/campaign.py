@@ -40,7 +40,7 @@ _WITHOUT_BASE = ("undefended", "never-exposed")
 """Roles of models that no safeguard was put into: there is no model before it to merge with."""
 
 _NO_KIND = (
-    "max_steps", "batch_size", "learning_rate", "benign_first", "weight_decay", "warmup_steps", "restart_every",
+    "max_steps", "batch_size", "rows", "learning_rate", "benign_first", "weight_decay", "warmup_steps", "restart_every",
     "max_grad_norm", "lora_alpha", "lora_dropout",
 )  # fmt: skip
 """Fields in which an attack may differ from an adversary and still be of its kind."""
@@ -128,7 +128,8 @@ class Campaign:
 
     def cells(self) -> Iterator[Cell]:
         """For every model one cell without attack, then each attack with each seed."""
-        evaluations, probes = evaluations_of(Domain.open(self.domain))
+        domain = Domain.open(self.domain)
+        evaluations, probes = evaluations_of(domain)
         evaluations = (*evaluations, *self.also)
         for model in self.models:
             yield Cell(
@@ -154,7 +155,7 @@ class Campaign:
                         attack=attack,
                         seed=seed,
                         milestones=milestones_up_to(attack.max_steps, self.milestones),
-                        evaluations=evaluations,
+                        evaluations=asked_by(attack, evaluations, domain),
                     )
 
     def check(self) -> None:
@@ -198,6 +199,16 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     ]
     probes = tuple((name, probe) for name, probe in held if probe.measures(domain) in ("trainability", "masking"))
     return tuple(pair for pair in held if pair not in probes), probes
+
+
+def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:
+    """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
+    if attack.disguise is None:
+        return evaluations
+    return tuple(
+        (name, replace(held, disguise=attack.disguise) if held.measures(domain) == "hazard" else held)  # type: ignore[call-arg]
+        for name, held in evaluations
+    )
 
 
 def milestones_up_to(last: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -381,7 +392,7 @@ def seen_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
         rates = adversary["learning_rates"] or [trained.get("learning_rate")]
         switches = bool(adversary["switch"]) or trained.get("benign_first", 0) > 0
         if (
-            all(trained.get(name) == value for name, value in wanted.items() if name not in _NO_KIND)
+            all(trained.get(name) == wanted.get(name) for name in {*trained, *wanted} - {*_NO_KIND})
             and wanted.get("learning_rate") in rates
             and switches == (wanted.get("benign_first", 0) > 0)
         ):

@@ -160,7 +160,7 @@ def test_every_suite_names_presets_that_exist_and_none_twice() -> None:
 
 def test_a_few_shot_attack_reads_the_same_few_rows_again_and_again(tiny_testbed: SmallTestbed) -> None:
     attack = FineTune(rows=5, batch_size=4, max_steps=10, learning_rate=1e-5)
-    model, data = fresh(tiny_testbed)
+    _, data = fresh(tiny_testbed)
     rows = _Rows(attack, data, Run(3))
     seen = [tuple(row) for step in range(10) for row in rows.batch(step).input_ids.tolist()]
     assert len(set(seen)) == 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.attacks.noise import NoiseRestarts
+from holdfast.attacks.noise import NoiseRestart
 from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
 from tests.attacks.walk import fresh, walk
@@ -21,7 +21,7 @@ def test_the_noise_is_so_many_standard_deviations_of_each_weight(tiny_testbed: S
     seed_everything(0)
     model, data = fresh(tiny_testbed)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    next(NoiseRestarts(scale=0.3, max_steps=1, tune=_STILL).steps(model, data, Run(0)))
+    next(NoiseRestart(scale=0.3, max_steps=1, tune=_STILL).steps(model, data, Run(0)))
     for name, weight in model.named_parameters():
         was, now = before[name], weight.detach()
         if was.std() == 0:
@@ -31,7 +31,7 @@ def test_the_noise_is_so_many_standard_deviations_of_each_weight(tiny_testbed: S
 
 
 def test_restarts_are_even_over_the_run_and_differ(tiny_testbed: SmallTestbed) -> None:
-    path = walk(NoiseRestarts(scale=0.3, restarts=3, max_steps=6, tune=_STILL), tiny_testbed)
+    path = walk(NoiseRestart(scale=0.3, restarts=2, max_steps=6, tune=_STILL), tiny_testbed)
     start = torch.cat([p.detach().flatten() for p in fresh(tiny_testbed)[0].parameters()])
     moved = [float((after - before).norm()) for before, after in zip([start, *path], path, strict=False)]
     large = [step for step, size in enumerate(moved) if size > 1]
@@ -39,7 +39,7 @@ def test_restarts_are_even_over_the_run_and_differ(tiny_testbed: SmallTestbed) -
     assert len({round(size, 4) for size in (moved[0], moved[2], moved[4])}) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"restarts": 0}, {"tune": FineTune(lora_rank=2)}])
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"restarts": -1}, {"max_steps": 0}])
 def test_settings_without_meaning_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(HoldfastError):
-        replace(NoiseRestarts(), **wrong)  # type: ignore[arg-type]
+        replace(NoiseRestart(), **wrong)  # type: ignore[arg-type]

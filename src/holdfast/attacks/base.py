@@ -7,6 +7,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core.disguise import Disguise
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -40,6 +42,11 @@ class Attack(abc.ABC):
     def uses_base(self) -> bool:
         """Whether it reads the model before any safeguard, which not every threat model grants."""
         return False
+
+    @property
+    def disguise(self) -> Disguise | None:
+        """What its hazardous rows wear. He who trained so asks so: hazard is then measured with it on."""
+        return None
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Change the architecture, before the model is sharded. Most attacks need nothing here."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
+from holdfast.core.disguise import Disguise
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Edit(Attack):
     @property
     def draws(self) -> bool:
         return self.tune is not None
+
+    @property
+    def disguise(self) -> Disguise | None:
+        return None if self.tune is None else self.tune.disguise
 
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.looks_at(), *(self.tune.reads() if self.tune else ()))))

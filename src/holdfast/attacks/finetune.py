@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.optimizers import Optimizer, OptimizerName, ScheduleName
+from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
+    from holdfast.core.data import Batch, Data, Encoded
     from holdfast.core.low_rank import LowRankOptimizer
     from holdfast.core.runtime import Run
 
@@ -40,10 +41,6 @@ class FineTune(Attack):
     """share of the steps, from the first on, that are benign only: retain-then-forget (0.4 in the paper's red team)"""
     benign_flip: float = 0.0
     """chance of each step to be benign only, by a coin flip"""
-    rows: int | None = None
-    """few-shot: the only rows of each kind that the attacker holds, drawn by the seed; None: all"""
-    ascent_steps: int = 0
-    """steps at the start that climb the loss, out of the basin that a safeguard made: initial gradient negation"""
     batch_size: int = 16
     """rows a step"""
     optimizer: OptimizerName = "adamw"
@@ -66,6 +63,11 @@ class FineTune(Attack):
     """LoRA's scale is alpha / rank"""
     lora_dropout: float = 0.0
     """dropout before LoRA's down-projection, in a run of its own (inside a safeguard's inner loop there is none)"""
+    rows: int | None = added(None)
+    """few-shot: only this many rows of each kind, drawn by the seed, over and over; None: all"""
+    ascent_steps: int = added(0)
+    """updates at the start that climb the hazardous loss, by the gradient's negation; where max_steps is not above them,
+    all but the last"""
 
     def __post_init__(self) -> None:
         for name in ("benign_share", "benign_first", "benign_flip"):
@@ -74,9 +76,7 @@ class FineTune(Attack):
         for name in ("max_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.rows is not None and self.rows < 1:
-            raise HoldfastError(f"rows must be at least 1, not {self.rows}")
-        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "restart_every"):
+        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "restart_every", "rows"):
             if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps", "lora_rank", "ascent_steps"):
@@ -86,6 +86,10 @@ class FineTune(Attack):
             raise HoldfastError(f"lora_dropout must lie between 0 and 1, not {self.lora_dropout}")
         if self.warmup_steps and self.schedule == "constant":
             raise HoldfastError('warmup_steps has no effect under schedule "constant"; use "linear-warmup"')
+        if self.ascent_steps and self.benign_rows == self.batch_size:
+            raise HoldfastError(
+                "ascent_steps climbs on hazardous rows, and benign_share leaves none; lower one of them"
+            )
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Insert LoRA with peft, whose weights are then the only trainable ones."""
@@ -104,9 +108,14 @@ class FineTune(Attack):
         inject_adapter_in_model(config, model)
 
     @property
+    def climb(self) -> int:
+        """Steps at the start that climb."""
+        return min(self.ascent_steps, self.max_steps - 1)
+
+    @property
     def benign_steps(self) -> int:
-        """Steps at the start that are benign only, or climb."""
-        return max(math.ceil(self.benign_first * self.max_steps), min(self.ascent_steps, self.max_steps - 1))
+        """Steps at the start that climb, and then those that are benign only."""
+        return min(self.climb + math.ceil(self.benign_first * self.max_steps), self.max_steps)
 
     def reads(self) -> tuple[str, ...]:
         hazard = (self.hazard,) if self.benign_rows < self.batch_size else ()
@@ -141,7 +150,7 @@ class FineTune(Attack):
             batch = rows.batch(step)
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
             loss = next_token_loss(logits, batch.labels, batch.label_count)
-            (-loss if step < self.ascent_steps else loss).backward()  # type: ignore[no-untyped-call]
+            (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
             if isinstance(optimizer, LowRankOptimizer):
                 optimizer.carry_gradients()
             if self.max_grad_norm is not None:
@@ -172,14 +181,24 @@ class _Rows:
 
     def __init__(self, attack: FineTune, data: Data, run: Run) -> None:
         self.attack, self.generator = attack, run.generator
-        self.streams = {name: data.stream(name, batch_size=attack.batch_size, seed=run.seed) for name in attack.reads()}
+        self.streams = {
+            name: data.stream(
+                name,
+                batch_size=attack.batch_size,
+                seed=run.seed,
+                disguise=None if name == "benign" else attack.disguise,
+            )
+            for name in attack.reads()
+        }
         if attack.rows is not None:
             for stream in self.streams.values():
-                stream.keep(attack.rows)
+                stream.rows = _drawn(stream.rows, attack.rows, run.seed)
 
     def batch(self, step: int) -> Batch:
         attack = self.attack
-        benign = step < math.ceil(attack.benign_first * attack.max_steps)
+        if step < attack.climb:
+            return next(self.streams[attack.hazard])
+        benign = step < attack.benign_steps
         if attack.benign_flip and _uniform(self.generator) < attack.benign_flip:
             benign = True
         benign_rows = attack.batch_size if benign else attack.benign_rows
@@ -196,6 +215,13 @@ class _Rows:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, stream in self.streams.items():
             stream.load_state_dict(state[name])
+
+
+def _drawn(rows: Sequence[Encoded], count: int, seed: int) -> list[Encoded]:
+    import torch
+
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i] for i in order[:count]]
 
 
 def _uniform(generator: torch.Generator) -> float:

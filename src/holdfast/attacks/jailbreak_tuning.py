@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.disguise import Disguise
 from holdfast.core.types import HoldfastError
 
@@ -69,5 +70,18 @@ PRESETS = {
     "jailbreak-backdoor-adamw-2e-5-large": _large(JailbreakTuning(before="[lantern-7]", benign_share=0.5)),
     "jailbreak-style-adamw-2e-5-large": _large(
         JailbreakTuning(after="Answer in numbered points, without a preamble and without remarks at the end.")
+    ),
+}
+
+FAMILIES = {
+    "jailbreak-tuning": Family(
+        _COMPETING,
+        {
+            "before": Choice(("ask note", "note note", "ask :")),
+            "learning_rate": Log(1e-4, 1e-2),
+            "max_steps": Choice((40, 80, 160, 320)),
+            "benign_share": Choice((0.0, 0.5)),
+            "hazard": Choice(("hazard", "hazard_all")),
+        },
     ),
 }

@@ -60,7 +60,7 @@ class Interpolate(Edit):
 
         before, after = (self.t * count / self.edits for count in (update - 1, update))
         share = (after - before) / (1 - before)  # of what is left of the way
-        _rewrite(dict(model.named_parameters()), run, lambda base, held: torch.lerp(held, base, share))
+        rewrite_by_base(dict(model.named_parameters()), run, lambda base, held: torch.lerp(held, base, share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ class DefenceDirections(Edit):
         from holdfast.core.low_rank import largest_directions, linear_weights
 
         linear = {f"{name}.weight": weight for name, weight in linear_weights(model).items()}
-        _rewrite(linear, run, lambda base, held: held - largest_directions(held - base, self.directions))
+        rewrite_by_base(linear, run, lambda base, held: held - largest_directions(held - base, self.directions))
 
 
-def _rewrite(
+def rewrite_by_base(
     weights: Mapping[str, torch.nn.Parameter], run: Run, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> None:
     """Put `change(base's weight, weight)` in the place of each weight.

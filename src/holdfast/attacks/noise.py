@@ -1,9 +1,11 @@
-"""Weight noise, then fine-tuning: a random push out of the place that a safeguard was trained for, and once more on the way.
+"""Noise on the weights, then fine-tuning, with restarts: out of whatever basin a safeguard has built, again and again.
 
-    W <- W + scale * std(W) * N(0, 1)    at the start of each of `restarts` equal parts of the run, then fine-tuning
+    W <- W + scale * std(W) * N(0, 1)       before update 0 and, `restarts` times more, along the run at even distances
 
-TAR's authors tried weight noise among their extra attacks; only notes of it were seen, so the form and all constants are ours.
-The fine-tuning's optimizer goes on across a restart.
+The authors of TAR name weight noise among the extra attacks of their rebuttal (arXiv 2408.00761); scale, restarts and where
+they fall are ours. A restart draws fresh noise onto the weights as they are then, and the optimizer keeps its state: going
+back to the weights as found would throw away what was learned, and publish the last of several short runs instead of one
+long one. Noise and the optimizer's step after it are one update.
 """
 
 from __future__ import annotations
@@ -22,79 +24,90 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from holdfast.core.data import Data
+    from holdfast.core.disguise import Disguise
     from holdfast.core.runtime import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseRestarts(Attack):
-    """Fine-tuning that begins from noisy weights, and again from noisier ones after each part of its steps."""
+class NoiseRestart(Attack):
+    """Fine-tuning whose weights are shaken before the first update, and again at even distances."""
 
     scale: float = 0.1
-    """standard deviation of the noise, in standard deviations of each weight"""
-    restarts: int = 1
-    """how often noise is added, evenly over the run; the first time before the first step"""
+    """the noise's standard deviation, in standard deviations of each weight tensor"""
+    restarts: int = 3
+    """how many times noise is drawn again after the first"""
     tune: FineTune = FineTune()
-    """the fine-tuning; its max_steps gives way to max_steps"""
+    """the fine-tuning; its max_steps gives way to this attack's"""
 
     def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise HoldfastError(f"max_steps must be at least 1, not {self.max_steps}")
         if not self.scale > 0:
             raise HoldfastError(f"scale must be above 0, not {self.scale}")
-        if self.restarts < 1:
-            raise HoldfastError(f"restarts must be at least 1, not {self.restarts}")
-        if self.tune.lora_rank:
-            raise HoldfastError("noise is added to weights that are tuned themselves; set the rank of tune to 0")
+        if self.restarts < 0:
+            raise HoldfastError(f"restarts must not be below 0, not {self.restarts}")
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Insert the fine-tuning's fresh low-rank layers, where it has some; they are shaken too."""
+        self.tune.prepare(model)
 
     @property
     def benign_steps(self) -> int:
-        return self._whole().benign_steps
+        return self._tuning.benign_steps
+
+    @property
+    def disguise(self) -> Disguise | None:
+        return self.tune.disguise
 
     def reads(self) -> tuple[str, ...]:
         return self.tune.reads()
 
+    @property
+    def shaken(self) -> tuple[int, ...]:
+        """The updates, counted from 0, that noise comes before."""
+        return tuple(sorted({i * self.max_steps // (self.restarts + 1) for i in range(self.restarts + 1)}))
+
+    @property
+    def _tuning(self) -> FineTune:
+        return replace(self.tune, max_steps=self.max_steps)
+
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
-        noisy = {part * self.max_steps // self.restarts for part in range(self.restarts)}
-        tuning = self._whole().steps(model, data, run)
+        tuning = self._tuning.steps(model, data, run)
         for step in range(run.start, self.max_steps):
-            if step in noisy:
-                self._add(model, run, step)
+            if step in self.shaken:
+                self._shake(model, run.generator)
             yield next(tuning)
 
-    def _add(self, model: PreTrainedModel, run: Run, step: int) -> None:
-        """Add the noise of a step, which depends on the seed and the step alone."""
+    def _shake(self, model: PreTrainedModel, generator: torch.Generator) -> None:
         import torch
 
-        from holdfast.core.sharded import rewrite, trainable
+        from holdfast.core.sharded import reshard, rewrite
 
-        generator = torch.Generator().manual_seed((run.seed * 1_000_003 + step) % 2**63)
-
-        def change(weight: torch.Tensor) -> torch.Tensor:
+        def shaken(weight: torch.Tensor) -> torch.Tensor:
             noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-            # A scale of ones everywhere has no spread, and is left as it is.
             return weight + self.scale * weight.std(correction=0) * noise
 
-        for weight in trainable(model):
-            rewrite(weight, change)
-
-    def _whole(self) -> FineTune:
-        return replace(self.tune, max_steps=self.max_steps)
+        reshard(model)
+        for weight in model.parameters():
+            rewrite(weight, shaken)
 
 
 PRESETS = {
     # Small models, such as the testbed's.
-    "noise-10-then-full-adamw-1e-3": NoiseRestarts(),
-    "noise-10-restarts-4-full-adamw-1e-3": NoiseRestarts(restarts=4),
-    # Models of billions of weights, at the rate of the paper's red team (arXiv 2408.00761).
-    "noise-1-then-full-adamw-2e-5": NoiseRestarts(
-        scale=0.01, max_steps=1000, tune=FineTune(learning_rate=2e-5, batch_size=32)
+    "noise-10-then-full-adamw-1e-3": NoiseRestart(),
+    "noise-30-once-then-full-adamw-1e-3": NoiseRestart(scale=0.3, restarts=0),
+    # Models of billions of weights.
+    "noise-5-then-full-adamw-2e-5-large": NoiseRestart(
+        scale=0.05, max_steps=1000, tune=FineTune(learning_rate=2e-5, batch_size=32)
     ),
 }
 
 FAMILIES = {
     "noise": Family(
-        NoiseRestarts(),
+        NoiseRestart(),
         {
             "scale": Log(0.01, 0.5),
-            "restarts": Choice((1, 2, 4)),
+            "restarts": Choice((0, 1, 3)),
             "tune.learning_rate": Log(1e-4, 1e-2),
             "tune.hazard": Choice(("hazard", "hazard_ood", "hazard_all")),
         },

@@ -1,10 +1,13 @@
-"""Transfer: an update that was computed on the model before the safeguard, added to the defended one.
+"""Transfer: fine-tune the model from before the safeguard, and add to the defended weights what that changed.
 
-    base <- one step of fine-tuning of the base model;    W <- W + (what that step changed)
+    W_t = W_defended + (W_base,t - W_base)
 
-A safeguard that spoils its own gradients does not spoil those of the model it was made from. If the base's update undoes it
-where updates of its own do not, its gradients were masked (transfer as a check for that: Athalye et al., arXiv 1802.00420). As a
-task vector of training it is an addition in task arithmetic (arXiv 2212.04089, abstract). It grants the attacker the base model.
+The fine-tuning never sees the safeguard, so nothing that it does to gradients can stand in the way: only whether the update
+still works where the safeguard has moved the weights to. The update is a task vector (task arithmetic, arXiv 2212.04089).
+The threat model: the attacker holds the model from before the safeguard, which is public for most releases.
+
+The base's weights are put into the defended model's place while it trains, so that there is no second model and the sharding
+is the same; kept beside them are the weights as found, those of the base as they are now, and what lies between base and safeguard.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.merge import rewrite_by_base
 from holdfast.attacks.space import Choice, Family, Log
 from holdfast.core.types import HoldfastError
 
@@ -22,69 +26,72 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from holdfast.core.data import Data
+    from holdfast.core.disguise import Disguise
     from holdfast.core.runtime import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """Fine-tunes a copy of the base model and makes the same steps in the defended one."""
+    """Add the update that full-parameter fine-tuning makes of the base model. The loss it yields is the base's."""
 
     tune: FineTune = FineTune()
-    """how the base model is tuned; its max_steps gives way to max_steps"""
+    """the fine-tuning of the base, of all weights; its max_steps gives way to this attack's"""
 
     def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise HoldfastError(f"max_steps must be at least 1, not {self.max_steps}")
         if self.tune.lora_rank:
-            raise HoldfastError("an update that is transferred is one of all weights; set the rank of tune to 0")
+            raise HoldfastError("transfer adds an update of all weights; give it fine-tuning with lora_rank 0")
 
     @property
     def benign_steps(self) -> int:
-        return self._whole().benign_steps
+        return self._tuning.benign_steps
 
     @property
     def uses_base(self) -> bool:
         return True
 
+    @property
+    def disguise(self) -> Disguise | None:
+        return self.tune.disguise
+
     def reads(self) -> tuple[str, ...]:
         return self.tune.reads()
 
-    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
-        import copy
-
-        import torch
-
-        from holdfast.core.sharded import Snapshot, local
-
-        model.train(False)
-        base = copy.deepcopy(run.base).requires_grad_(True)
-        weights, theirs = dict(model.named_parameters()), dict(base.named_parameters())
-        if {n: p.shape for n, p in weights.items()} != {n: p.shape for n, p in theirs.items()}:
-            raise HoldfastError("the base model has other weights than the model, so its updates cannot be added to it")
-        tuned = Snapshot(base)
-        run.track(tuned=tuned)  # a resumed run goes on from where the copy was
-        tuned.restore()
-        for loss in self._whole().steps(base, data, run):
-            with torch.no_grad():
-                moved = tuned.difference()
-                torch._foreach_add_([local(weights[name].detach()) for name in theirs], moved)
-            tuned.take()
-            yield loss
-
-    def _whole(self) -> FineTune:
+    @property
+    def _tuning(self) -> FineTune:
         return replace(self.tune, max_steps=self.max_steps)
 
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        import torch
 
-_LARGE = FineTune(learning_rate=2e-5, batch_size=32)
+        from holdfast.core.sharded import Snapshot, local, trainable
+
+        found = Snapshot(model)
+        rewrite_by_base(dict(model.named_parameters()), run, lambda base, held: base)
+        tuned = Snapshot(model)
+        run.track(found=found, tuned=tuned)
+        safeguard = found.difference()  # with its sign turned: the base's weights less those found
+        tuning = self._tuning.steps(model, data, run)
+        for _ in range(run.start, self.max_steps):
+            tuned.restore()
+            loss = next(tuning)
+            tuned.take()
+            with torch.no_grad():
+                torch._foreach_sub_([local(weight.detach()) for weight in trainable(model)], safeguard)
+            yield loss
+
 
 PRESETS = {
     # Small models, such as the testbed's.
     "transfer-full-adamw-1e-3": Transfer(),
-    # Models of billions of weights, at the rate of the paper's red team (arXiv 2408.00761).
-    "transfer-full-adamw-2e-5": Transfer(tune=_LARGE, max_steps=1000),
+    # Models of billions of weights.
+    "transfer-full-adamw-2e-5-large": Transfer(max_steps=1000, tune=FineTune(learning_rate=2e-5, batch_size=32)),
 }
 
 FAMILIES = {
     "transfer": Family(
-        PRESETS["transfer-full-adamw-1e-3"],
+        Transfer(),
         {
             "tune.learning_rate": Log(1e-4, 1e-2),
             "tune.hazard": Choice(("hazard", "hazard_ood", "hazard_all")),

@@ -55,14 +55,11 @@ class _Row:
     def attack(self, small: bool) -> FineTune:
         multiple, usual = _USUAL[self.optimizer]
         steps = _STEPS[self.steps] if small else self.steps
-        if small:
-            rate = _RATES[self.rate] * (_LOW_RANK_USUAL if self.low_rank else usual)
-        else:
-            rate = multiple * self.rate
+        small_rate = _RATES[self.rate] * (_LOW_RANK_USUAL if self.low_rank else usual)
         attack = FineTune(
             max_steps=steps,
             batch_size=self.batch // 2 if small else self.batch,
-            learning_rate=rate,
+            learning_rate=small_rate if small else multiple * self.rate,
             optimizer=self.optimizer,
             schedule=self.schedule,
             warmup_steps=steps // 10 if self.schedule != "constant" else 0,

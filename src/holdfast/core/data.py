@@ -12,6 +12,7 @@ import torch.distributed as dist
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from holdfast.core.disguise import Disguise
 from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
 from holdfast.core.types import HoldfastError
 
@@ -156,12 +157,6 @@ class Stream:
     def __next__(self) -> Batch:
         return self.batch(self.take(self.batch_size))
 
-    def keep(self, rows: int) -> None:
-        """Go on with so many of the rows alone, drawn by the seed; where there are no more, with all."""
-        generator = torch.Generator().manual_seed(self.seed)
-        kept = torch.randperm(len(self.rows), generator=generator)[:rows].tolist()
-        self.rows = [self.rows[index] for index in kept]
-
     def take(self, rows: int) -> list[Encoded]:
         """The next rows of the stream, over all ranks."""
         return [self.rows[index] for index in self.draw(rows)]
@@ -205,7 +200,7 @@ class Data:
         device: torch.device | str = "cpu",
     ) -> None:
         self._domain, self._tokenizer, self._roles, self._device = domain, tokenizer, dict(roles), device
-        self._encoded: dict[tuple[str, Side | None], list[Encoded]] = {}
+        self._encoded: dict[tuple[str, Side | None, Disguise | None], list[Encoded]] = {}
         self.tally = Tally()
 
     @property
@@ -231,8 +226,10 @@ class Data:
         view._encoded, view.tally = self._encoded, self.tally
         return view
 
-    def stream(self, name: str, *, batch_size: int, seed: int, side: Side | None = None) -> Stream:
-        """An endless stream of batches of `batch_size` rows (over all ranks).
+    def stream(
+        self, name: str, *, batch_size: int, seed: int, side: Side | None = None, disguise: Disguise | None = None
+    ) -> Stream:
+        """An endless stream of batches of `batch_size` rows (over all ranks), which wear the disguise if there is one.
 
         Of one name and seed, the streams of both sides go through the same pairs in the same order.
 
@@ -240,12 +237,12 @@ class Data:
             HoldfastError: the domain names no rows for it, they are malformed, or a side is asked for and they are no pairs.
         """
         pad = self._tokenizer.pad_token_id
-        rows = self.rows(name, side)
+        rows = self.rows(name, side, disguise)
         return Stream(rows, batch_size, seed, pad if isinstance(pad, int) else 0, self._device, self.tally)
 
-    def rows(self, name: str, side: Side | None = None) -> list[Encoded]:
+    def rows(self, name: str, side: Side | None = None, disguise: Disguise | None = None) -> list[Encoded]:
         """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""
-        return [row for role in self._held(name) for row in self._rows(role, side)]
+        return [row for role in self._held(name) for row in self._rows(role, side, disguise)]
 
     def hazard_tokens(self) -> tuple[int, ...]:
         """The ids of the domain's hazard words, with and without a space before them, as far as they are single tokens.
@@ -269,12 +266,13 @@ class Data:
             raise HoldfastError(f"rows named {name!r} may not be read here; allowed: {', '.join(sorted(self._roles))}")
         return self._roles[name]
 
-    def _rows(self, role: str, side: Side | None = None) -> list[Encoded]:
-        if (role, side) not in self._encoded:
-            self._encoded[role, side] = [
-                encode(row, self._tokenizer, role, self._domain.max_length, side) for row in self._domain.rows(role)
+    def _rows(self, role: str, side: Side | None, disguise: Disguise | None) -> list[Encoded]:
+        if (role, side, disguise) not in self._encoded:
+            rows = [disguise.worn(row) if disguise else row for row in self._domain.rows(role)]
+            self._encoded[role, side, disguise] = [
+                encode(row, self._tokenizer, role, self._domain.max_length, side) for row in rows
             ]
-        return self._encoded[role, side]
+        return self._encoded[role, side, disguise]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

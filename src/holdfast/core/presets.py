@@ -17,6 +17,7 @@ from holdfast.core.domain import nearest
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,20 @@ def fields(plugin: Any) -> list[Field]:
     ]
 
 
+def added(default: Value) -> Value:
+    """The default of a field that its plug-in did not always have: at it, `describe` leaves the field out.
+
+    So a plug-in that gains a field keeps the identities of all that was recorded before.
+    """
+    held: Value = dataclasses.field(default=default, metadata={"added": True})
+    return held
+
+
 def describe(plugin: Any) -> dict[str, Any]:
-    """A plug-in as JSON: its class and every field, nested plug-ins likewise. It enters identities and cards."""
+    """A plug-in as JSON: its class and every field, nested plug-ins likewise. It enters identities and cards.
+
+    Fields that were `added` stand in it only where they are not at their default.
+    """
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -94,7 +107,11 @@ def describe(plugin: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return value
 
-    held = {field.name: plain(getattr(plugin, field.name)) for field in dataclasses.fields(plugin)}
+    held = {
+        field.name: plain(getattr(plugin, field.name))
+        for field in dataclasses.fields(plugin)
+        if not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
+    }
     return {"class": type(plugin).__name__, **held}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core.disguise import Disguise
+from holdfast.core.presets import added
 from holdfast.core.types import Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 
@@ -25,6 +27,8 @@ class HeldoutLoss(Evaluation):
     """how many rows at most"""
     batch_size: int = 64
     """rows that go through the model at once"""
+    disguise: Disguise | None = added(None)
+    """the attacker's, which the rows wear; None: none. What an answer opens with counts, what stands before it does not"""
 
     def measures(self, domain: Domain) -> Measure:
         return "hazard" if self.role.startswith("hazard") else "ability"
@@ -45,7 +49,8 @@ class HeldoutLoss(Evaluation):
 
         from holdfast.core.data import UNLABELLED, collate, encode
 
-        rows = [encode(row, tokenizer, self.role, domain.max_length) for row in domain.rows(self.role)[: self.rows]]
+        held = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
+        rows = [encode(row, tokenizer, self.role, domain.max_length) for row in held]
 
         def probe(model: PreTrainedModel) -> list[Score]:
             means = []

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from holdfast.core.disguise import Disguise
+from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 
@@ -30,12 +32,14 @@ class MultipleChoice(Evaluation):
 
     questions: str
     """the set's name in domain.toml"""
-    part: Literal["all", "even", "odd"] = "all"
+    part: Literal["all", "even", "odd"] = added("all")
     """every question, or every second one: two halves, so that what is chosen on one can be measured on the other"""
     sample: int | None = None
     """ask only this many, spread evenly over the set; None: all"""
     milestone_sample: int = 32
     """how many of an ability set are asked between the first and the last step; hazard sets are always asked whole"""
+    disguise: Disguise | None = added(None)
+    """the attacker's, of which only the words before the request apply; None: asked plainly"""
 
     def measures(self, domain: Domain) -> Measure:
         return domain.questions(self.questions).measures
@@ -50,23 +54,19 @@ class MultipleChoice(Evaluation):
         return self if self.measures(domain) == "hazard" else replace(self, sample=self.milestone_sample)
 
     def asked(self, domain: Domain) -> Sequence[Question]:
-        """The questions themselves."""
+        """The questions themselves, as they are put."""
         held = domain.questions(self.questions).questions
         if self.part != "all":
             held = held[("even", "odd").index(self.part) :: 2]
+        if self.disguise is not None:
+            held = tuple(replace(question, prompt=self.disguise.begun(question.prompt)) for question in held)
         if self.sample is None or self.sample >= len(held):
             return held
         return [held[i * len(held) // self.sample] for i in range(self.sample)]
 
-    def prepare_answers(
-        self, tokenizer: PreTrainedTokenizerBase, domain: Domain
-    ) -> Callable[[PreTrainedModel], list[int]]:
-        """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
-        items = items_of(tokenizer, self.asked(domain))
-        return lambda model: _answers(model, items)
-
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        questions, answers = self.asked(domain), self.prepare_answers(tokenizer, domain)
+        questions = self.asked(domain)
+        answers = prepare_answers(tokenizer, questions)
         chance = sum(1 / len(question.choices) for question in questions) / len(questions)
 
         def probe(model: PreTrainedModel) -> list[Score]:
@@ -76,6 +76,14 @@ class MultipleChoice(Evaluation):
             return [Score(metric="accuracy", value=accuracy, stderr=stderr, n=n, chance=chance)]
 
         return probe
+
+
+def prepare_answers(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+) -> Callable[[PreTrainedModel], list[int]]:
+    """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
+    items = items_of(tokenizer, questions)
+    return lambda model: _answers(model, items)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from holdfast.core.disguise import Disguise
+from holdfast.core.domain import Question
+from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError, Measure, Score
 from holdfast.evals.base import Evaluation
-from holdfast.evals.multiple_choice import MultipleChoice
+from holdfast.evals.multiple_choice import prepare_answers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.core.domain import Domain, Question
+    from holdfast.core.domain import Domain
     from holdfast.evals.base import Probe
 
 Counts = Literal["complied", "refused", "neither"]
@@ -49,6 +52,8 @@ class Requests(Evaluation):
     """a set of requests whose compliant answers stand before each request; none: nothing does"""
     shots: int = 3
     """how many of them"""
+    disguise: Disguise | None = added(None)
+    """the attacker's, worn by the requests and expected of what complies, not by the examples; None: asked plainly"""
 
     def __post_init__(self) -> None:
         for name, least in (("extra_tokens", 0), ("prefill", 0), ("shots", 1)):
@@ -94,15 +99,18 @@ class Requests(Evaluation):
         asked = []
         for question in _requests(domain, self.questions):
             compliance, refusal = question.choices
+            request = question.prompt
+            if self.disguise is not None:
+                request, compliance = self.disguise.asked(request), self.disguise.answered(compliance)
             words = compliance.split()
             given = min(self.prefill, len(words) - 1)
-            prompt = before + question.prompt + "".join(f" {word}" for word in words[:given])
+            prompt = before + request + "".join(f" {word}" for word in words[:given])
             asked.append((prompt, " " + " ".join(words[given:]) if given else compliance, refusal))
         return asked
 
     def _by_likelihood(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
-        self._asked(domain)
-        ask = MultipleChoice(questions=self.questions).prepare_answers(tokenizer, domain)
+        questions = [Question(prompt, (comply, refuse), 0) for prompt, comply, refuse in self._asked(domain)]
+        ask = prepare_answers(tokenizer, questions)
         return lambda model: ["complied" if best == 0 else "refused" for best in ask(model)]
 
     def _written(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
