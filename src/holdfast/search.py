@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Log, collect_families
-from holdfast.campaign import UNTOUCHED, Campaign, Model, Options, base_loader, milestones_up_to
+from holdfast.campaign import UNTOUCHED, Campaign, Model, Options, asked_by, base_loader, milestones_up_to
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
 from holdfast.core.models import Checkpoint
@@ -348,7 +348,8 @@ def run_trial(
     seed_everything(search.seed)
     options = search.options
     model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
-    hazard_of = selection(domain).prepare(tokenizer, domain)
+    [(_, asked)] = asked_by(attack, (("selection", selection(domain)),), domain)
+    hazard_of = asked.prepare(tokenizer, domain)
     ability_of = [evaluation.prepare(tokenizer, domain) for evaluation in abilities(domain, "even")]
 
     def measure(step: int) -> None:

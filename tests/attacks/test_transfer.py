@@ -48,7 +48,7 @@ def test_a_base_of_other_weights_and_low_rank_are_refused(tiny_testbed: SmallTes
         held.resize_token_embeddings(300)
         return held
 
-    with pytest.raises(HoldfastError, match="no weight .* of the same shape"):
+    with pytest.raises(HoldfastError, match="of the same shape"):
         next(Transfer(tune=_TUNE).steps(model, data, Run(3, other)))
     with pytest.raises(HoldfastError, match="lora_rank 0"):
         Transfer(tune=replace(_TUNE, lora_rank=2))
