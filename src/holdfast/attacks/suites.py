@@ -27,7 +27,8 @@ class Suite:
         attacks = [pick("holdfast.attacks", name) for name in self.attacks]
         updates = [attack.max_steps for attack in attacks]
         rows = sum(attack.max_steps * getattr(attack, "batch_size", 0) for attack in attacks)
-        return f"{len(attacks)} attacks of up to {max(updates):,} updates, {sum(updates):,} updates and about {rows:,} rows in all"
+        count = f"{len(attacks)} attacks of up to {max(updates):,} updates"
+        return f"{count}, {sum(updates):,} updates and about {rows:,} rows in all"
 
 
 SUITES: Mapping[str, Suite] = {

@@ -7,7 +7,8 @@ still works where the safeguard has moved the weights to. The update is a task v
 The threat model: the attacker holds the model from before the safeguard, which is public for most releases.
 
 The base's weights are put into the defended model's place while it trains, so that there is no second model and the sharding
-is the same; kept beside them are the weights as found, those of the base as they are now, and what lies between base and safeguard.
+is the same; kept beside them are the weights as found, those of the base as they are now, and what lies between base and
+safeguard.
 """
 
 from __future__ import annotations
