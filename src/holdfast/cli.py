@@ -256,6 +256,7 @@ def attack(
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
     _run(console, campaign, out, 1, options, title=f"{preset} on {_label(model)}", suite=preset)
+    console.print(_cost(out, preset), soft_wrap=True, highlight=False)
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     _next(
         console,
@@ -674,6 +675,24 @@ def _audited(model: str, undefended: str, reference: str | None, never_exposed: 
             f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"
         )
     return models
+
+
+def _cost(out: Path, preset: str) -> str:
+    """What an attack took, in one sentence."""
+    from holdfast.core.records import read_campaign
+    from holdfast.report.wording import duration
+    from holdfast.stats.suspicion import mean_costs
+
+    _, results = read_campaign(out)
+    held = [result for result in results if result.attack == preset]
+    found = mean_costs(held)
+    updates = max((record.step for result in held for record in result.records), default=0)
+    parts = [f"{updates:,} updates"]
+    if "tokens" in found:
+        parts += [f"{found['tokens']:,.0f} tokens", f"{found['flops']:.2g} FLOPs"]
+    if "peak_memory" in found:
+        parts += [f"{found['peak_memory'] / 1e9:.2g} GB at the peak", duration(found["seconds"])]
+    return f"The attack took {', '.join(parts)}, measuring left out."
 
 
 def _confirmed(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:
