@@ -20,6 +20,12 @@ from holdfast.report.page import build_report
 from holdfast.search import Budget, Search
 from tests.conftest import SmallTestbed
 
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's is written to by others meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
 _listeners: list[list[str]] = []
 """An audit hook cannot be taken off again, so there is one, and lists that it writes to."""
 
