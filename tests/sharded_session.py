@@ -21,20 +21,23 @@ from holdfast.core.models import Checkpoint
 from holdfast.core.presets import collect, pick
 from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.safeguards.base import Safeguard
+from tests.attacks.walk import distinct
 
 STEPS = 4
 
 
 def plugins() -> dict[str, Attack | Safeguard]:
-    """Every attack preset, Random Mapping and TAR, cut to a few steps."""
+    """An attack of every kind, Random Mapping and TAR, cut to a few steps."""
+    presets = collect("holdfast.attacks")
     attacks = {
         name: replace(preset, max_steps=STEPS, **({"lora_dropout": 0.0} if hasattr(preset, "lora_dropout") else {}))
-        for name, preset in collect("holdfast.attacks").items()
+        for name, preset in presets.items()
+        if name in distinct(presets)
     }
     tar = replace(pick("holdfast.safeguards", "tar"), outer_steps=2, inner_steps=4, every=3, adversaries_per_step=2)
     mapping = replace(pick("holdfast.safeguards", "random-mapping"), outer_steps=STEPS)
     # Schedule-free and clipping see the norms and averages of whole tensors.
-    clipped = replace(attacks["full-adamw-1e-3"], max_grad_norm=0.1)
+    clipped = replace(presets["full-adamw-1e-3"], max_steps=STEPS, max_grad_norm=0.1)
     return {
         **attacks,
         "clipped": clipped,

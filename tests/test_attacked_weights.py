@@ -20,6 +20,7 @@ from holdfast.report.page import build_report
 from holdfast.search import Budget, Search
 from tests.conftest import SmallTestbed
 
+
 @pytest.fixture(autouse=True)
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's is written to by others meanwhile."""

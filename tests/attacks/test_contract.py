@@ -17,11 +17,14 @@ from holdfast.core.data import Data
 from holdfast.core.losses import next_token_loss
 from holdfast.core.presets import collect
 from holdfast.core.runtime import Run, drive, seed_everything
-from tests.attacks.walk import fresh, same, shortened, walk, weights
+from tests.attacks.walk import distinct, fresh, same, shortened, walk, weights
 from tests.conftest import SmallTestbed
 
 ATTACKS: Mapping[str, Attack] = collect("holdfast.attacks")
-every_attack = pytest.mark.parametrize("name", ATTACKS)
+every_attack = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in distinct(ATTACKS) else pytest.mark.slow) for name in ATTACKS],
+)
 _paths: dict[str, list[torch.Tensor]] = {}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,22 @@ from holdfast.attacks.base import Attack
 from holdfast.core.data import Data
 from holdfast.core.domain import Domain
 from holdfast.core.models import Checkpoint
+from holdfast.core.presets import describe
 from holdfast.core.runtime import Run, drive, seed_everything
 from tests.conftest import SmallTestbed
+
+_NUMBERS = ("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "lora_alpha", "rows")
+
+
+def distinct(attacks: Mapping[str, Attack]) -> set[str]:
+    """The first preset of each kind of fine-tuning, and every other attack: rates and lengths alone make no other code run."""
+    kinds: dict[str, str] = {}
+    for name, attack in attacks.items():
+        described = describe(attack)
+        fine_tuning = described["class"] == "FineTune"
+        kind = {k: v for k, v in described.items() if not (fine_tuning and k in _NUMBERS)}
+        kinds.setdefault(json.dumps([kind, bool(described.get("rows"))]), name)
+    return set(kinds.values())
 
 
 @cache
