@@ -86,8 +86,9 @@ class BreakThenRepair(Attack):
         from holdfast.core.losses import distillation_loss, next_token_loss
         from holdfast.core.models import mode_switch
         from holdfast.core.optimizers import make_optimizer, published_point, set_learning_rate, training_point
-        from holdfast.core.sharded import Snapshot, clear_gradients, trainable
+        from holdfast.core.sharded import Snapshot, clear_gradients, reshard, trainable
 
+        reshard(model)  # whoever measured the model before may have left it gathered
         weights, train = trainable(model), mode_switch(model)
         hazard, benign = (data.stream(name, batch_size=self.batch_size, seed=run.seed) for name in self.reads())
         optimizer = make_optimizer(self.optimizer, weights, self.kick_learning_rate, weight_decay=self.weight_decay)

@@ -134,8 +134,9 @@ class FineTune(Attack):
         from holdfast.core.low_rank import LowRankOptimizer
         from holdfast.core.models import mode_switch
         from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
-        from holdfast.core.sharded import clear_gradients, trainable
+        from holdfast.core.sharded import clear_gradients, reshard, trainable
 
+        reshard(model)  # whoever measured the model before may have left it gathered
         rows = _Rows(self, data, run)
         weights, train = trainable(model), mode_switch(model)
         optimizer = self._optimizer(model)

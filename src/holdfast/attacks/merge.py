@@ -118,6 +118,7 @@ PRESETS = {
 }
 
 FAMILIES = {
-    "interpolation": Family(Interpolate(), {"t": Choice((-0.25, 0.1, 0.25, 0.4, 0.5, 1.5))}),
+    # No further than half-way: at 1 stands the base itself, which tells nothing.
+    "interpolation": Family(Interpolate(), {"t": Choice((-0.25, 0.1, 0.25, 0.4, 0.5))}),
     "defence-directions": Family(DefenceDirections(), {"directions": Choice((1, 2, 4, 8, 16))}),
 }
