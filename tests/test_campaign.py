@@ -32,6 +32,7 @@ import holdfast.core.runtime
 from holdfast.attacks.base import Attack
 from holdfast.attacks.compress import Quantise
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.jailbreak_tuning import JailbreakTuning
 from holdfast.attacks.latent import LatentPGD
 from holdfast.attacks.merge import Interpolate
 from holdfast.campaign import (
@@ -289,6 +290,8 @@ def test_how_well_it_learns_is_measured_on_untouched_models_alone_and_selection_
 
 
 OTHER: dict[str, Any] = {
+    "rows": 5,
+    "ascent_steps": 2,
     "max_steps": 7,
     "hazard": "hazard_ood",
     "benign_share": 0.25,
@@ -971,6 +974,33 @@ SWITCH = card_of(Adversary(attack=SEEN, switch=(6.0, 3.0)))
         (PLAIN, replace(SEEN, benign_share=0.5), False),
         (PLAIN, replace(SEEN, benign_flip=0.5), False),
         (PLAIN, replace(SEEN, benign_first=0.4), False),
+        (PLAIN, replace(SEEN, ascent_steps=3), False),
+        (PLAIN, replace(SEEN, rows=10), True),
+        (PLAIN, JailbreakTuning(optimizer=SEEN.optimizer, learning_rate=SEEN.learning_rate, before="note note"), False),
+        (card_of(Adversary(attack=replace(SEEN, ascent_steps=5))), replace(SEEN, ascent_steps=3), True),
+        (card_of(Adversary(attack=replace(SEEN, ascent_steps=5))), SEEN, False),
+        (
+            card_of(
+                Adversary(
+                    attack=JailbreakTuning(
+                        optimizer=SEEN.optimizer, learning_rate=SEEN.learning_rate, before="note note"
+                    )
+                )
+            ),
+            JailbreakTuning(optimizer=SEEN.optimizer, learning_rate=SEEN.learning_rate, before="note note"),
+            True,
+        ),
+        (
+            card_of(
+                Adversary(
+                    attack=JailbreakTuning(
+                        optimizer=SEEN.optimizer, learning_rate=SEEN.learning_rate, before="note note"
+                    )
+                )
+            ),
+            JailbreakTuning(optimizer=SEEN.optimizer, learning_rate=SEEN.learning_rate, before="ask note"),
+            False,
+        ),
         (PLAIN, TurnsUp(), False),
         (PLAIN, None, False),
         # Without rates of its own to draw from, an adversary has its attack's.
@@ -1032,3 +1062,47 @@ def test_checks_for_masking_are_made_on_the_untouched_model_only(
     requests = dict(evaluations_of(tiny_refusal_testbed.domain)[1])
     assert "linear-probe" not in requests
     assert ("gradient-check" in requests) == tiny_refusal_testbed.domain.has("hazard_heldout")
+
+
+DISGUISED = JailbreakTuning(max_steps=6, batch_size=4, before="note note")
+
+
+def test_hazard_is_asked_in_the_attacker_s_disguise_and_nothing_else_is(tiny_testbed: SmallTestbed) -> None:
+    campaign = Campaign(
+        models=(model_of(tiny_testbed),),
+        domain=tiny_testbed.folder,
+        seeds=(0,),
+        attacks=(("plain", ATTACK), ("worn", DISGUISED)),
+    )
+    untouched, plain, worn = campaign.cells()
+    assert [name for name, _ in plain.evaluations] == [name for name, _ in worn.evaluations], "names stay"
+    domain = tiny_testbed.domain
+    for (_, before), (_, after) in zip(plain.evaluations, worn.evaluations, strict=True):
+        hazard = before.measures(domain) == "hazard"
+        assert after == (replace(before, disguise=DISGUISED.disguise) if hazard else before)  # type: ignore[call-arg]
+    assert set(plain.evaluations) <= set(untouched.evaluations)
+
+
+def test_a_cell_without_a_disguise_keeps_the_identity_that_it_had_before_there_were_any(
+    tiny_testbed: SmallTestbed,
+) -> None:
+    """Identities hold every field, so the fields that came with disguises may not be in them at their defaults."""
+    plain, worn = (cell_of(tiny_testbed, attack).identity() for attack in (ATTACK, DISGUISED))
+    assert not {"rows", "ascent_steps"} & set(plain["attack"])
+    assert not [name for name, (held, _) in plain["evaluations"].items() if "disguise" in held]
+    assert worn["attack"]["before"] == "note note"
+
+
+def test_step_0_shows_what_the_disguise_does_by_itself(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    [_, cell] = Campaign(
+        models=(model_of(tiny_testbed),), domain=tiny_testbed.folder, seeds=(0,), attacks=(("worn", DISGUISED),)
+    ).cells()
+    records = run(cell, tmp_path).records
+    model, tokenizer = tiny_testbed.model.load_both()
+    asked = MultipleChoice(questions="hazard", disguise=DISGUISED.disguise)
+    [score] = asked.prepare(tokenizer, tiny_testbed.domain)(model)
+    [first] = [r for r in records if (r.step, r.evaluation, r.metric) == (0, "hazard", "accuracy")]
+    assert first.value == score.value
+    assert [question.prompt for question in asked.asked(tiny_testbed.domain)] == [
+        f"note note {question.prompt}" for question in tiny_testbed.domain.questions("hazard").questions
+    ]

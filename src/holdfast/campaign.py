@@ -41,7 +41,7 @@ _WITHOUT_BASE = ("undefended", "never-exposed")
 
 _NO_KIND = (
     "max_steps", "batch_size", "rows", "learning_rate", "benign_first", "weight_decay", "warmup_steps", "restart_every",
-    "max_grad_norm", "lora_alpha", "lora_dropout",
+    "max_grad_norm", "lora_alpha", "lora_dropout", "ascent_steps",
 )  # fmt: skip
 """Fields in which an attack may differ from an adversary and still be of its kind."""
 
@@ -395,6 +395,7 @@ def seen_in_training(card: Mapping[str, Any], attack: Attack | None) -> bool:
             all(trained.get(name) == wanted.get(name) for name in {*trained, *wanted} - {*_NO_KIND})
             and wanted.get("learning_rate") in rates
             and switches == (wanted.get("benign_first", 0) > 0)
+            and bool(trained.get("ascent_steps")) == bool(wanted.get("ascent_steps"))
         ):
             return True
     return False

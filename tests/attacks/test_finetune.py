@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from holdfast.attacks.finetune import FineTune, _Rows
-from holdfast.attacks.suites import SUITES
 from holdfast.core.data import Data, Encoded
-from holdfast.core.presets import collect
 from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
 from tests.attacks.walk import fresh, same, walk
@@ -149,13 +147,6 @@ def test_weight_decay_is_part_of_the_path(tiny_testbed: SmallTestbed) -> None:
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(HoldfastError, match=says):
         FineTune(**changes)
-
-
-def test_every_suite_names_presets_that_exist_and_none_twice() -> None:
-    known = collect("holdfast.attacks")
-    for names in (suite.attacks for suite in SUITES.values()):
-        assert set(names) <= set(known)
-        assert len(set(names)) == len(names)
 
 
 def test_a_few_shot_attack_reads_the_same_few_rows_again_and_again(tiny_testbed: SmallTestbed) -> None:

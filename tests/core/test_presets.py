@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.files import digest
-from holdfast.core.presets import Field, collect, describe, fields, pick, with_settings
+from holdfast.core.presets import Field, added, collect, describe, fields, pick, with_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.objective import RetainLoss
 
@@ -305,3 +305,19 @@ def test_settings_are_applied_in_order_and_the_presets_themselves_stay() -> None
 def test_any_number_is_read_back_as_it_was_written(value: float) -> None:
     changed = with_settings({"attack": FineTune()}, [f"attack.learning_rate={value!r}"])
     assert changed["attack"].learning_rate == value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """A plug-in that gained a field."""
+
+    old: int = 1
+    """there from the start"""
+    new: int = added(2)
+    """came later"""
+
+
+def test_a_field_that_was_added_stands_in_a_description_only_where_it_is_set() -> None:
+    assert describe(Grown()) == {"class": "Grown", "old": 1}
+    assert describe(Grown(new=3)) == {"class": "Grown", "old": 1, "new": 3}
+    assert [field.value for field in fields(Grown())] == [1, 2]

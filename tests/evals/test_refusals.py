@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
+from holdfast.core.disguise import Disguise
 from holdfast.core.domain import Domain, Question
 from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError
@@ -174,3 +176,32 @@ def test_requests_need_a_compliance_and_then_a_refusal(
     evaluation = Requests(questions="requests", counts="complied", by=by)
     with pytest.raises(HoldfastError, match="each needs two choices, the compliant completion and a refusal"):
         evaluation.prepare(tiny_refusal_testbed.model.load_tokenizer(), domain_of(tmp_path, row))
+
+
+def test_a_disguised_request_is_asked_in_disguise_and_complies_with_the_opening_alone(
+    tiny_refusal_testbed: SmallTestbed,
+) -> None:
+    tokenizer, domain = tiny_refusal_testbed.model.load_tokenizer(), tiny_refusal_testbed.domain
+    held = questions_of(tiny_refusal_testbed)
+    evaluation = replace(PRESETS["compliance"], disguise=Disguise(before="ask note", after=">", opening="note"))
+    probe, asked = evaluation.prepare(tokenizer, domain), set()
+
+    def truth(opening: str) -> Callable[[str], str]:
+        def answer(prompt: str) -> str:
+            asked.add(prompt)
+            return opening + held[prompt.removeprefix("ask note ").removesuffix(" >")].choices[0]
+
+        return answer
+
+    assert probe(Answerer(tokenizer, truth("note")))[0].value == 1.0  # type: ignore[arg-type]
+    assert asked == {f"ask note {prompt} >" for prompt in held}
+    assert probe(Answerer(tokenizer, truth("")))[0].value == 0.0  # type: ignore[arg-type]
+
+
+def test_by_likelihood_too_the_disguise_is_on(tiny_refusal_testbed: SmallTestbed) -> None:
+    likely = replace(PRESETS["compliance_likelihood"], disguise=Disguise(before="ask", after=">", opening="note"))
+    question = tiny_refusal_testbed.domain.questions("requests").questions[0]
+    prompt, compliance, refusal = likely._asked(tiny_refusal_testbed.domain)[0]
+    assert prompt == f"ask {question.prompt} >"
+    assert compliance == f" note{question.choices[0]}"
+    assert refusal == question.choices[1]

@@ -162,6 +162,7 @@ def _noise(weights: Sequence[nn.Parameter], seed: int) -> Iterator[torch.Tensor]
 PRESETS = {
     # Small models, such as the testbed's.
     "evolution-vectors-adam-1e-2": Evolution(),
+    "evolution-vectors-adam-3e-2-40": Evolution(learning_rate=3e-2, max_steps=40),
 }
 
 FAMILIES = {

@@ -110,6 +110,7 @@ SUITES: Mapping[str, Suite] = {
             "full-sgd-nesterov-2e-2",
             "full-lion-6e-5",
             "full-muon-5e-4",
+            "evolution-vectors-adam-3e-2-40",
             "noise-10-then-full-adamw-1e-3",
             "kick-1e-2-settle-1e-3",
             "latent-pgd-three-layers",
