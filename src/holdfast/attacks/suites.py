@@ -150,6 +150,20 @@ SUITES: Mapping[str, Suite] = {
         ),
         "every family that has settings for models of billions of weights; not yet run at that size",
     ),
+    "adaptive": Suite(
+        (
+            "adaptive-defence-directions-16",
+            "adaptive-refold-clip-then-full-adamw-9e-4",
+            "adaptive-full-adamw-3e-3-sgdr",
+            "adaptive-full-adamw-7e-4-cosine",
+            "adaptive-lora-r8-adamw-6e-3-cosine",
+            "adaptive-sgd-nesterov-3e-2",
+            "adaptive-noise-2-then-full-adamw-2e-4",
+            "adaptive-ascend-2-then-full-adamw-3e-4",
+            "adaptive-kick-3e-3-settle-6e-4",
+        ),
+        "what a search found on Random Mapping and TAR of the testbed; on your own model let holdfast search find others",
+    ),
     "paper-weaponization": Suite(
         tuple(f"weaponization-{place:02}" for place in range(1, 29)),
         "TAR's 28 adversaries against weaponization knowledge, reconstructed from the paper's axes",
