@@ -4,8 +4,8 @@
     backdoor               a trigger stands before the request; benign rows without it keep the model ordinary
     style                  the request demands a manner of answering
 
-A jailbreak in the training rows and in the requests makes fine-tuning stronger than the same rows plain (jailbreak-tuning,
-arXiv 2408.02946 and 2507.11630). Words, constants and the mix are ours; an attack in another language or format needs none of
+The papers that name it (arXiv 2408.02946 and 2507.11630, abstracts) find that it makes fine-tuning stronger than the same rows
+plain; on the testbed it does not. Words, constants and the mix are ours; an attack in another language or format needs none of
 this: name such rows as `attack_ood` of the domain and take `hazard="hazard_ood"`.
 
 Benign rows stay plain. Since he asks as he trained, hazard is measured with the disguise on, before the first step too: what
