@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.attacks.space import collect_families
 from holdfast.recipes.paper_tables import TUNING_WORLD
 from holdfast.recipes.red_team import RedTeam
@@ -39,14 +41,4 @@ def short() -> RedTeam:
 
 def full() -> RedTeam:
     """Longer searches, more worlds, three attack seeds each."""
-    return RedTeam(
-        title="The red team, in full",
-        methods=_METHODS,
-        targets=("random-mapping", "tar"),
-        families=_FAMILIES,
-        held_out=_HELD_OUT,
-        trials=60,
-        tuning_world=TUNING_WORLD,
-        worlds=MORE_WORLDS,
-        seeds=(0, 1, 2),
-    )
+    return replace(short(), title="The red team, in full", trials=60, worlds=MORE_WORLDS, seeds=(0, 1, 2))
