@@ -52,9 +52,13 @@ class Family:
 
     def preset(self) -> dict[str, Any]:
         """What the searched fields are before anything is searched."""
+        return self.settings(self.attack)
+
+    def settings(self, attack: Attack) -> dict[str, Any]:
+        """What the searched fields are in an attack of this family."""
 
         def held(name: str) -> Any:
-            value: Any = self.attack
+            value: Any = attack
             for part in name.split("."):
                 value = getattr(value, part)
             return value

@@ -9,10 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from holdfast.attacks.base import Attack
-from holdfast.core.presets import describe
+from holdfast.attacks.space import collect_families
 from holdfast.core.records import CellResult, read_campaign
 from holdfast.recipes.study import Study
-from holdfast.stats.cells import describe as listed
 from holdfast.stats.summary import CampaignSummary, Pair, summarise
 
 Families = Mapping[str, Mapping[str, Attack]]
@@ -43,7 +42,7 @@ class FamilyRow:
 
     family: str
     attacks: dict[str, dict[str, Any]]
-    """name -> configuration"""
+    """name -> what the search set, or might have set"""
     spots: dict[str, tuple[Spot, ...]]
     """model -> its worlds, those where the family ran"""
     cost: str
@@ -123,7 +122,7 @@ def markdown(study: Study, rows: Sequence[FamilyRow], seconds: float, workers: i
     lines += [
         f"| {row.family} | {' | '.join(_recovered(row, model) for model in shallow)} | {row.cost} |" for row in rows
     ]
-    lines += ["", "Settings:", ""]
+    lines += ["", "What the searches set:", ""]
     lines += [
         f"- {row.family}: " + "; ".join(f"`{name}` {_settings(config)}" for name, config in row.attacks.items()) + "."
         for row in rows
@@ -160,7 +159,10 @@ def _row(
         cell = next(held for held in results if held.model == hardest and held.attack == strongest.attack)
         cost = _cost(cell)
     return FamilyRow(
-        family=family, attacks={name: describe(attack) for name, attack in attacks.items()}, spots=spots, cost=cost
+        family=family,
+        attacks={name: collect_families()[family].settings(attack) for name, attack in attacks.items()},
+        spots=spots,
+        cost=cost,
     )
 
 
@@ -236,5 +238,8 @@ def _unbroken(rows: Sequence[FamilyRow], model: str) -> str:
     )
 
 
-def _settings(config: Mapping[str, Any]) -> str:
-    return listed({key: value for key, value in config.items() if key != "class"})
+def _settings(settings: Mapping[str, Any]) -> str:
+    told = (
+        f"{name}={value:.2g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
+    )
+    return ", ".join(told)
