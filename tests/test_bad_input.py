@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from holdfast.cli import main
-from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.core.records import SCHEMA, CampaignPlan, CellResult
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
 from tests.test_cli import run_here
@@ -577,7 +577,7 @@ def test_damaged_and_newer_records(place: Place, capsys: pytest.CaptureFixture[s
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2])
     assert "not a holdfast record file" in sentence_of(place, capsys, report)
-    path.write_text(text.replace('"schema": 1', '"schema": 99'))
+    path.write_text(text.replace(f'"schema": {SCHEMA}', '"schema": 99'))
     assert "schema 99" in sentence_of(place, capsys, report)
     path.write_text(text.replace('"seconds": 0.0', '"seconds": NaN'))
     assert "NaN" in sentence_of(place, capsys, report)

@@ -14,7 +14,10 @@ from tests import sharded_session
 from tests.conftest import SmallTestbed
 
 NAMES = sorted(sharded_session.plugins())
-ANOTHER_ORDER = ("clipped", "refold-clip-then-full-adamw-1e-3", "tar", "tar-adamw", "random-mapping")
+ANOTHER_ORDER = (
+    "clipped", "refold-clip-then-full-adamw-1e-3", "adaptive-refold-clip-then-full-adamw-9e-4", "tar", "tar-adamw",
+    "random-mapping",
+)  # fmt: skip
 """Where gradients are clipped, their norm is summed shard by shard; and where a loss reads hidden states, FSDP's identity nodes
 make autograd add up the three gradients of each in another order."""
 
@@ -23,7 +26,8 @@ def assert_nearly(value: torch.Tensor, other: torch.Tensor, name: str, key: str)
     """Nearly all weights agree, and none is far off."""
     # Evolution scores differences of losses. Muon gives every direction of a gradient one length, in bfloat16, and so to those
     # directions too that are rounding alone.
-    closeness = 1e-4 if "muon" in name or "evolution" in name else 1e-5
+    # An optimizer of evolution's divides what rounding there is by what signal there is, and steps by its whole rate.
+    closeness = 3e-4 if "evolution" in name else 1e-4 if "muon" in name else 1e-5
     difference = (other - value).abs()
     allowed = closeness * (value.abs() + 1)
     assert (difference <= allowed).float().mean() > 0.999, f"{key}: {difference.max()}"

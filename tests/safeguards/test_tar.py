@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +125,9 @@ def test_adversaries_read_forget_and_x_tr_reads_forget_heldout(
     read: list[tuple[str, tuple[str, ...]]] = []
     stream = Data.stream
 
-    def spy(self: Data, name: str, *, batch_size: int, seed: int) -> object:
+    def spy(self: Data, name: str, **asked: Any) -> object:
         read.append((name, tuple(self._held(name))))
-        return stream(self, name, batch_size=batch_size, seed=seed)
+        return stream(self, name, **asked)
 
     monkeypatch.setattr(Data, "stream", spy)
     _run(replace(_SMALL, outer_steps=1), tiny_testbed)
