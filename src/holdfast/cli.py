@@ -411,7 +411,6 @@ def search(
     console = _console()
     import json
 
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from holdfast.campaign import run_campaign
@@ -472,7 +471,7 @@ def search(
     write_text(out / "search.json", json.dumps(described, indent=2) + "\n")
     draw_search(described, out / "search.svg")
     build_report([out / "confirmation"], out / "confirmation" / "report.html")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("family", "trials", "hazard", "ability", "kept", "updates", "tokens", "FLOPs"):
         left = column == "family"
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
