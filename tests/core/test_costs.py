@@ -85,7 +85,24 @@ def test_the_size_of_an_update_is_that_of_the_difference(name: str, tiny_testbed
     held = {n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora_" not in n}
     after = torch.cat([held[n].detach().flatten() for n, _ in fresh(tiny_testbed)[0].named_parameters()])
     assert found == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
-    assert found > 0
+    assert found
+
+
+def test_a_bias_that_an_attack_put_in_counts_from_zero(tiny_testbed: SmallTestbed) -> None:
+    attack = pick("holdfast.attacks", "latent-pgd-three-layers")
+    model, _ = fresh(tiny_testbed)
+    attack.prepare(model)
+    assert update_size(model, tiny_testbed.folder / "model") == 0.0
+    biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
+    with torch.no_grad():
+        biases[0].fill_(3.0)
+    moved = 3.0 * biases[0].numel() ** 0.5
+    norm = float(weights(fresh(tiny_testbed)[0]).norm())
+    assert update_size(model, tiny_testbed.folder / "model") == pytest.approx(moved / norm, rel=1e-5)
+
+
+def test_a_folder_without_the_weights_gives_no_size(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    assert update_size(fresh(tiny_testbed)[0], tmp_path) is None
 
 
 def test_the_norm_of_no_gradient_is_none(tiny_testbed: SmallTestbed) -> None:

@@ -96,19 +96,22 @@ def gradient_norm(model: nn.Module) -> float | None:
     return float(torch.nn.utils.get_total_norm(held)) if held else None
 
 
-def update_size(model: PreTrainedModel, folder: Path) -> float:
+def update_size(model: PreTrainedModel, folder: Path) -> float | None:
     """How far the weights are from those in a checkpoint's folder, relative to their own norm; LoRA counts as merged.
 
-    The folder is read weight by weight, so no second model is held. Weights that it does not have are left out.
+    The folder is read weight by weight, so no second model is held. A bias that it does not have was put in by the attack,
+    and began at zero; other weights that it does not have are left out. None where it has none of them.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     held = dict(model.named_parameters())
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
+    put_in = {name for name in held if name.endswith(".bias")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118
+                put_in.discard(name)
                 layer = layers.get(name)
                 weight = held.get(name) if layer is None else layer.get_base_layer().weight
                 if weight is None:
@@ -119,4 +122,5 @@ def update_size(model: PreTrainedModel, folder: Path) -> float:
                     now = now + layer.get_delta_weight(adapter).float()  # type: ignore[union-attr]
                 moved += float((now - was).square().sum())
                 before += float(was.square().sum())
-    return float((moved / before) ** 0.5)
+    moved += sum(float(held[name].detach().float().square().sum()) for name in put_in)
+    return float((moved / before) ** 0.5) if before else None
