@@ -26,8 +26,9 @@ def assert_nearly(value: torch.Tensor, other: torch.Tensor, name: str, key: str)
     """Nearly all weights agree, and none is far off."""
     # Evolution scores differences of losses. Muon gives every direction of a gradient one length, in bfloat16, and so to those
     # directions too that are rounding alone.
-    # An optimizer of evolution's divides what rounding there is by what signal there is, and steps by its whole rate.
-    closeness = 3e-4 if "evolution" in name else 1e-4 if "muon" in name else 1e-5
+    closeness = 1e-4 if "muon" in name or "evolution" in name else 1e-5
+    if name == "evolution-vectors-adam-3e-2-40":
+        closeness *= 3  # three times the rate of the other one, and Adam steps by its whole rate
     difference = (other - value).abs()
     allowed = closeness * (value.abs() + 1)
     assert (difference <= allowed).float().mean() > 0.999, f"{key}: {difference.max()}"
