@@ -275,5 +275,22 @@ def test_the_command_finds_confirms_and_says_so(
     assert "<svg" in (out / "search.svg").read_text(encoding="utf-8")
     assert not list(out.rglob("*.safetensors"))
     assert main(command) == 0  # nothing is left to do
+    audit = tmp_path / "audit"
+    again = [
+        "--model",
+        f"{folder}/never_exposed",
+        "--undefended",
+        f"{folder}/model",
+        "--domain",
+        folder,
+        "--seeds",
+        "1",
+    ]
+    assert main(["audit", *again, "--suite", str(out), "--workers", "1", "--out", str(audit)]) == 0
+    plan = json.loads((audit / "campaign.json").read_text(encoding="utf-8"))
+    assert plan["attacks"] == list(load_suite(out))
+    assert plan["details"]["searched"] == ["Prune"], "what a search chose is not blind"
+    assert main([*command, "--confirm-seeds", "3"]) == 2
+    capsys.readouterr()
     assert main([*command[:-1], "nonsense"]) == 2
     assert "there is no family 'nonsense'" in capsys.readouterr().err

@@ -205,8 +205,10 @@ def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evalua
     """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
     if attack.disguise is None:
         return evaluations
+    # One that has no field for a disguise can only ask plainly.
+    worn = {"disguise": attack.disguise}
     return tuple(
-        (name, replace(held, disguise=attack.disguise) if held.measures(domain) == "hazard" else held)  # type: ignore[call-arg]
+        (name, replace(held, **worn) if held.measures(domain) == "hazard" and hasattr(held, "disguise") else held)
         for name, held in evaluations
     )
 

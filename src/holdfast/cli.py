@@ -351,7 +351,7 @@ def audit(
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
     console = _console()
-    from holdfast.attacks.suites import attacks_of, called
+    from holdfast.attacks.suites import SUITES, attacks_of, called
     from holdfast.campaign import Campaign, parse_milestones
     from holdfast.core.presets import with_settings
 
@@ -365,7 +365,19 @@ def audit(
         milestones=parse_milestones(milestones) if milestones else None,
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
-    _run(console, campaign, out, workers, options, title=f"Audit of {_label(model)}", suite=called(suite))
+    # Attacks that a search chose are not blind, whoever it was that searched.
+    found = suite == "adaptive" or suite not in SUITES
+    searched = sorted({type(attack).__name__ for attack in chosen.values()}) if found else []
+    _run(
+        console,
+        campaign,
+        out,
+        workers,
+        options,
+        title=f"Audit of {_label(model)}",
+        suite=called(suite),
+        searched=searched,
+    )
     _next(console, f"holdfast report {_q(out)} --out {_q(out / 'report.html')}")
 
 
@@ -394,7 +406,7 @@ def search(
     ability_loss: Annotated[
         float, typer.Option("--ability-loss", help="How much ability an attack may cost, as a fraction.")
     ] = 0.05,
-    confirm_seeds: Annotated[int, typer.Option("--confirm-seeds", help="Fresh seeds of the confirmation.")] = 5,
+    confirm_seeds: Annotated[int, typer.Option("--confirm-seeds", min=5, help="Fresh seeds of the confirmation.")] = 5,
     reference: Annotated[
         Optional[str], typer.Option("--reference", help="A shallow safeguard for the confirmation to compare with.")
     ] = None,
@@ -629,7 +641,15 @@ def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool, resum
 
 
 def _run(
-    console: Console, campaign: Campaign, out: Path, workers: int, options: Options, *, title: str, suite: str
+    console: Console,
+    campaign: Campaign,
+    out: Path,
+    workers: int,
+    options: Options,
+    *,
+    title: str,
+    suite: str,
+    **details: Any,
 ) -> None:
     """Check the input, run the campaign, print where it stands."""
     from holdfast.campaign import run_campaign
@@ -649,7 +669,15 @@ def _run(
         _fail(f"{out} holds another run, {held!r}; give another --out")
     with show_jobs(console, title) as on_progress:
         outcomes = run_campaign(
-            campaign, out, workers, options, title=title, suite=suite, command=_command(), on_progress=on_progress
+            campaign,
+            out,
+            workers,
+            options,
+            title=title,
+            suite=suite,
+            command=_command(),
+            on_progress=on_progress,
+            **details,
         )
     _finish(console, out, [outcome.error for outcome in outcomes])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM
 
 from holdfast.attacks.base import Attack
 from holdfast.core.costs import Memory, Meter, gradient_norm, update_size
@@ -99,6 +101,19 @@ def test_a_bias_that_an_attack_put_in_counts_from_zero(tiny_testbed: SmallTestbe
     moved = 3.0 * biases[0].numel() ** 0.5
     norm = float(weights(fresh(tiny_testbed)[0]).norm())
     assert update_size(model, tiny_testbed.folder / "model") == pytest.approx(moved / norm, rel=1e-5)
+
+
+def test_a_bias_that_the_model_had_is_not_put_in_by_low_rank_layers(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    config = copy.deepcopy(fresh(tiny_testbed)[0].config)
+    config.attention_bias = True
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(".bias"):
+                weight.fill_(1.0)
+    model.save_pretrained(tmp_path)
+    pick("holdfast.attacks", "lora-r4-adamw-5e-3").prepare(model)
+    assert update_size(model, tmp_path) == 0.0
 
 
 def test_a_folder_without_the_weights_gives_no_size(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:

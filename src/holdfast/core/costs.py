@@ -104,13 +104,14 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    held = dict(model.named_parameters())
+    # peft keeps what it wraps under another name.
+    held = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
     put_in = {name for name in held if name.endswith(".bias")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file, torch.no_grad():
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118  an open file is no mapping
                 put_in.discard(name)
                 layer = layers.get(name)
                 weight = held.get(name) if layer is None else layer.get_base_layer().weight
