@@ -28,7 +28,8 @@ from holdfast.jobs import Job, Outcome, Progress, run_jobs
 PROTOCOL = 2
 """Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
 
-Role = Literal["undefended", "reference", "never-exposed", "defended"]
+Role = Literal["undefended", "reference", "defended", "peer", "never-exposed", "destroyed"]
+"""What a model is in a campaign. `destroyed` is made of the undefended model when it is loaded: its weights out of order."""
 
 UNTOUCHED = "none"
 """The attack's name in a cell that measures a model as it is."""
@@ -36,7 +37,7 @@ UNTOUCHED = "none"
 CHOOSING = ("hazard_selection", "compliance_selection")
 """Asked where something is chosen, never in a campaign."""
 
-_WITHOUT_BASE = ("undefended", "never-exposed")
+_WITHOUT_BASE = ("undefended", "never-exposed", "destroyed")
 """Roles of models that no safeguard was put into: there is no model before it to merge with."""
 
 _NO_KIND = (
@@ -70,6 +71,10 @@ class Cell:
     milestones: tuple[int, ...]
     """steps after which the model is measured; the first is 0, the last the attack's last"""
     evaluations: tuple[tuple[str, Evaluation], ...]
+    hazard_milestones: tuple[int, ...] = ()
+    """steps after which hazard alone is measured, so that the cost of a breach is known closely"""
+    stop_after_breach: int | None = None
+    """end the attack so many milestones after a breach; None: never before its last step"""
 
     @property
     def name(self) -> str:
@@ -79,9 +84,16 @@ class Cell:
         """Content of all that the numbers depend on. Paths, labels, device and logging are no part of it."""
         domain, checkpoint = Domain.open(self.domain), Checkpoint(self.model.path)
         roles = [role for role in ATTACKER_ROLES if domain.has(role)]
+        # What a cell did not always have stands here only where it is set, so that what was recorded before stays known.
+        more: dict[str, Any] = {}
+        if self.hazard_milestones:
+            more["hazard_milestones"] = list(self.hazard_milestones)
+        if self.stop_after_breach is not None:
+            more["stop_after_breach"] = self.stop_after_breach
         return {
+            **more,
             "protocol": PROTOCOL,
-            "model": checkpoint.digest,
+            "model": f"{checkpoint.digest}, out of order" if self.model.role == "destroyed" else checkpoint.digest,
             "tokenizer": checkpoint.tokenizer_digest,
             "data": domain.digest(*roles) if self.attack else {},
             "max_length": domain.max_length,
@@ -125,6 +137,10 @@ class Campaign:
     """label -> names of the attacks it is put through; a label that is missing is put through all"""
     also: tuple[tuple[str, Evaluation], ...] = ()
     """evaluations beside those of the domain"""
+    dense: bool = False
+    """measure hazard between the milestones too, at steps no more than a quarter apart (`dense_steps`)"""
+    stop_after_breach: int | None = None
+    """end an attack so many milestones after a breach; None: never before its last step"""
 
     def cells(self) -> Iterator[Cell]:
         """For every model one cell without attack, then each attack with each seed."""
@@ -139,7 +155,7 @@ class Campaign:
                 attack=None,
                 seed=self.seeds[0],
                 milestones=(0,),
-                evaluations=(*evaluations, *probes),
+                evaluations=evaluations if model.role == "destroyed" else (*evaluations, *probes),
             )
         for model in self.models:
             for name, attack in self.attacks:
@@ -147,6 +163,8 @@ class Campaign:
                     continue
                 if attack.uses_base and model.role in _WITHOUT_BASE:
                     continue
+                milestones = milestones_up_to(attack.max_steps, self.milestones)
+                between = set(dense_steps(attack.max_steps)) - {*milestones} if self.dense else ()
                 for seed in self.seeds if attack.draws else self.seeds[:1]:
                     yield Cell(
                         model=model,
@@ -154,8 +172,10 @@ class Campaign:
                         attack_name=name,
                         attack=attack,
                         seed=seed,
-                        milestones=milestones_up_to(attack.max_steps, self.milestones),
+                        milestones=milestones,
                         evaluations=asked_by(attack, evaluations, domain),
+                        hazard_milestones=tuple(sorted(between)),
+                        stop_after_breach=self.stop_after_breach,
                     )
 
     def check(self) -> None:
@@ -219,6 +239,14 @@ def milestones_up_to(last: int, wanted: Sequence[int] | None = None) -> tuple[in
     return tuple(sorted({0, last, *(step for step in steps if 0 <= step <= last)}))
 
 
+def dense_steps(last: int) -> tuple[int, ...]:
+    """1, 2, 3, 4 and on by no more than a quarter: where hazard is asked so that the cost of a breach is known to a quarter."""
+    steps = [1]
+    while steps[-1] < last:
+        steps.append(max(steps[-1] + 1, steps[-1] * 5 // 4))
+    return tuple(step for step in steps if step < last)
+
+
 def run_cell(
     cell: Cell,
     out: Path,
@@ -254,6 +282,8 @@ def run_cell(
     state = out / "resume" / f"{key}.safetensors"
     try:
         model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
+        if cell.model.role == "destroyed":
+            put_out_of_order(model)
         run = Run(cell.seed, base_loader(checkpoint, options))
         if cell.attack is not None:
             cell.attack.prepare(model)
@@ -274,11 +304,14 @@ def run_cell(
                 measured.losses.append(loss)
                 if (step - 1) % measured.stride == 0:
                     measured.note_gradient(step, gradient_norm(model))
-                if step in cell.milestones:
+                if step in cell.milestones or step in cell.hazard_milestones:
                     check_finite(model, f"the weights after step {step}")
                     measured.take(step, model, tokenizer)
+                    measured.costs.append((step, meter.tokens, meter.flops))
                 on_step(step, cell.attack.max_steps)
-            moved = update_size(model, checkpoint.folder)
+                if measured.stops:
+                    break
+            moved = None if cell.model.role == "destroyed" else update_size(model, checkpoint.folder)
     except NonFinite as error:
         if model is None:
             raise
@@ -350,7 +383,7 @@ def cell_jobs(
     for cell in cells:
         needs = (after or {}).get(cell.model.label, ())
         # The other controls need not wait to hear where a breach begins.
-        compares = cell.attack is not None and cell.model.role in ("defended", "reference")
+        compares = cell.attack is not None and cell.model.role in ("defended", "peer", "reference")
         if compares and control is not None and control in cells:
             needs = (*needs, control.name)
         arguments = {"cell": cell, "out": out, "options": options, "undefended": control if compares else None}
@@ -442,14 +475,22 @@ class _Measured:
         self.records: list[Record] = []
         self.losses: list[float] = []
         self.gradients: list[tuple[int, float]] = []
+        self.costs: list[tuple[int, int, float]] = []
         self.seconds = 0.0
         self.breached = False
+        self.milestones_since = 0
         self.undefended = undefended
 
     @property
     def stride(self) -> int:
         """Losses and gradients are recorded at every so many steps."""
         return max(math.ceil((self.cell.attack.max_steps if self.cell.attack else 1) / _LOSS_POINTS), 1)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the rule for stopping early says so."""
+        rule = self.cell.stop_after_breach
+        return self.breached and rule is not None and self.milestones_since >= rule
 
     def note_gradient(self, step: int, norm: float | None) -> None:
         """Keep the norm of the gradients of a step, where it took some.
@@ -466,7 +507,8 @@ class _Measured:
         self.gradients.append((step, norm))
 
     def take(self, step: int, model: Any, tokenizer: Any) -> None:
-        """Measure the model: everything at the first and the last step and at a breach, hazard and samples between.
+        """Measure the model: everything at the first and the last step and at a breach, hazard and samples between, and at
+        the milestones of hazard that alone.
 
         Raises:
             NonFinite: a score is void, and with it all of this step.
@@ -481,15 +523,20 @@ class _Measured:
             self.seconds += time.monotonic() - started
 
     def _take(self, step: int, model: Any, tokenizer: Any) -> None:
-        full = step in (0, self.cell.milestones[-1])
-        for name, evaluation in self.cell.evaluations:
+        cell = self.cell
+        if self.breached and step in cell.milestones:
+            self.milestones_since += 1
+        full = step in (0, cell.milestones[-1]) or self.stops
+        for name, evaluation in cell.evaluations:
             chosen = evaluation if full else evaluation.at_milestone(self.domain)
+            if step in cell.hazard_milestones and evaluation.measures(self.domain) != "hazard" and not full:
+                continue
             if chosen is not None:
                 self._score(step, name, chosen, complete=chosen == evaluation, model=model, tokenizer=tokenizer)
         if not full and not self.breached and self._at_breach(step):
             self.breached = True
             self.records = [r for r in self.records if r.step != step]
-            for name, evaluation in self.cell.evaluations:
+            for name, evaluation in cell.evaluations:
                 self._score(step, name, evaluation, complete=True, model=model, tokenizer=tokenizer)
 
     def _at_breach(self, step: int) -> bool:
@@ -534,9 +581,13 @@ class _Measured:
             seed=cell.seed,
             status=status,
             reason=reason,
-            milestones=list(cell.milestones),
+            milestones=sorted({*cell.milestones, *cell.hazard_milestones}),
             losses=[(i + 1, self.losses[i]) for i in range(0, len(self.losses), self.stride)],
             gradient_norms=list(self.gradients),
+            costs=list(self.costs),
+            family=cell.attack.family if cell.attack else "",
+            draws=cell.attack.draws if cell.attack else True,
+            stopped=self._stopped(),
             first_loss=sum(own[:ends]) / len(own[:ends]) if own else None,
             last_loss=sum(own[-ends:]) / len(own[-ends:]) if own else None,
             seen_in_training=seen_in_training(card, cell.attack),
@@ -548,16 +599,24 @@ class _Measured:
             records=self.records,
         )
 
+    def _stopped(self) -> str:
+        if not self.stops:
+            return ""
+        return f"stopped {self.milestones_since} milestones after half of the hazard was back, as the audit was told to"
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": [asdict(record) for record in self.records], "losses": self.losses,
-            "gradients": [list(pair) for pair in self.gradients], "seconds": self.seconds, "breached": self.breached,
+            "gradients": [list(pair) for pair in self.gradients], "costs": [list(cost) for cost in self.costs],
+            "seconds": self.seconds, "breached": self.breached, "milestones_since": self.milestones_since,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.records = [Record(**record) for record in state["records"]]
         self.losses, self.seconds, self.breached = list(state["losses"]), state["seconds"], state["breached"]
         self.gradients = [(step, norm) for step, norm in state["gradients"]]
+        self.costs = [(step, tokens, flops) for step, tokens, flops in state["costs"]]
+        self.milestones_since = state["milestones_since"]
 
 
 def _hazard(records: Sequence[Record], step: int) -> Record | None:
@@ -572,6 +631,20 @@ def base_loader(checkpoint: Checkpoint, options: Options) -> Callable[[], Any] |
     if not base:
         return None
     return lambda: Checkpoint(base["path"]).load(options.device, options.dtype, options.trust_remote_code)
+
+
+def put_out_of_order(model: Any) -> None:
+    """Destroy a model in place: the entries of every tensor in a random order, so its statistics stay and its meaning goes."""
+    import torch
+
+    from holdfast.core.sharded import local
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            held = local(parameter)
+            order = torch.randperm(held.numel(), generator=generator).to(held.device)
+            held.copy_(held.flatten()[order].view_as(held))
 
 
 def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:
@@ -592,21 +665,28 @@ def _kept(out: Path, key: str) -> Path:
 
 
 def record_failure(cell: Cell, out: Path, outcome: Outcome) -> None:
-    """Record that a cell's job failed; the cell is run again the next time."""
+    """Record that a cell's job failed; the cell is run again the next time.
+
+    A record that is there already stays: a worker that dies after it wrote it has lost nothing.
+    """
     key = cell.id
+    path = cell_path(out, key)
+    if path.is_file() and CellResult.read(path).status != "failed":
+        return
     CellResult(
         cell=key,
         model=cell.model.label,
         model_digest=Checkpoint(cell.model.path).digest,
         attack=cell.attack_name,
         attack_config=describe(cell.attack) if cell.attack else {},
+        family=cell.attack.family if cell.attack else "",
         seed=cell.seed,
         status="failed",
         reason=outcome.error or "",
         milestones=list(cell.milestones),
         seconds=round(outcome.seconds, 3),
         environment=environment(),
-    ).write(cell_path(out, key))
+    ).write(path)
 
 
 def _provenance(model: Model) -> dict[str, Any]:
@@ -617,7 +697,10 @@ def _provenance(model: Model) -> dict[str, Any]:
         "digest": checkpoint.digest,
         "stages": [stage["preset"] for stage in card.get("stages", [])],
         # A testbed's model says itself how long it took; a safeguarded one is the sum of its stages.
-        "seconds": sum(made["seconds"] for made in card.get("stages", [card]) if "seconds" in made),
+        **{
+            cost: sum(made[cost] for made in card.get("stages", [card]) if cost in made)
+            for cost in ("seconds", "tokens", "flops")
+        },
         "seed": card.get("seed"),
     }
 
@@ -627,7 +710,8 @@ def _size(cell: Cell) -> float:
     if cell.attack is None:
         return 100.0
     rows = getattr(cell.attack, "batch_size", 16)
-    return cell.attack.max_steps * (0.5 + rows / 32) + 12 * len(cell.milestones)
+    measured = 12 * len(cell.milestones) + 6 * len(cell.hazard_milestones)
+    return cell.attack.max_steps * (0.5 + rows / 32) + measured
 
 
 def _check_keepable(model: Any, attack: str) -> None:

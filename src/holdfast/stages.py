@@ -121,6 +121,7 @@ def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
 def _train(
     recipe: Recipe, index: int, source: Checkpoint, key: str, folder: Path, on_step: Callable[[int], None]
 ) -> None:
+    from holdfast.core.costs import Meter
     from holdfast.core.data import Data
     from holdfast.core.runtime import Run, drive, seed_everything
 
@@ -137,7 +138,10 @@ def _train(
     checkpoint = folder.with_suffix(".part")
     run.resume(checkpoint, model, key)
     started, losses = time.monotonic(), dict[str, float]()
-    steps = safeguard.steps(model, Data.defender(domain, tokenizer, recipe.device), run)
+    data = Data.defender(domain, tokenizer, recipe.device)
+    meter = Meter(data)
+    run.track(meter=meter)
+    steps = meter.walk(safeguard.steps(model, data, run))
     for step, here in drive(steps, model, run, checkpoint=checkpoint, key=key):
         losses = dict(here)
         on_step(step)
@@ -145,6 +149,8 @@ def _train(
         "preset": name,
         "config": describe(safeguard),
         "seconds": round(time.monotonic() - started, 1),
+        "tokens": meter.tokens,
+        "flops": meter.flops,
         "last losses": losses,
     }
     card = {

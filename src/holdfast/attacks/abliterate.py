@@ -40,6 +40,8 @@ _EARLY = 0.8
 class Abliterate(Edit):
     """Directional ablation in the weights; every edit finds its directions anew."""
 
+    family = "abliteration"
+
     directions: Literal["one", "several", "per-layer"] = "one"
     """one direction for all layers, several for all layers, or for the writers of each layer the one at its output"""
     count: int = 3

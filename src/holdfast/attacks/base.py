@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from holdfast.core.disguise import Disguise
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Attack(abc.ABC):
     """A frozen set of hyperparameters; all state lives in the call of `steps`."""
+
+    family: ClassVar[str] = "an attack of another kind"
+    """in words; a public report names it where it may not name settings"""
 
     max_steps: int = 160
     """updates of the weights"""

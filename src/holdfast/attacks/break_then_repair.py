@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class BreakThenRepair(Attack):
     """A large-rate kick on hazardous rows, then settling at a small rate with benign replay."""
 
+    family = "break-then-repair"
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
     """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
     kick_steps: int = 4

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 class Quantise(Edit):
     """Round to the nearest point of a symmetric grid. Over several updates the bits fall by one with each."""
 
+    family = "compression"
+
     bits: int = 4
     """bits of a weight after the last update"""
     group_size: int | None = None
@@ -66,6 +68,8 @@ class Quantise(Edit):
 class Prune(Edit):
     """Zero the weights of smallest magnitude, in each layer alike. Over several updates the share grows evenly."""
 
+    family = "compression"
+
     share: float = 0.5
     """share of each layer's weights that is zero after the last update"""
 
@@ -87,6 +91,8 @@ class PruneUnits(Edit):
 
     A unit's norm is that of all its weights: its rows of the up and gate projections and its column of the down projection.
     """
+
+    family = "compression"
 
     share: float = 0.25
     """share of each MLP's hidden units that is gone after the last update"""
@@ -113,6 +119,8 @@ class PruneUnits(Edit):
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Edit):
     """Keep only the largest singular values of each weight. Over several updates the rank falls evenly."""
+
+    family = "compression"
 
     kept_share: float = 0.5
     """share of the rank that is kept after the last update; a square layer becomes smaller only below 0.5"""

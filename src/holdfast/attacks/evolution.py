@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class Evolution(Attack):
     """Minimise the language-model loss on hazardous rows without ever taking a gradient."""
 
+    family = "evolution strategies"
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
     """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
     benign_share: float = 0.0

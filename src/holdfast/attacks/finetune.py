@@ -33,6 +33,8 @@ class FineTune(Attack):
     the start (`benign_first`) or for whole steps by chance (`benign_flip`).
     """
 
+    family = "fine-tuning"
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
     """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
     benign_share: float = 0.0

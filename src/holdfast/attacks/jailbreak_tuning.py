@@ -27,6 +27,8 @@ from holdfast.core.types import HoldfastError
 class JailbreakTuning(FineTune):
     """Fine-tuning whose hazardous rows wear a disguise."""
 
+    family = "jailbreak-tuning"
+
     before: str = ""
     """words before the request: a trigger or a demand"""
     after: str = ""

@@ -88,6 +88,8 @@ class Universal(Attack):
 class SoftStartToken(Universal):
     """Signed gradient descent on the start token's embedding; `step_size` is a share of the other embeddings' size."""
 
+    family = "latent and embedding attacks"
+
     def prepare(self, model: PreTrainedModel) -> None:
         """Only the embedding is trainable: no other gradient is wanted."""
         model.requires_grad_(False)
@@ -131,6 +133,8 @@ class SoftStartToken(Universal):
 @dataclass(frozen=True, kw_only=True)
 class LatentPGD(Universal):
     """Projected gradient descent on one vector a layer; `step_size` is a share of the longest vector allowed."""
+
+    family = "latent and embedding attacks"
 
     depths: tuple[float, ...] = (0.0, 0.5, 0.9)
     """the layers, each as a share of the number of layers"""

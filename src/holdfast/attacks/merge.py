@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class Interpolate(Edit):
     """Move all weights towards the base model. Over several updates t grows evenly."""
 
+    family = "merging with the original model"
+
     t: float = 0.25
     """how far after the last update: 0 is the defended model, 1 the base, outside of them lies extrapolation"""
 
@@ -66,6 +68,8 @@ class Interpolate(Edit):
 @dataclass(frozen=True, kw_only=True)
 class DefenceDirections(Edit):
     """Take the largest singular directions of the change since the base model out of each linear layer."""
+
+    family = "merging with the original model"
 
     directions: int = 4
     """k, taken out with every update, of what the last one left of the change"""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class NoiseRestart(Attack):
     """Fine-tuning whose weights are shaken before the first update, and again at even distances."""
 
+    family = "weight noise with fine-tuning"
+
     scale: float = 0.1
     """the noise's standard deviation, in standard deviations of each weight tensor"""
     restarts: int = 3

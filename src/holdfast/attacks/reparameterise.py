@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 class Reparameterise(Edit):
     """Folds norms, balances adjacent linear maps and clips outlying singular values. Over several updates, pair by pair."""
 
+    family = "a change of basis with fine-tuning"
+
     clip: float | None = None
     """c, the most that a singular value of a linear layer may be in medians of them; None: never clipped"""
 

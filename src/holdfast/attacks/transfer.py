@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 class Transfer(Attack):
     """Add the update that full-parameter fine-tuning makes of the base model. The loss it yields is the base's."""
 
+    family = "transfer of an update from the original model"
+
     tune: FineTune = FineTune()
     """the fine-tuning of the base, of all weights; its max_steps gives way to this attack's"""
 

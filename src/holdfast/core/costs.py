@@ -1,11 +1,11 @@
-"""What an attack costs: FLOPs and tokens, counted while it runs, and the most memory that it needed."""
+"""What an attack or a safeguard costs: FLOPs and tokens, counted while it runs, and the most memory that it needed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from holdfast.core.data import Data
 from holdfast.core.sharded import local
 
+Losses = TypeVar("Losses")
+
 
 class Meter:
     """Counts what passes through any model while a walk is between two yields, and so not what the caller measures.
@@ -25,7 +27,7 @@ class Meter:
     position of a linear layer, 4 times width times T^2 for attention over T positions. A backward pass costs the forward's once
     more for the gradient of the inputs and once for that of the weights, as far as these are wanted. Factorisations (an edit's
     SVD) and elementwise work are left out. torch's own counter agrees, but changes the last bits of what it watches.
-    Tokens are those of the batches that the attacker's data handed out, over all ranks; FLOPs are this rank's.
+    Tokens are those of the batches that the data handed out, over all ranks; FLOPs are this rank's.
     """
 
     def __init__(self, data: Data) -> None:
@@ -37,17 +39,17 @@ class Meter:
         """Tokens read so far."""
         return self._data.tally.tokens
 
-    def walk(self, steps: Iterator[float]) -> Iterator[float]:
+    def walk(self, steps: Iterator[Losses]) -> Iterator[Losses]:
         """The same steps, counted."""
         while True:
             hook = register_module_forward_hook(self._count)
             try:
-                loss = next(steps, None)
+                losses = next(steps, None)
             finally:
                 hook.remove()
-            if loss is None:
+            if losses is None:
                 return
-            yield loss
+            yield losses
 
     def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, (nn.Linear, Conv1D)):

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from holdfast.core.files import write_text
 from holdfast.core.types import HoldfastError, Measure
 
-SCHEMA = 2
-"""2 added what an attack costs and how it went; records of 1 are read with those left open."""
+SCHEMA = 3
+"""2 added what an attack costs and how it went, 3 what it had cost at each milestone, its family, whether it draws, and the rule
+that ended it early. Records of 1 and 2 are read with those left open."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -64,12 +65,20 @@ class CellResult:
     """(step, norm of the gradients that the attack took), thinned; of the adapters alone for LoRA; none where it takes none"""
     update_size: float | None = None
     """how far the weights moved in all, relative to their norm before the attack"""
+    costs: list[tuple[int, int, float]] = field(default_factory=list)
+    """(step, tokens, FLOPs) so far, at each milestone after the first"""
     tokens: int | None = None
     """tokens that the attack read"""
     flops: float | None = None
     """FLOPs that it took, counted from the shapes of its forward and backward passes"""
     peak_memory: int | None = None
     """bytes that the cell needed at its peak, measuring included: on a GPU what torch held, else the whole process"""
+    family: str = ""
+    """the attack's family in words, which may be named where its settings may not"""
+    draws: bool = True
+    """False where its path depends on no seed, so that one run is all that there is to see"""
+    stopped: str = ""
+    """the rule that ended it before its last step, in words; empty: none did"""
     seen_in_training: bool = False
     """the safeguard was trained against an adversary of this kind"""
     family_in_training: bool = False
@@ -114,6 +123,7 @@ class CellResult:
                 )
             for name in ("losses", "gradient_norms"):
                 header[name] = [(step, value) for step, value in header.get(name, [])]
+            header["costs"] = [(step, tokens, flops) for step, tokens, flops in header.get("costs", [])]
             held = [Record(**{key: value for key, value in record.items() if key != "kind"}) for record in records]
             return cls(**header, records=held)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -130,7 +140,7 @@ class CampaignPlan:
     domain: str
     suite: str
     models: dict[str, str]
-    """label -> what it is: "undefended", "reference", "never-exposed" or "defended" """
+    """label -> what it is: "undefended", "reference", "defended", "peer", "never-exposed" or "destroyed\""""
     cells: list[str]
     """identities of the cells, in order"""
     attacks: list[str] = field(default_factory=list)
