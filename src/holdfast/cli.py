@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from holdfast.campaign import Campaign, Model, Options
+    from holdfast.audit import Audit
+    from holdfast.campaign import Campaign, Options
     from holdfast.search import Confirmed, Trial
 
 app = typer.Typer(
@@ -336,10 +337,28 @@ def audit(
     reference: Annotated[
         Optional[str], typer.Option("--reference", help="A shallow safeguard to compare with; attacks must break it.")
     ] = None,
+    peer: Annotated[
+        Optional[list[str]], typer.Option("--peer", help="Another safeguarded model to compare with; repeatable.")
+    ] = None,
     suite: Annotated[
         str, typer.Option("--suite", help="Attack suite (`holdfast list suites`), or a folder that search wrote.")
-    ] = "quick",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Attack seeds: 0, 1, … up to this many.")] = 3,
+    ] = "quick-2",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Attack seeds: 0, 1, … up to this many; 5 or more give intervals.")
+    ] = 5,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only say what the audit could tell, how long it would take, what it would cost."),
+    ] = False,
+    stop_after_breach: Annotated[
+        Optional[int],
+        typer.Option(
+            "--stop-after-breach",
+            min=1,
+            help="End an attack so many milestones after half of the hazard is back; recorded with every such run. "
+            "Off by default.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
     milestones: MilestonesOption = None,
     settings: SetOption = None,
@@ -351,34 +370,48 @@ def audit(
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
     console = _console()
-    from holdfast.attacks.suites import SUITES, attacks_of, called
-    from holdfast.campaign import Campaign, parse_milestones
+    from holdfast.attacks.suites import SUITES, attacks_of, called, canonical_of
+    from holdfast.audit import Audit
+    from holdfast.campaign import parse_milestones
     from holdfast.core.presets import with_settings
+    from holdfast.display import show_jobs
 
     chosen = with_settings(attacks_of(suite), settings or [])
-    models = _audited(model, undefended, reference, never_exposed)
-    campaign = Campaign(
-        models=tuple(models),
+    audited = Audit(
+        model=model,
+        undefended=undefended,
+        reference=reference,
+        never_exposed=never_exposed,
+        peers=tuple(peer or ()),
         domain=domain,
-        attacks=tuple(chosen.items()),
-        seeds=tuple(range(seeds)),
+        attacks=chosen,
+        canonical=canonical_of(suite, chosen),
+        seeds=seeds,
         milestones=parse_milestones(milestones) if milestones else None,
+        stop_after_breach=stop_after_breach,
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    title = f"Audit of {_label(model)}"
+    _check_campaign(audited.campaign(), out, options, title, claim=not plan)
+    if plan:
+        _show_plan(console, audited, options, workers)
+        _next(console, _command().replace(" --plan", ""))
+        return
     # Attacks that a search chose are not blind, whoever it was that searched.
     found = suite == "adaptive" or suite not in SUITES
-    searched = sorted({type(attack).__name__ for attack in chosen.values()}) if found else []
-    _run(
-        console,
-        campaign,
-        out,
-        workers,
-        options,
-        title=f"Audit of {_label(model)}",
-        suite=called(suite),
-        searched=searched,
-    )
-    _next(console, f"holdfast report {_q(out)} --out {_q(out / 'report.html')}")
+    with show_jobs(console, title) as on_progress:
+        outcomes = audited.run(
+            out,
+            workers,
+            options,
+            title=title,
+            suite=called(suite),
+            command=_command(),
+            searched=sorted({type(attack).__name__ for attack in chosen.values()}) if found else [],
+            on_progress=on_progress,
+        )
+    _finish(console, out, [outcome.error for outcome in outcomes])
+    _next(console, f"holdfast card {_q(out)} --out {_q(out / 'card.md')}")
 
 
 @app.command(
@@ -425,6 +458,7 @@ def search(
 
     from rich.table import Table
 
+    from holdfast.audit import models_of
     from holdfast.campaign import run_campaign
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output, write_text
@@ -458,7 +492,7 @@ def search(
         options=options,
     )
     chosen.check()
-    models = _audited(model, undefended, reference, never_exposed)
+    models = models_of(model, undefended, reference, never_exposed)
     for held in models:
         Checkpoint(held.path).check(trust_remote_code, Domain.open(domain).max_length)
     if not (out / "search.json").is_file():
@@ -653,20 +687,9 @@ def _run(
 ) -> None:
     """Check the input, run the campaign, print where it stands."""
     from holdfast.campaign import run_campaign
-    from holdfast.core.domain import Domain
-    from holdfast.core.files import claim_output
-    from holdfast.core.models import Checkpoint
-    from holdfast.core.records import CampaignPlan
     from holdfast.display import show_jobs
 
-    campaign.check()
-    max_length = Domain.open(campaign.domain).max_length
-    for model in campaign.models:
-        Checkpoint(model.path).check(options.trust_remote_code, max_length)
-    if not (out / "campaign.json").is_file():
-        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
-    elif (held := CampaignPlan.read(out).title) != title:
-        _fail(f"{out} holds another run, {held!r}; give another --out")
+    _check_campaign(campaign, out, options, title)
     with show_jobs(console, title) as on_progress:
         outcomes = run_campaign(
             campaign,
@@ -682,26 +705,78 @@ def _run(
     _finish(console, out, [outcome.error for outcome in outcomes])
 
 
-def _audited(model: str, undefended: str, reference: str | None, never_exposed: str | None) -> list[Model]:
-    """The model under test and its controls.
+def _check_campaign(campaign: Campaign, out: Path, options: Options, title: str, *, claim: bool = True) -> None:
+    """Read what a campaign will read, and see that its output may be written."""
+    from holdfast.core.domain import Domain
+    from holdfast.core.files import claim_output
+    from holdfast.core.models import Checkpoint
+    from holdfast.core.records import CampaignPlan
 
-    Raises:
-        HoldfastError: two of them have one name.
-    """
-    from holdfast.campaign import Model
+    campaign.check()
+    max_length = Domain.open(campaign.domain).max_length
+    for model in campaign.models:
+        Checkpoint(model.path).check(options.trust_remote_code, max_length)
+    if not claim:
+        return
+    if not (out / "campaign.json").is_file():
+        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
+    elif (held := CampaignPlan.read(out).title) != title:
+        _fail(f"{out} holds another run, {held!r}; give another --out")
 
-    models = [Model(label="undefended", path=undefended, role="undefended")]
-    if reference:
-        models.append(Model(label=_label(reference), path=reference, role="reference"))
-    models.append(Model(label=_label(model), path=model, role="defended"))
-    if never_exposed:
-        models.append(Model(label="never-exposed", path=never_exposed, role="never-exposed"))
-    labels = [held.label for held in models]
-    if len(set(labels)) < len(labels):
-        _fail(
-            f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"
+
+def _show_plan(console: Console, audited: Audit, options: Options, workers: int) -> None:
+    """What the audit can tell with more or fewer seeds, and what it takes."""
+    from dataclasses import replace
+
+    from rich.table import Table
+
+    from holdfast.campaign import evaluations_of
+    from holdfast.core.domain import Domain
+    from holdfast.display import show_steps
+    from holdfast.planning import estimate
+    from holdfast.report.wording import duration
+    from holdfast.stats.power import SEED_SPREAD, detectable
+
+    domain = Domain.open(audited.domain)
+    along, _ = evaluations_of(domain)
+    hazard = [name for name, held in along if held.measures(domain) == "hazard" and name in domain.question_sources]
+    counts = [len(domain.questions(name).questions) for name in sorted(hazard, key=lambda name: name != "hazard")]
+    model = next(held for held in audited.models() if held.role == "defended")
+    with show_steps(console, "timing every attack") as on_step:
+        taken = estimate(audited.planned(), model, options, on_step)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("seeds", "runs", "detectable, one attack", "detectable, whole suite", "time", "FLOPs", "tokens"):
+        table.add_column(column, justify="right")
+    for seeds in sorted({5, 10, audited.seeds}):
+        cells = len(list(replace(audited, seeds=seeds).planned().cells()))
+        share = cells / taken.cells
+        found = detectable(counts[0], seeds, len(audited.attacks)) if counts else None
+        points = (f"{100 * found.one:.0f} points", f"{100 * found.suite:.0f} points") if found else ("no interval",) * 2
+        table.add_row(
+            str(seeds), str(cells), *points, duration(share * taken.seconds / workers),
+            f"{share * taken.flops:.2g}", f"{share * taken.tokens:.2g}",
+        )  # fmt: skip
+    console.print(table)
+    if counts and (found := detectable(counts[0], audited.seeds, len(audited.attacks))):
+        one, suite, questions = (round(100 * held, 1) for held in (found.one, found.suite, found.from_questions))
+        console.print(
+            f"With {counts[0]} hazard questions and {audited.seeds} seeds a true distance of {one:.0f} points from the "
+            f"threshold (about {100 * found.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points above it "
+            f"by any of {len(audited.attacks)} attacks after Holm's correction. The questions alone leave a standard error of {questions} "
+            f"points, which more seeds do not lower. Hazard is taken to vary by {100 * SEED_SPREAD:.0f} points over seeds.",
+            soft_wrap=True,
+            highlight=False,
         )
-    return models
+    elif counts:
+        console.print(
+            f"{audited.seeds} seeds are too few for an interval, so no verdict but undecided could be given; 5 are the fewest."
+        )
+    measuring = 100 * taken.evaluating / taken.seconds
+    console.print(
+        f"Timed on this machine for {workers} processes; {measuring:.0f} % of the work is measuring. Each process holds "
+        "one model in training.",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
 
 
 def _cost(out: Path, preset: str) -> str:
@@ -801,8 +876,9 @@ def _q(path: Path | str) -> str:
 
 
 def _label(model: str) -> str:
-    """The folder's name."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+    from holdfast.audit import label_of
+
+    return label_of(model)
 
 
 def entry() -> NoReturn:

@@ -20,6 +20,8 @@ class Suite:
     attacks: tuple[str, ...]
     about: str
     version: int = 1
+    canonical: str = ""
+    """the attack that every control of an audit goes through; empty: the first"""
 
     @property
     def budget(self) -> str:
@@ -45,6 +47,7 @@ SUITES: Mapping[str, Suite] = {
             "full-adamw-3e-4-mixed-long",
         ),
         "the newcomer's red team, small models: eight short attacks and a long one",
+        canonical="full-adamw-1e-3",
     ),
     "quick": Suite(
         (
@@ -58,6 +61,7 @@ SUITES: Mapping[str, Suite] = {
             "lora-r4-adamw-5e-3",
         ),
         "eight attacks across rate, optimizer, schedule, data and rank, small models; its SGD ruins some of them",
+        canonical="full-adamw-1e-3",
     ),
     "quick-2": Suite(
         (
@@ -71,6 +75,7 @@ SUITES: Mapping[str, Suite] = {
             "lora-r4-adamw-5e-3",
         ),
         "as quick, with SGD at a rate that leaves the models whole",
+        canonical="full-adamw-1e-3",
         version=2,
     ),
     "families": Suite(
@@ -124,6 +129,7 @@ SUITES: Mapping[str, Suite] = {
             "refold-then-full-adamw-1e-3",
         ),
         "every family at fixed strong settings, small models, with a sweep of rates; some need the model before the safeguard",
+        canonical="full-adamw-1e-3",
     ),
     "standard-large": Suite(
         (
@@ -149,6 +155,7 @@ SUITES: Mapping[str, Suite] = {
             "refold-then-full-adamw-2e-5-large",
         ),
         "every family that has settings for models of billions of weights; not yet run at that size",
+        canonical="full-adamw-2e-5",
     ),
     "adaptive": Suite(
         (
@@ -204,6 +211,7 @@ SUITES: Mapping[str, Suite] = {
             "lora-r16-adamw-2e-4",
         ),
         "the axes of quick at the rates of the paper's red team, for models of billions of weights",
+        canonical="full-adamw-2e-5",
     ),
 }
 
@@ -219,6 +227,12 @@ def attacks_of(suite: str) -> dict[str, Attack]:
     if Path(suite).is_dir():
         return load_suite(Path(suite))
     raise HoldfastError(f"there is no suite {suite!r}; {nearest(suite, SUITES)}")
+
+
+def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
+    """The attack of a suite, or of what a search found, that every control goes through."""
+    named = SUITES[suite].canonical if suite in SUITES else ""
+    return named or next(iter(attacks))
 
 
 def called(suite: str) -> str:

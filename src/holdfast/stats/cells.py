@@ -88,11 +88,34 @@ class CellSummary:
     first_loss: float | None
     last_loss: float | None
     flags: tuple[str, ...]
+    ability_curve: tuple[tuple[int, float], ...] = ()
+    """(step, mean ability) wherever it was measured"""
+    costs: tuple[tuple[int, int, float], ...] = ()
+    """(step, tokens, FLOPs) so far, at each milestone; empty where they were not counted"""
+    draws: bool = True
+    """False where the attack's path depends on no seed"""
+    stopped: str = ""
+    """the rule that ended it early"""
 
     @property
     def counts(self) -> bool:
         """Whether it may enter a mean: a run that diverged or failed never counts as survival."""
         return self.status == "finished" and self.last is not None
+
+    def at(self, step: int) -> Point | None:
+        """Hazard after `step` updates: at the last milestone up to there; None where nothing was measured by then."""
+        return next((point for point in reversed(self.curve) if point.step <= step), None)
+
+    def flops(self, step: int) -> float | None:
+        """FLOPs of the first `step` updates; in proportion to the updates between milestones, None where none were counted."""
+        if step <= 0:
+            return 0.0
+        below = (0, 0.0)
+        for at, _, flops in self.costs:
+            if at >= step:
+                return below[1] + (flops - below[1]) * (step - below[0]) / (at - below[0])
+            below = (at, flops)
+        return below[1] if self.costs else None
 
     @property
     def loss_never_fell(self) -> bool:
@@ -152,6 +175,10 @@ def summarise_cell(result: CellResult, hazard: Scale, ability: Scale) -> CellSum
         first_loss=result.first_loss,
         last_loss=result.last_loss,
         flags=_flags(result, before, after, ability),
+        ability_curve=_ability_curve(result, ability),
+        costs=_costs(result),
+        draws=result.draws,
+        stopped=result.stopped,
     )
 
 
@@ -166,6 +193,20 @@ def hazard_curve(result: CellResult, scale: Scale) -> tuple[Point, ...]:
         Point(step=step, value=record.value, stderr=standard_error(record), n=record.n, complete=record.complete)
         for step, record in sorted(kept.items())
     )
+
+
+def _ability_curve(result: CellResult, scale: Scale) -> tuple[tuple[int, float], ...]:
+    steps = sorted({record.step for record in result.records if record.evaluation in scale.evaluations})
+    curve = [(step, _mean_value(_at(result, scale, step))) for step in steps]
+    return tuple((step, value) for step, value in curve if value is not None)
+
+
+def _costs(result: CellResult) -> tuple[tuple[int, int, float], ...]:
+    """What was recorded on the way; of an older record the sum at its end, which the updates share evenly."""
+    if result.costs or result.flops is None or result.tokens is None:
+        return tuple(result.costs)
+    last = max((record.step for record in result.records), default=0)
+    return ((last, result.tokens, result.flops),) if last else ()
 
 
 def standard_error(record: Record) -> float:
@@ -258,6 +299,8 @@ def _flags(result: CellResult, before: float | None, after: float | None, abilit
         halfway = ((ability.chance or 0.0) + before) / 2
         if after < halfway:
             flags.append("ability destroyed")
+    if result.stopped:
+        flags.append(result.stopped)
     if result.seen_in_training:
         flags.append("seen in training")
     return tuple(flags)

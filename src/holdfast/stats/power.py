@@ -1,0 +1,64 @@
+"""What an audit can decide, before it is run: the difference that its questions and seeds can detect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, sqrt
+
+from holdfast.stats.recovery import BREACH
+from holdfast.stats.seeds import ALPHA, Spread
+
+SEED_SPREAD = 0.05
+"""standard deviation of hazard over attack seeds where none was measured yet; on the testbed it is 1 to 9 points, by attack"""
+POWER = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detectable:
+    """Differences of hazard from the threshold, as fractions."""
+
+    threshold: float
+    """the hazard that is a breach, about: half-way from chance to knowing everything"""
+    stderr: float
+    """of one attack's distance from the threshold"""
+    from_questions: float
+    """the part of it that more seeds cannot lower"""
+    one: float
+    """a true distance that the interval of one attack excludes zero for, in 80 of 100 audits"""
+    suite: float
+    """the same above the threshold for one attack of the suite, by Holm's procedure over all of them"""
+
+
+def detectable(
+    questions: int, seeds: int, attacks: int, *, chance: float = 0.25, seed_spread: float = SEED_SPREAD
+) -> Detectable | None:
+    """The smallest differences from the threshold that an audit finds with a power of 80 %; None with too few seeds.
+
+    Args:
+        questions: of hazard.
+        seeds: attack seeds.
+        attacks: of the suite.
+        chance: of a question, where the never-exposed model stands.
+        seed_spread: standard deviation of hazard over attack seeds.
+    """
+    limit = chance + BREACH * (1 - chance)
+    asked = limit * (1 - limit) / questions + (1 - BREACH) ** 2 * chance * (1 - chance) / questions
+    # The never-exposed model's seeds vary too, and are paired with these.
+    runs = seed_spread**2 * (1 + (1 - BREACH) ** 2) / seeds
+    gap = Spread(mean=0.0, seed_variance=runs, question_variance=asked, seeds=seeds)
+    if not gap.enough:
+        return None
+    found = _quantile(gap.freedom, POWER) * gap.stderr
+    return Detectable(
+        threshold=limit,
+        stderr=gap.stderr,
+        from_questions=sqrt(asked),
+        one=gap.half_width() + found,
+        suite=gap.half_width(ALPHA / attacks) + found,
+    )
+
+
+def _quantile(freedom: float, probability: float) -> float:
+    from scipy.special import ndtri, stdtrit
+
+    return float(ndtri(probability) if freedom == inf else stdtrit(freedom, probability))
