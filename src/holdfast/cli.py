@@ -134,7 +134,7 @@ def testbed(
 @app.command(epilog="Example: holdfast study paper-tables --out runs/paper-tables")
 def study(
     name: Annotated[
-        str, typer.Argument(metavar="STUDY", help="paper-tables, ablations or red-team; with -full a larger one.")
+        str, typer.Argument(metavar="STUDY", help="paper-tables, ablations, red-team or claims.")
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
@@ -761,9 +761,10 @@ def _show_plan(console: Console, audited: Audit, options: Options, workers: int)
         one, suite, questions = (round(100 * held, 1) for held in (found.one, found.suite, found.from_questions))
         console.print(
             f"With {counts[0]} hazard questions and {audited.seeds} seeds a true distance of {one:.0f} points from the "
-            f"threshold (about {100 * found.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points above it "
-            f"by any of {len(audited.attacks)} attacks after Holm's correction. The questions alone leave a standard error of {questions} "
-            f"points, which more seeds do not lower. Hazard is taken to vary by {100 * SEED_SPREAD:.0f} points over seeds.",
+            f"threshold (about {100 * found.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points "
+            f"above it by any of {len(audited.attacks)} attacks after Holm's correction. The questions alone leave a "
+            f"standard error of {questions} points, which more seeds do not lower. Hazard is taken to vary by "
+            f"{100 * SEED_SPREAD:.0f} points over seeds.",
             soft_wrap=True,
             highlight=False,
         )

@@ -12,7 +12,7 @@ from holdfast.core.domain import nearest
 from holdfast.core.files import claim_output, write_text
 from holdfast.core.types import HoldfastError
 from holdfast.jobs import Outcome, Progress
-from holdfast.recipes import ablations, family_table, method_table, paper_tables, red_teams
+from holdfast.recipes import ablations, claims, claims_table, family_table, method_table, paper_tables, red_teams
 from holdfast.recipes.family_plot import draw_families
 from holdfast.recipes.method_plot import draw_study
 from holdfast.recipes.red_team import RedTeam
@@ -22,6 +22,7 @@ STUDIES: Mapping[str, Callable[[], Study | RedTeam]] = {
     "paper-tables": paper_tables.short,
     "paper-tables-full": paper_tables.full,
     "ablations": ablations.study,
+    "claims": claims.study,
     "red-team": red_teams.short,
     "red-team-full": red_teams.full,
 }
@@ -73,6 +74,9 @@ def run_study(
     seconds = keep_time()
     if isinstance(study, RedTeam):
         text, table = _families(study, family, out, seconds, workers)
+    elif family == "claims":
+        claimed = claims_table.read_claims(study, out)
+        text, table = claims_table.markdown(study, claimed, seconds, workers), claims_table.as_json(claimed)
     else:
         text, table = _methods(study, family, out, seconds, workers)
     write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")

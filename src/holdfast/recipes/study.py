@@ -72,6 +72,8 @@ class Method:
     """`reference` for the shallow safeguard that attacks must break"""
     size: float = 30.0
     """seconds it takes to build on one core, for the estimate"""
+    seed: int | None = None
+    """of its training; None: the world's"""
 
     def trial(self, index: int) -> dict[str, Any]:
         """Settings of a trial: the preset's own at first, then draws that depend on the method and the number alone.
@@ -248,7 +250,7 @@ class Study:
                 "label": method.label,
                 "stages": method.built(settings),
                 "start": folder / "models" / method.start if method.start else folder / "testbed" / "model",
-                "seed": world,
+                "seed": world if method.seed is None else method.seed,
             },
             after=(f"{part.kind} world {world}: {origin if method.start else 'train model'}",),
             size=method.size,

@@ -1,0 +1,51 @@
+"""Claims about methods: on several worlds two trainings of each safeguard, and two seeds of every attack of the standard suite."""
+
+from __future__ import annotations
+
+from holdfast.attacks.suites import SUITES
+from holdfast.recipes.paper_tables import TUNING_WORLD
+from holdfast.recipes.study import Method, Part, Study
+
+WORLDS = (51, 52, 53)
+SAFEGUARD_SEEDS = (0, 1)
+ATTACK_SEEDS = (0, 1)
+
+METHODS = {"random-mapping": 10.0, "rmu": 10.0, "tar": 130.0}
+"""Label -> seconds that it takes to build."""
+
+
+def label(method: str, seed: int) -> str:
+    """The name of one trained model."""
+    return f"{method}-{seed}"
+
+
+def study() -> Study:
+    """Random Mapping, RMU and TAR with the presets' constants; nothing is tuned."""
+    stages = {"random-mapping": ("random-mapping",), "rmu": ("rmu",), "tar": ("random-mapping", "tar")}
+    methods = tuple(
+        Method(
+            label=label(method, seed),
+            stages=stages[method],
+            role="reference" if method == "random-mapping" else "defended",
+            size=size,
+            seed=seed,
+        )
+        for method, size in METHODS.items()
+        for seed in SAFEGUARD_SEEDS
+    )
+    part = Part(
+        kind="knowledge",
+        methods=methods,
+        suite="standard",
+        attacks=SUITES["standard"].attacks,
+        tuning_attacks=(),
+        selection="hazard_selection",
+    )
+    return Study(
+        title="Claims about methods",
+        parts=(part,),
+        tuning_world=TUNING_WORLD,
+        worlds=WORLDS,
+        trials=0,
+        seeds=ATTACK_SEEDS,
+    )
