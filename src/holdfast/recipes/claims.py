@@ -1,4 +1,4 @@
-"""Claims about methods: on several worlds two trainings of each safeguard, and two seeds of every attack of the standard suite."""
+"""Claims about methods: on several worlds two trainings of each safeguard, and two seeds of every attack of a suite."""
 
 from __future__ import annotations
 

@@ -121,11 +121,11 @@ def markdown(study: Study, rows: Sequence[ClaimRow], seconds: float, workers: in
     models = len(claims.SAFEGUARD_SEEDS)
     lines = [
         f"Suite `{part.suite}` ({len(part.attacks)} attacks, {len(study.seeds)} seeds each) on worlds "
-        f"{', '.join(map(str, study.worlds))}, each safeguard trained {models} times on each with its preset's constants. In "
-        "percent: the mean over worlds, its 95 % interval (Student-t over worlds, of which there are few, so it is wide), and the "
-        f"range of trained models. *Ability kept* means a fall of no more than {100 * ABILITY_BOUND:.0f} points; the worst hazard "
-        "is the greatest at any milestone of any attack, which by luck alone lies some points above the truth, for the "
-        "never-exposed model as for the others.",
+        f"{', '.join(map(str, study.worlds))}, each safeguard trained {models} times on each with its preset's constants. "
+        "In percent: the mean over worlds, its 95 % interval (Student-t over worlds, of which there are few, so it is wide), "
+        f"and the range of trained models. *Ability kept* means a fall of no more than {100 * ABILITY_BOUND:.0f} points; the "
+        "worst hazard is the greatest at any milestone of any attack, which by luck alone lies some points above the truth, "
+        "for the never-exposed model as for the others.",
         "",
         f"| figure | {' | '.join(rows[0].claims)} |",
         f"|---{'|---' * len(rows[0].claims)}|",

@@ -42,7 +42,7 @@ class BreachCost:
     """What a breach cost over seeds: medians of the brackets' ends."""
 
     attack: str
-    after: float
+    least: float
     by: float | None
     """None: not breached in most seeds"""
     breached: int
@@ -264,8 +264,8 @@ class _Audit:
                 described = result.identity.get("evaluations", {}).get(held["steps"].evaluation)
                 every = float(described[0].get("every", 0)) if described else 0.0
                 if "reached" in held and held["reached"].value < 1.0:
-                    return Bracket(after=steps, by=inf)
-                return Bracket(after=max(steps - every, 0.0), by=steps)
+                    return Bracket(least=steps, by=inf)
+                return Bracket(least=max(steps - every + 1, 0.0), by=steps)
         return None
 
     def leverage(self, model: ModelSummary, brackets: Brackets) -> Leverage | None:
@@ -275,7 +275,7 @@ class _Audit:
         by_seed = _cheapest(brackets, brackets)
         if model.role in ANCHOR_ROLES or self.unit != "flops" or not built or not by_seed:
             return None
-        low, high = (median(end) for end in zip(*((one.after, one.by) for one in by_seed.values()), strict=True))
+        low, high = (median(end) for end in zip(*((one.least, one.by) for one in by_seed.values()), strict=True))
         return Leverage(low=low / built, high=None if high == inf else high / built)
 
 
@@ -284,7 +284,7 @@ def _cheapest(brackets: Brackets, others: Brackets) -> dict[int, Bracket]:
     by_seed: dict[int, list[Bracket]] = {}
     for attack, seeds in brackets.items():
         for seed, one in seeds.items() if attack in others else ():
-            if one.after > 0 or 0 < one.by < inf:  # an edit of the weights takes no FLOPs
+            if one.least > 0 or 0 < one.by < inf:  # an edit of the weights takes no FLOPs
                 by_seed.setdefault(seed, []).append(one)
     return {seed: found for seed, held in by_seed.items() if (found := cheapest(held)) is not None}
 
@@ -296,10 +296,10 @@ def _breach_costs(brackets: Brackets) -> tuple[BreachCost, ...]:
         found.append(
             BreachCost(
                 attack=attack,
-                after=median(one.after for one in held.values()),
+                least=median(one.least for one in held.values()),
                 by=None if by == inf else by,
                 breached=sum(one.breached for one in held.values()),
                 seeds=len(held),
             )
         )
-    return tuple(sorted(found, key=lambda cost: (cost.by is None, cost.by if cost.by is not None else -cost.after)))
+    return tuple(sorted(found, key=lambda cost: (cost.by is None, cost.by if cost.by is not None else -cost.least)))

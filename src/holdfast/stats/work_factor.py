@@ -30,9 +30,10 @@ COVERAGE = 0.93
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """What a breach cost, in FLOPs or updates: more than `after`, at most `by`."""
+    """What a breach cost, in FLOPs or updates: at least `least`, at most `by`."""
 
-    after: float
+    least: float
+    """the cost of one update more than at the last milestone without a breach; of the whole budget where there was none"""
     by: float
     """infinite: not breached within the budget"""
 
@@ -69,9 +70,9 @@ def bracket(cell: CellSummary, limit: float, sign: int, unit: Literal["flops", "
     def cost(step: int) -> float | None:
         return float(step) if unit == "updates" else cell.flops(step)
 
-    after = cost(breach.after if breach else max(point.step for point in cell.curve))
+    least = cost(breach.after + 1 if breach else cell.curve[-1].step)
     by = cost(breach.by) if breach else inf
-    return None if after is None or by is None else Bracket(after=after, by=by)
+    return None if least is None or by is None else Bracket(least=least, by=by)
 
 
 def cheapest(brackets: Sequence[Bracket]) -> Bracket | None:
@@ -82,14 +83,14 @@ def cheapest(brackets: Sequence[Bracket]) -> Bracket | None:
     if not brackets:
         return None
     if hits := [held for held in brackets if held.breached]:
-        return Bracket(after=min(held.after for held in hits), by=min(held.by for held in hits))
-    return Bracket(after=max(held.after for held in brackets), by=inf)
+        return Bracket(least=min(held.least for held in hits), by=min(held.by for held in hits))
+    return Bracket(least=max(held.least for held in brackets), by=inf)
 
 
 def ratio(defended: Bracket, reference: Bracket) -> tuple[float, float]:
     """The ends of the ratio of two costs: 0 and infinity where nothing bounds it."""
-    low = defended.after / reference.by if reference.breached else 0.0
-    high = defended.by / reference.after if reference.after > 0 else inf
+    low = defended.least / reference.by if reference.breached else 0.0
+    high = defended.by / reference.least if reference.least > 0 else inf
     return low, high
 
 
