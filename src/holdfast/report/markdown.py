@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from holdfast.report.section import Section
 from holdfast.report.tables import Entry, Table
+from holdfast.report.wording import INTERNAL, PUBLIC
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
@@ -19,10 +20,19 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    lines = [f"## {escape(section.title)}", ""]
+    lines = [f"## {escape(section.title)}", "", f"*{escape(PUBLIC if section.public else INTERNAL)}*", ""]
     for finding in section.findings:
         lines += [f"**{escape(finding.headline)}** {escape(finding.grounds)}", ""]
-    lines += [f"- {escape(sentence)}" for sentence in (*section.comparisons, *section.warnings)]
+    release = section.release
+    lines += [f"- **{escape(fact.term)}**: {escape(fact.value)}" for fact in release.facts]
+    lines += ["", *(f"- {escape(sentence)}" for sentence in (*section.comparisons, *section.warnings)), ""]
+    for heading, told in (
+        ("Threat model and budget", release.threat),
+        ("What would falsify this", release.falsifiers),
+        ("Not tested", release.untested),
+        ("What was audited", [f"{fact.term}: {fact.value}" for fact in release.identity]),
+    ):
+        lines += [f"**{heading}**", "", *(f"- {escape(text)}" for text in told), ""]
     for heading, tables in section.chapters:
         lines += ["", f"### {heading}", ""]
         for table in tables:

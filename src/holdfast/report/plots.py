@@ -40,6 +40,7 @@ BY_ROLE = {
     "undefended": Style(colour="#000000", marker="s", dashes="--"),
     "reference": Style(colour="#E69F00", marker="^", dashes="-."),
     "never-exposed": Style(colour="#009E73", marker="D", dashes=":"),
+    "destroyed": Style(colour="#999999", marker="*", dashes=":"),
 }
 DEFENDED = (
     Style(colour="#0072B2", marker="o", dashes="-"),
@@ -79,7 +80,7 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
     cells = [cell for cell in summary.cells if cell.attack == attack and cell.curve]
     if not cells:
         return None
-    with _drawing(name, width=3.5, height=2.5) as (figure, axes):
+    with drawing(name, width=3.5, height=2.5) as (figure, axes):
         _levels(axes, summary, attack)
         for label, style in styles(summary).items():
             _draw_curves(axes, [cell for cell in cells if cell.model == label], style)
@@ -89,11 +90,11 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
         ticks = [0, *(10**power for power in range(7) if 10**power <= last)]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
-        _scale_axis(axes, summary.hazard, "y")
+        scale_axis(axes, summary.hazard, "y")
         axes.set_xlabel("attack steps")
-        axes.set_ylabel(_label("hazard", summary.hazard))
+        axes.set_ylabel(label_of("hazard", summary.hazard))
         alt = _relearning_alt(cells, summary)
-        return Picture(svg=_svg(figure, name, alt), alt=alt)
+        return Picture(svg=svg(figure, name, alt), alt=alt)
 
 
 def overview(summary: CampaignSummary, name: str) -> Picture | None:
@@ -101,7 +102,7 @@ def overview(summary: CampaignSummary, name: str) -> Picture | None:
     found = [pair for pair in summary.pairs if pair.after is not None and pair.ability_after is not None]
     if not found:
         return None
-    with _drawing(name, width=4.9, height=3.7) as (figure, axes):
+    with drawing(name, width=4.9, height=3.7) as (figure, axes):
         _chance_lines(axes, summary)
         for label, style in styles(summary).items():
             _draw_dots(axes, [pair for pair in found if pair.model == label], style)
@@ -110,23 +111,23 @@ def overview(summary: CampaignSummary, name: str) -> Picture | None:
                 style = styles(summary)[model.label]
                 at = (model.ability_before, model.before.value)
                 axes.plot(*at, style.marker, color=style.colour, markersize=11, markerfacecolor="none", clip_on=False)
-        _scale_axis(axes, summary.hazard, "y")
-        _scale_axis(axes, summary.ability, "x")
-        axes.set_xlabel(_label("ability after attack", summary.ability))
-        axes.set_ylabel(_label("hazard after attack", summary.hazard))
+        scale_axis(axes, summary.hazard, "y")
+        scale_axis(axes, summary.ability, "x")
+        axes.set_xlabel(label_of("ability after attack", summary.ability))
+        axes.set_ylabel(label_of("hazard after attack", summary.hazard))
         alt = f"Scatter of hazard against ability after attack, {len(found)} dots. {_extremes(found, summary)}"
-        return Picture(svg=_svg(figure, name, alt), alt=alt)
+        return Picture(svg=svg(figure, name, alt), alt=alt)
 
 
 def swatch(style: Style, name: str) -> str:
     """A legend key: the line and marker of one model."""
-    with _drawing(name, width=0.5, height=0.2) as (figure, axes):
+    with drawing(name, width=0.5, height=0.2) as (figure, axes):
         axes.set_axis_off()
         axes.set_position((0, 0, 1, 1))
         axes.plot([0, 1, 2], [0, 0, 0], style.dashes, color=style.colour, linewidth=1.6)
         axes.plot([1], [0], style.marker, color=style.colour, markersize=5.5)
         axes.set_xlim(0, 2)
-        return _svg(figure, name, "", tight=False)
+        return svg(figure, name, "", tight=False)
 
 
 def _draw_curves(axes: Axes, cells: Sequence[CellSummary], style: Style) -> None:
@@ -184,7 +185,7 @@ def _chance_lines(axes: Axes, summary: CampaignSummary) -> None:
         axes.text(0.015, 0.03, "ruined", **corner)
 
 
-def _scale_axis(axes: Axes, scale: Scale, which: str) -> None:
+def scale_axis(axes: Axes, scale: Scale, which: str) -> None:
     """0 to 100 percent; a loss finds its own limits."""
     if scale.metric == "nats":
         return
@@ -194,7 +195,7 @@ def _scale_axis(axes: Axes, scale: Scale, which: str) -> None:
     (axes.set_yticks if which == "y" else axes.set_xticks)(ticks, labels)
 
 
-def _label(what: str, scale: Scale) -> str:
+def label_of(what: str, scale: Scale) -> str:
     return f"{what}, nats" if scale.metric == "nats" else f"{what}, %"
 
 
@@ -215,7 +216,7 @@ def _extremes(pairs: Sequence[Pair], summary: CampaignSummary) -> str:
 
 
 @contextmanager
-def _drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure in the page's look, of inches; the settings hold until it is written."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -242,7 +243,7 @@ def _drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure
         yield figure, figure.subplots()
 
 
-def _svg(figure: Figure, name: str, alt: str, *, tight: bool = True) -> str:
+def svg(figure: Figure, name: str, alt: str, *, tight: bool = True) -> str:
     """The figure as an element to inline: no date, ids that start with `name`, a size that follows its column."""
     from io import BytesIO
 

@@ -455,6 +455,63 @@ def cells(summary: CampaignSummary) -> Table:
     )
 
 
+def over_refusal(results: Sequence[CellResult], label: str) -> str | None:
+    """Benign requests that an untouched model refuses; None where none were put."""
+    for result in results:
+        for record in result.records:
+            if result.model == label and record.step == 0 and record.evaluation == "over_refusal":
+                error = f" ± {100 * record.stderr:.1f}" if record.stderr else ""
+                return f"{100 * record.value:.1f}{error} % of benign requests are refused before any attack"
+    return None
+
+
+def refusals(summary: CampaignSummary, results: Sequence[CellResult]) -> Table:
+    """What models do with requests and how they write, before and after their worst attack: refusal apart from incapacity."""
+    kinds = ("refusal", "degeneracy")
+    names = list(
+        dict.fromkeys(
+            (record.evaluation, record.metric)
+            for result in results
+            for record in result.records
+            if record.measures in kinds
+        )
+    )
+    rows = []
+    for model in summary.models:
+        worst = model.all.worst.attack if model.all.worst else None
+        mine = [result for result in results if result.model == model.label]
+        entries = [
+            Entry(
+                text=change(
+                    _over_runs(mine, NO_ATTACK, name),
+                    _over_runs(mine, worst, name),
+                    _scale(name),
+                )
+            )
+            for name in names
+        ]
+        rows.append((Entry(text=model.label, note=worst or "not attacked"), *entries))
+    return Table(
+        caption="Refusal apart from incapacity: before any attack, and after the model's worst one",
+        columns=("Model", *(f"{evaluation}, {metric}" for evaluation, metric in names)),
+        rows=tuple(rows) if names else (),
+    )
+
+
+def _scale(name: tuple[str, str]) -> Scale:
+    return Scale(evaluations=(name[0],), metric=name[1], chance=None)
+
+
+def _over_runs(results: Sequence[CellResult], attack: str | None, name: tuple[str, str]) -> float | None:
+    """At the last step that was measured, mean over seeds."""
+    found = []
+    for result in results:
+        held = [r for r in result.records if result.attack == attack and (r.evaluation, r.metric) == name]
+        if held:
+            found.append(max(held, key=lambda record: record.step).value)
+    return sum(found) / len(found) if found else None
+
+
 def attack_costs(summary: CampaignSummary, results: Sequence[CellResult]) -> Table:
     """What each attack took, over all models and seeds."""
     rows = []
@@ -505,10 +562,13 @@ def attacks(summary: CampaignSummary) -> Table:
     )
 
 
-def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[CellResult]) -> Table:
-    """Where every number comes from: what was run, on what, with which versions."""
+def provenance(
+    plan: CampaignPlan, summary: CampaignSummary, results: Sequence[CellResult], *, public: bool = False
+) -> Table:
+    """Where every number comes from: what was run, on what, with which versions; in public no command, path or setting."""
     shown = ("notes", "models", "environment", *plan.models)
-    held = {key: value for key, value in plan.details.items() if key not in shown}
+    held = {key: value for key, value in plan.details.items() if key not in shown and (not public or key == "protocol")}
+    told = ("digest", "stages", "seconds", "tokens", "flops", "seed") if public else None
     facts = {
         "title": plan.title,
         "domain": plan.domain,
@@ -516,7 +576,11 @@ def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[C
         "seeds": ", ".join(map(str, summary.seeds)),
         "runs": f"{len(results)} ended of {len(plan.cells)} planned",
         "run time": duration(sum(result.seconds for result in results)),
-        **{label: _flat({"role": role, **model_details(plan, label)}) for label, role in plan.models.items()},
+        **{
+            label: _flat({"role": role, **_only(model_details(plan, label), told)})
+            for label, role in plan.models.items()
+        },
+        **_contents(results),
         **{key: _flat(value) for key, value in held.items()},
         **_digests(plan, results),
         **_environments(results),
@@ -526,6 +590,22 @@ def provenance(plan: CampaignPlan, summary: CampaignSummary, results: Sequence[C
         columns=("What", "Value"),
         rows=tuple((Entry(text=key), Entry(text=value)) for key, value in facts.items() if value),
     )
+
+
+def _only(details: Mapping[str, Any], keys: Sequence[str] | None) -> dict[str, Any]:
+    return {key: value for key, value in details.items() if keys is None or key in keys}
+
+
+def _contents(results: Sequence[CellResult]) -> dict[str, str]:
+    """Hashes of the attacker's rows by role, and of what each evaluation asks."""
+    seen: dict[str, dict[str, None]] = {}
+    for result in results:
+        for role, content in result.identity.get("data", {}).items():
+            seen.setdefault(f"data: {role}", {})[str(content)] = None
+        for name, held in result.identity.get("evaluations", {}).items():
+            if isinstance(held, list) and len(held) == 2:
+                seen.setdefault(f"asked by {name}", {})[str(held[1])] = None
+    return {name: ", ".join(values) for name, values in sorted(seen.items())}
 
 
 def _digests(plan: CampaignPlan, results: Sequence[CellResult]) -> dict[str, str]:

@@ -8,8 +8,7 @@ there the worst attack has to pass on its own, and no correction is due (an inte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import ceil
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from holdfast.stats.seeds import ALPHA, SEEDS_FOR_INTERVAL, Spread
@@ -18,6 +17,10 @@ Side = Literal["above", "below", "within noise", "too few seeds", "not estimable
 
 MOST_SEEDS = 100
 """more are never proposed"""
+MOST_QUESTIONS = 10.0
+"""times as many hazard questions; more are never proposed"""
+ON_THRESHOLD = 0.005
+"""a distance, as a fraction of the questions, that no audit of a reasonable size tells from none"""
 
 
 def side(gap: Spread | None) -> Side:
@@ -40,7 +43,7 @@ def holm(probabilities: Mapping[str, float], alpha: float = ALPHA / 2) -> set[st
     return rejected
 
 
-def seeds_needed(gap: Spread) -> int | None:
+def seeds_needed(gap: Spread, alpha: float = ALPHA) -> int | None:
     """Runs in all with which an undecided interval would exclude the threshold, were mean and spread to stay.
 
     With fewer than two runs nothing is known of the spread, and the fewest for an interval are proposed. None: no number does.
@@ -51,16 +54,51 @@ def seeds_needed(gap: Spread) -> int | None:
         return SEEDS_FOR_INTERVAL
     of_one = gap.seed_variance * gap.seeds
     for seeds in range(max(gap.seeds, SEEDS_FOR_INTERVAL), MOST_SEEDS + 1):
-        if replace(gap, seeds=seeds, seed_variance=of_one / seeds).half_width() < abs(gap.mean):
+        if replace(gap, seeds=seeds, seed_variance=of_one / seeds).half_width(alpha) < abs(gap.mean):
             return seeds
     return None
 
 
-def questions_needed(gap: Spread, questions: int) -> int | None:
-    """Questions with which it would, where no number of runs does; None where the mean lies on the threshold itself."""
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """What would decide what is undecided."""
+
+    attacks: tuple[str, ...]
+    """the undecided ones"""
+    more_seeds: int | None
+    """beside those that ran; None: no number of them would"""
+    more_questions: float | None
+    """times as many hazard questions, where seeds would not do; None where seeds do, or the truth lies on the threshold"""
+
+
+def doubt(gaps: Mapping[str, Spread], attacks: int) -> Doubt:
+    """From the undecided attacks' distances to the threshold; a breach has to stand Holm's correction over all `attacks`."""
+    needed, questions = [0], [1.0]
+    on_it = False
+    for gap in gaps.values():
+        alpha = ALPHA / attacks if gap.mean > 0 else ALPHA
+        seeds = seeds_needed(gap, alpha)
+        if seeds is not None:
+            needed.append(max(seeds - gap.seeds, 1))
+        elif (times := questions_needed(gap, alpha)) is not None and times <= MOST_QUESTIONS:
+            questions.append(times)
+        else:
+            on_it = True
+    more = max(questions)
+    return Doubt(
+        attacks=tuple(gaps),
+        more_seeds=max(needed) if more == 1.0 and not on_it else None,
+        more_questions=None if more == 1.0 or on_it else more,
+    )
+
+
+def questions_needed(gap: Spread, alpha: float = ALPHA) -> float | None:
+    """How many times the questions would have to be, where no number of runs does; None where the mean lies on the threshold.
+
+    The runs' own error is allowed a tenth of the interval.
+    """
     from scipy.special import ndtri
 
-    most = float(ndtri(1 - ALPHA / 2)) ** 2 * gap.question_variance
-    if abs(gap.mean) < 1e-3:
+    if abs(gap.mean) < ON_THRESHOLD:
         return None
-    return ceil(1.2 * questions * max(most / gap.mean**2, 1.0))
+    return max(1.0, float(ndtri(1 - alpha / 2)) ** 2 * gap.question_variance / (0.9 * gap.mean) ** 2)
