@@ -73,7 +73,7 @@ def demo(
     seed: SeedOption = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
 ) -> None:
-    """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 6 minutes."""
+    """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
     console = _console()
     from holdfast.display import show_jobs
     from holdfast.recipes.demo import run_demo
@@ -85,8 +85,8 @@ def demo(
     _next(
         console,
         f"holdfast audit --model {_q(out / 'models/tar')} --undefended {_q(out / 'testbed/model')} --reference {_q(model)} "
-        f"--never-exposed {_q(out / 'testbed/never_exposed')} --domain {_q(out / 'testbed')} --suite quick --seeds 3 "
-        f"--out {_q(out.parent / 'audit')}",
+        f"--never-exposed {_q(out / 'testbed/never_exposed')} --domain {_q(out / 'testbed')} --suite standard "
+        f"--seeds 5 --out {_q(out.parent / 'audit')}",
     )
 
 
@@ -543,13 +543,34 @@ def search(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit, attack or demo wrote.")],
     out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Name families of attack and budgets, no settings and no command.")
+    ] = False,
 ) -> None:
     """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
     console = _console()
     from holdfast.report.page import build_report
 
-    build_report(folders, out)
+    build_report(folders, out, public=public)
     console.print(f"The report is {out}", soft_wrap=True, highlight=False)
+    if public:
+        _next(console, f"holdfast card {_q(folders[0])} --out {_q(out.with_name('card.md'))}")
+    else:
+        _next(console, f"holdfast report {_q(folders[0])} --public --out {_q(out.with_name('public.html'))}")
+
+
+@app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Markdown file; a README.md is given the section in its place.")],
+) -> None:
+    """Write the section for a Hugging Face model card from the public form: Markdown and `model-index`."""
+    console = _console()
+    from holdfast.report.card import write_card
+
+    write_card(folder, out)
+    console.print(f"The card is {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folder)} --public --out {_q(out.with_name('public.html'))}")
 
 
 @app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")

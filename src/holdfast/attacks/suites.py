@@ -49,6 +49,16 @@ SUITES: Mapping[str, Suite] = {
         "the newcomer's red team, small models: eight short attacks and a long one",
         canonical="full-adamw-1e-3",
     ),
+    "demo-2": Suite(
+        (
+            "full-adamw-1e-3",
+            "full-adamw-1e-3-retain-then-forget",
+            "lora-r4-adamw-5e-3",
+            "full-adamw-3e-4-mixed-long",
+        ),
+        "the newcomer's red team, small models: three short attacks and a long one, few enough for five seeds each",
+        version=2,
+    ),
     "quick": Suite(
         (
             "full-adamw-1e-4",

@@ -36,7 +36,7 @@ def _section(section: Section) -> list[str]:
     for heading, tables in section.chapters:
         lines += ["", f"### {heading}", ""]
         for table in tables:
-            lines += _table(table)
+            lines += render_table(table)
     if section.suspicions:
         lines += ["", "### Can the attacks be believed?", ""]
         lines += [f"- {'**Suspicious.** ' if held.fires else ''}{escape(held.text)}" for held in section.suspicions]
@@ -49,7 +49,8 @@ def _section(section: Section) -> list[str]:
     return [*lines, ""]
 
 
-def _table(table: Table) -> list[str]:
+def render_table(table: Table) -> list[str]:
+    """One table with its caption and notes."""
     columns = [place for place in range(len(table.columns)) if not any(row[place].strip for row in table.rows)]
     lines = [f"*{escape(table.caption)}*", ""]
     lines.append(_row([escape(table.columns[place]) for place in columns]))

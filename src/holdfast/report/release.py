@@ -186,13 +186,11 @@ def _models(plan: CampaignPlan, summary: CampaignSummary, figures: AuditFigures,
         auc = own.mean_relearning
         rows.append(
             (
-                Entry(
-                    text=model.label, note=_role(model.role), tag="" if model.role in ANCHOR_ROLES else model.verdict
-                ),
+                Entry(text=model.label, note=_role(model), tag="" if model.role in ANCHOR_ROLES else model.verdict),
                 Entry(text=amount(model.before.value if model.before else None, summary.hazard)),
                 Entry(
                     text=amount(top.hazard if top else None, summary.hazard),
-                    note=f"{interval(top.interval, summary.hazard)}\n{names(top.attack)}" if top else "",
+                    note=f"{interval(top.interval, summary.hazard)}, {names(top.attack)}" if top else "",
                 ),
                 Entry(text=amount(top.ability if top else None, summary.ability)),
                 Entry(
@@ -225,12 +223,9 @@ def _models(plan: CampaignPlan, summary: CampaignSummary, figures: AuditFigures,
     )
 
 
-def _role(role: str) -> str:
-    return {
-        "reference": "shallow reference",
-        "defended": "under test",
-        "destroyed": "control: weights out of order",
-    }.get(role, role)
+def _role(model: ModelSummary) -> str:
+    told = {"reference": "shallow reference", "defended": "under test", "destroyed": "weights out of order"}
+    return told.get(model.role, "" if model.role == model.label else model.role)
 
 
 def _ratio(own: ModelFigures) -> str:
@@ -328,7 +323,7 @@ def _threat(
     if uses:
         told.append(
             f"{count(len(uses), 'attack')} also {'has' if len(uses) == 1 else 'have'} the model before the safeguard "
-            f"({names.listed(uses)}): they count only where that model is public."
+            f"({names.listed(uses)}): {'it counts' if len(uses) == 1 else 'they count'} only where that model is public."
         )
     return told
 

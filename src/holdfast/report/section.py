@@ -111,6 +111,8 @@ class Section:
     figures: AuditFigures
     title: str
     subtitle: str
+    domain: str
+    suite: str
     comparisons: tuple[str, ...]
     warnings: tuple[str, ...]
     verdict: Table
@@ -175,7 +177,7 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, pub
     suspected = suspicions(summary, results)
     flags = [
         *(f"Unreliable: {told}." for told in audit_tables.unreliable(plan, summary)),
-        *(names.within(suspicion.text) for suspicion in suspected if suspicion.fires),
+        *_fired(suspected, public),
         *(names.within(told) for told in warnings(summary)),
     ]
     none = Table(caption="", columns=(), rows=())
@@ -186,6 +188,8 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, pub
         figures=found,
         title=plan.title,
         subtitle=_subtitle(plan, summary),
+        domain=plan.domain,
+        suite=plan.suite,
         comparisons=tuple(comparison(held, summary.hazard) for held in summary.comparisons),
         warnings=tuple(names.within(told) for told in warnings(summary)),
         verdict=tables.verdict(summary),
@@ -197,7 +201,7 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, pub
         cells=none if public else tables.cells(summary),
         attacks=none if public else tables.attacks(summary),
         suspicions=(
-            *(Suspicion(text=names.within(held.text), fires=held.fires) for held in suspected),
+            *(() if public else suspected),
             *(
                 Suspicion(text=names.within(told), fires=False)
                 for told in (*sentences(plan, results), *(() if public else blindness(summary)))
@@ -223,6 +227,14 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, pub
         summary=summary,
     )
     return _in_public(shown, names) if public else shown
+
+
+def _fired(suspected: Sequence[Suspicion], public: bool) -> list[str]:
+    """What the checks say against the audit; in public how many do, for they tell of rates and single runs."""
+    fired = [suspicion.text for suspicion in suspected if suspicion.fires]
+    if not public or not fired:
+        return fired
+    return [f"{len(fired)} of {len(suspected)} checks of the attacks fired; the internal report says which and why."]
 
 
 def _in_public(shown: Section, names: Names) -> Section:

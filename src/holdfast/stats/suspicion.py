@@ -230,7 +230,12 @@ def _runs(count: int) -> str:
 
 
 def _cells(cells: Iterable[CellResult]) -> str:
-    names = [f"{cell.model} under {cell.attack} (seed {cell.seed})" for cell in cells]
+    seeds: dict[str, list[int]] = {}
+    for cell in cells:
+        seeds.setdefault(f"{cell.model} under {cell.attack}", []).append(cell.seed)
+    names = [
+        f"{name} ({'seed' if len(held) == 1 else 'seeds'} {', '.join(map(str, held))})" for name, held in seeds.items()
+    ]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
