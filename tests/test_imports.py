@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "jobs": {"core.types"},
     "stages": {"core", "safeguards"},
     "campaign": {"core", "attacks", "evals", "jobs"},
+    "audit": {"core", "attacks", "campaign", "jobs", "stats"},
+    "planning": {"core", "attacks", "campaign"},
     "search": {"core", "attacks", "evals", "campaign", "jobs", "stats"},
     "display": {"jobs", "stages"},
     "recipes": {

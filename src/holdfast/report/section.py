@@ -136,6 +136,7 @@ class Section:
     provenance: Table
     overview: Figure | None
     overview_legend: tuple[Key, ...]
+    frontier_legend: tuple[Key, ...]
     curves: tuple[Figure, ...]
     curves_legend: tuple[Key, ...]
     chance: float | None
@@ -219,6 +220,7 @@ def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, pub
         provenance=tables.provenance(plan, summary, results, public=public),
         overview=_overview(summary, name),
         overview_legend=_legend(summary, f"{name}-overview"),
+        frontier_legend=_legend(summary, f"{name}-frontier"),
         curves=() if public else _curves(summary, name),
         curves_legend=_legend(summary, f"{name}-curves"),
         chance=summary.hazard.chance if summary.hazard.metric != "nats" else None,
