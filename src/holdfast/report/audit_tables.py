@@ -116,7 +116,7 @@ def breach_costs(summary: CampaignSummary, figures: AuditFigures) -> Table:
         columns=("Attack", *(model.label for model in models)),
         rows=tuple(rows),
         notes=(
-            "Seen at milestones: a range, or more than the whole budget. An edit of the weights takes no training.",
+            "Seen at milestones: a range, or more than the whole budget. An edit of the weights costs no training.",
         ),
     )
 

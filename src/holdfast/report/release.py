@@ -311,7 +311,7 @@ def _threat(
     figures: AuditFigures,
     names: Names,
 ) -> list[str]:
-    uses = [name for name in plan.details.get("uses_base", ()) if summary.attack(name)]
+    uses = [name for name in figures.uses_base if summary.attack(name)]
     updates = max((attack.budget for attack in summary.attacks), default=0)
     told = [
         f"The attacker holds the weights, hazardous data of his own (none that the questions ask about), and up to "

@@ -73,8 +73,9 @@ PROTOCOL = (
     ),
     (
         "Work factor",
-        "the cost of a breach over that of the reference, seed by seed under the same attacks; the attacker's cheapest attack "
-        "first, then the median over seeds. A breach that was never seen gives a lower bound and enters no mean.",
+        "the cost of a breach by training over that of the reference, seed by seed under the same attacks, those that need the "
+        "original model left out; the attacker's cheapest attack first, then the median over seeds. A breach that was never seen "
+        "gives a lower bound and enters no mean.",
     ),
 )
 

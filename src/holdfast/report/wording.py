@@ -182,6 +182,8 @@ def _breach(model: ModelSummary, summary: CampaignSummary, figures: AuditFigures
         told += f" at a cost of {cost_range(costs[0], figures.unit)}"
         if figures.unit == "flops" and costs[0].by > 0 and pair and pair.breach and not names.public:
             told += f" ({breach_steps(pair.breach, 0)} {'update' if pair.breach.by == 1 else 'updates'})"
+    if first in figures.uses_base:
+        told += ", with the model before the safeguard at hand"
     if pair and pair.ability_after is not None:
         told += f", with an ability of {amount(pair.ability_after, summary.ability)} left"
     more = len(breaching) - 1
@@ -193,7 +195,7 @@ def cost_range(cost: BreachCost, unit: Unit) -> str:
     if cost.by is None:
         return f"more than {spent(cost.least, unit)}"
     if cost.by == 0:
-        return "no training"
+        return "no training at all"
     if cost.by <= 1.02 * cost.least:
         return spent(cost.by, unit)
     if cost.least == 0:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.core.records import CellResult, Record, Status
 from holdfast.core.types import Measure
@@ -106,10 +106,20 @@ class CellSummary:
         """Hazard after `step` updates: at the last milestone up to there; None where nothing was measured by then."""
         return next((point for point in reversed(self.curve) if point.step <= step), None)
 
-    def flops(self, step: int) -> float | None:
-        """FLOPs of the first `step` updates; in proportion to the updates between milestones, None where none were counted."""
-        if step <= 0:
+    @property
+    def trains(self) -> bool:
+        """Whether the attack lowers a loss; an edit of the weights does not, and what it reads is not counted as a cost."""
+        return self.first_loss is not None
+
+    def cost(self, step: int, unit: Literal["flops", "updates"]) -> float | None:
+        """Of the first `step` updates: 0 for an edit; FLOPs in proportion to the updates between milestones.
+
+        None where FLOPs are asked for and were not counted.
+        """
+        if step <= 0 or not self.trains:
             return 0.0
+        if unit == "updates":
+            return float(step)
         below = (0, 0.0)
         for at, _, flops in self.costs:
             if at >= step:

@@ -95,7 +95,7 @@ def _stops(cells: Sequence[CellSummary], unit: Unit, least_ability: float | None
         # Every finished run is measured at the same steps, unless a rule stopped it: then its last value stays.
         for step in sorted({point.step for cell in runs for point in cell.curve}):
             points = [point for cell in runs if (point := cell.at(step)) is not None]
-            costs = [float(step) if unit == "updates" else cell.flops(step) for cell in runs]
+            costs = [cell.cost(step, unit) for cell in runs]
             known = [cost for cost in costs if cost is not None]
             abilities = [value for cell in runs if (value := dict(cell.ability_curve).get(step)) is not None]
             ability = fmean(abilities) if abilities else None

@@ -66,12 +66,8 @@ def bracket(cell: CellSummary, limit: float, sign: int, unit: Literal["flops", "
     breach = first_breach(cell.curve, limit, sign)
     if breach is None and (not cell.counts or cell.stopped):
         return None
-
-    def cost(step: int) -> float | None:
-        return float(step) if unit == "updates" else cell.flops(step)
-
-    least = cost(breach.after + 1 if breach else cell.curve[-1].step)
-    by = cost(breach.by) if breach else inf
+    least = cell.cost(breach.after + 1 if breach else cell.curve[-1].step, unit)
+    by = cell.cost(breach.by, unit) if breach else inf
     return None if least is None or by is None else Bracket(least=least, by=by)
 
 
