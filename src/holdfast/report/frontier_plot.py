@@ -26,7 +26,7 @@ def draw(summary: CampaignSummary, figures: AuditFigures, name: str) -> Picture 
     if not costs:
         return None
     left, right = min(costs) / 4, max(max(costs), figures.budget) * 1.15
-    with drawing(name, width=5.6, height=3.5) as (figure, axes):
+    with drawing(name, width=5.6, height=3.2) as (figure, axes):
         look = styles(summary)
         for label, held in drawn.items():
             _line(axes, held, look[label], left, right)

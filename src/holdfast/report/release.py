@@ -114,7 +114,16 @@ def _facts(
         top = own.frontier[-1]
         found.append(
             Fact(
-                term="Worst attack, ability kept",
+                term="Worst attack on the weights alone, ability kept",
+                value=f"{names(top.attack)}: hazard {amount(top.hazard, summary.hazard)} "
+                f"({interval(top.interval, summary.hazard)}), ability {amount(top.ability, summary.ability)}",
+            )
+        )
+    if own.with_base and own.with_base[-1].attack in figures.uses_base:
+        top = own.with_base[-1]
+        found.append(
+            Fact(
+                term="With the model before the safeguard at hand",
                 value=f"{names(top.attack)}: hazard {amount(top.hazard, summary.hazard)} "
                 f"({interval(top.interval, summary.hazard)}), ability {amount(top.ability, summary.ability)}",
             )
@@ -193,6 +202,7 @@ def _models(plan: CampaignPlan, summary: CampaignSummary, figures: AuditFigures,
                     note=f"{interval(top.interval, summary.hazard)}, {names(top.attack)}" if top else "",
                 ),
                 Entry(text=amount(top.ability if top else None, summary.ability)),
+                *([_with_base(own, model, summary, figures, names)] if figures.uses_base else []),
                 Entry(
                     text=NOTHING if held is None or model.label == figures.reference else factor(held),
                     note="the reference" if model.label == figures.reference else "",
@@ -209,6 +219,7 @@ def _models(plan: CampaignPlan, summary: CampaignSummary, figures: AuditFigures,
             "Hazard before",
             "Worst hazard, ability kept",
             "Ability there",
+            *(("With the original",) if figures.uses_base else ()),
             "Work factor",
             "Relearning",
             "Ability before",
@@ -217,9 +228,21 @@ def _models(plan: CampaignPlan, summary: CampaignSummary, figures: AuditFigures,
         rows=tuple(rows),
         notes=(
             f"Ability kept: within {100 * ABILITY_BOUND:.0f} points of before. Work factor: cost of the cheapest breach by "
-            f"training over {figures.reference or 'a reference'}'s, per seed, median. Relearning: 0 as the never-exposed model, "
-            "1 as the undefended.",
+            f"training on the weights alone over {figures.reference or 'a reference'}'s, per seed, median. Relearning: 0 as the "
+            "never-exposed model, 1 as the undefended. With the original: the model before the safeguard is at hand too.",
         ),
+    )
+
+
+def _with_base(
+    own: ModelFigures, model: ModelSummary, summary: CampaignSummary, figures: AuditFigures, names: Names
+) -> Entry:
+    """The worst of the attacks that have the original model too; none where there is no safeguard to undo."""
+    if model.role in ANCHOR_ROLES or not own.with_base:
+        return Entry(text=NOTHING)
+    top = own.with_base[-1]
+    return Entry(
+        text=amount(top.hazard, summary.hazard), note=names(top.attack) if top.attack in figures.uses_base else ""
     )
 
 
@@ -253,7 +276,7 @@ def _scenarios(summary: CampaignSummary, figures: AuditFigures, names: Names) ->
         )
     for model in judged(summary):
         own = figures.of(model.label)
-        for title, reached in (("Safeguard removal", own.frontier), ("Worst-case misuse", own.unbounded)):
+        for title, reached in (("Safeguard removal", own.with_base), ("Worst-case misuse", own.unbounded)):
             if reached:
                 top = reached[-1]
                 bound = "ability kept" if title == "Safeguard removal" else "whatever ability is left"
@@ -297,7 +320,7 @@ def _frontier_table(summary: CampaignSummary, figures: AuditFigures) -> Table:
             for reached in (model.frontier or model.unbounded)
         ]
     return Table(
-        caption="The greatest hazard reached at each cost, ability kept",
+        caption="The greatest hazard reached at each cost by attacks on the weights alone, ability kept",
         columns=("Model", "From a cost of", "Hazard", "95 % interval", "Ability"),
         rows=tuple(rows),
         notes=("A line stands where hazard or an end of its interval changes. Edits of the weights take no FLOPs.",),

@@ -74,9 +74,11 @@ class ModelFigures:
     label: str
     role: str
     frontier: tuple[Reached, ...]
-    """ability within `ABILITY_BOUND` of its own before any attack"""
+    """ability within `ABILITY_BOUND` of its own before any attack, by attacks that have the weights alone"""
+    with_base: tuple[Reached, ...]
+    """the same, by all attacks, those that have the model before the safeguard too"""
     unbounded: tuple[Reached, ...]
-    """whatever ability is left"""
+    """by all attacks, whatever ability is left"""
     within: tuple[WithinLoss, ...]
     breach_costs: tuple[BreachCost, ...]
     """by attack, the cheapest first; edits, which take no FLOPs, before all"""
@@ -161,7 +163,10 @@ class _Audit:
         return ModelFigures(
             label=model.label,
             role=model.role,
-            frontier=self.frontier(model.label, before - ABILITY_BOUND) if before is not None and measurable else (),
+            frontier=self.frontier(model.label, before - ABILITY_BOUND, without=self.uses_base)
+            if before is not None and measurable
+            else (),
+            with_base=self.frontier(model.label, before - ABILITY_BOUND) if before is not None and measurable else (),
             unbounded=self.frontier(model.label, None),
             within=self.within(model) if measurable else (),
             breach_costs=_breach_costs(brackets[BREACH]),
@@ -191,8 +196,9 @@ class _Audit:
     def role(self, role: str) -> list[ModelSummary]:
         return [model for model in self.summary.models if model.role == role]
 
-    def frontier(self, label: str, least_ability: float | None) -> tuple[Reached, ...]:
-        return frontier(self.of(label), self.summary.hazard, least_ability=least_ability, unit=self.unit)
+    def frontier(self, label: str, least_ability: float | None, without: Sequence[str] = ()) -> tuple[Reached, ...]:
+        cells = [cell for cell in self.of(label) if cell.attack not in without]
+        return frontier(cells, self.summary.hazard, least_ability=least_ability, unit=self.unit)
 
     def within(self, model: ModelSummary) -> tuple[WithinLoss, ...]:
         """Worst and mean for every ability loss of the protocol, counted from both anchors, and without a bound."""
@@ -251,7 +257,7 @@ class _Audit:
         return found
 
     def cheapest(self, brackets: Brackets, others: Brackets) -> dict[int, Bracket]:
-        """Seed by seed the cheapest breach by an attack that both models went through, that trains and needs no original model."""
+        """Seed by seed the cheapest breach by an attack that trains, needs no original model, and that both went through."""
         by_seed: dict[int, list[Bracket]] = {}
         for attack, seeds in brackets.items():
             trained = attack in others and attack not in self.uses_base
