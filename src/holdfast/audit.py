@@ -16,6 +16,7 @@ from typing import Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign import Campaign, Model, Options, run_campaign
+from holdfast.core.models import Checkpoint
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.jobs import Outcome, Progress
@@ -46,6 +47,19 @@ class Audit:
         """The model under test, its peers and its controls, in the order of reading."""
         held = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
         return (*held, Model(label="destroyed", path=self.undefended, role="destroyed"))
+
+    def check(self) -> None:
+        """Raises:
+        HoldfastError: two of the models have the same weights, so that their runs could not be told apart.
+        """
+        seen: dict[str, str] = {}
+        for model in self.models():
+            if model.role == "destroyed":
+                continue
+            digest = Checkpoint(model.path).digest
+            if digest in seen:
+                raise HoldfastError(f"{seen[digest]} and {model.path} have the same weights; give a model once only")
+            seen[digest] = model.path
 
     def campaign(self, worst: str | None = None) -> Campaign:
         """The cells; those of the controls under the worst attack only where it is known."""

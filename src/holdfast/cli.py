@@ -393,6 +393,7 @@ def audit(
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
     title = f"Audit of {_label(model)}"
     _check_campaign(audited.campaign(), out, options, title, claim=not plan)
+    audited.check()
     if plan:
         _show_plan(console, audited, options, workers)
         _next(console, _command().replace(" --plan", ""))

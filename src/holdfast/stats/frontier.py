@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import fmean
 from typing import Literal
 
@@ -38,6 +41,7 @@ class _Stop:
     step: int
     cost: float
     hazard: Spread
+    """with the sign turned for a loss, so that more is worse"""
     ability: float | None
 
 
@@ -48,7 +52,8 @@ def frontier(
 
     At each milestone of each attack hazard and ability are means over the seeds that finished. The upper end of an interval is
     the greatest of all upper ends up to that cost: the attack that is truly the worst has one of them, so no correction is
-    due. The lower end is the greatest lower end after Bonferroni's correction over attacks.
+    due. The lower end is the greatest lower end after correction over attacks and over their milestones. For a loss, of which
+    less is worse, the ends change places.
 
     Args:
         cells: of one model.
@@ -56,31 +61,50 @@ def frontier(
         least_ability: ability has to be this or more; milestones where it was not measured then do not count. None: no bound.
         unit: of cost; cells whose FLOPs were not counted are left out.
     """
-    stops = _stops(cells, unit, least_ability)
-    attacks = len({stop.attack for stop in stops})
+    stops = _stops(cells, scale.sign, unit, least_ability)
     reached: list[Reached] = []
-    low = high = None
-    for stop in stops:
-        one, corrected = stop.hazard.interval(), stop.hazard.interval(ALPHA / attacks)
-        if one and corrected:
-            low, high = _more(low, corrected.low, scale.sign), _more(high, one.high, scale.sign)
-        better = not reached or scale.sign * stop.hazard.mean > scale.sign * reached[-1].hazard
-        top = stop if better else None
-        last = reached[-1] if reached else None
-        interval = Interval(low=low, high=high) if low is not None and high is not None else None
-        if top is None and last is not None and interval == last.interval:
+    top: _Stop | None = None
+    most = -inf
+    for stop, least in zip(stops, _lower_ends(stops), strict=True):
+        better = top is None or stop.hazard.mean > top.hazard.mean
+        top = stop if top is None or better else top
+        found = stop.hazard.interval()
+        most = max(most, found.high) if found else most
+        ends = sorted((scale.sign * least, scale.sign * most))
+        interval = None if least == -inf else Interval(low=ends[0], high=ends[1])
+        if not better and interval == reached[-1].interval:
             continue
         reached.append(
             Reached(
                 cost=stop.cost,
-                hazard=top.hazard.mean if top else last.hazard if last else stop.hazard.mean,
+                hazard=scale.sign * top.hazard.mean,
                 interval=interval,
-                attack=top.attack if top else last.attack if last else stop.attack,
-                step=top.step if top else last.step if last else stop.step,
-                ability=top.ability if top else last.ability if last else None,
+                attack=top.attack,
+                step=top.step,
+                ability=top.ability,
             )
         )
     return tuple(reached)
+
+
+def _lower_ends(stops: Sequence[_Stop]) -> list[float]:
+    """Up to each stop, what the greatest true hazard is at least; minus infinity with too few seeds.
+
+    Simes's inequality over the milestones of an attack, turned into an interval: the second greatest lower end may err twice as
+    often as the greatest, the third three times. Bonferroni over attacks.
+    """
+    looks = Counter(stop.attack for stop in stops)
+    ends: dict[str, list[list[float]]] = {attack: [[] for _ in range(many)] for attack, many in looks.items()}
+    least, found = -inf, []
+    for stop in stops:
+        for place, falling in enumerate(ends[stop.attack]):
+            interval = stop.hazard.interval(ALPHA * (place + 1) / looks[stop.attack] / len(looks))
+            if interval is not None:
+                insort(falling, -interval.low)
+            if len(falling) > place:
+                least = max(least, -falling[place])
+        found.append(least)
+    return found
 
 
 def at_cost(held: Sequence[Reached], cost: float) -> Reached | None:
@@ -88,7 +112,7 @@ def at_cost(held: Sequence[Reached], cost: float) -> Reached | None:
     return next((reached for reached in reversed(held) if reached.cost <= cost), None)
 
 
-def _stops(cells: Sequence[CellSummary], unit: Unit, least_ability: float | None) -> list[_Stop]:
+def _stops(cells: Sequence[CellSummary], sign: int, unit: Unit, least_ability: float | None) -> list[_Stop]:
     found = []
     for attack in dict.fromkeys(cell.attack for cell in cells):
         runs = [cell for cell in cells if cell.attack == attack and cell.counts]
@@ -104,10 +128,6 @@ def _stops(cells: Sequence[CellSummary], unit: Unit, least_ability: float | None
             if least_ability is not None and (ability is None or ability < least_ability - 1e-9):
                 continue
             error = fmean(point.stderr for point in points)
-            hazard = spread([point.value for point in points], error**2, draws=runs[0].draws)
+            hazard = spread([sign * point.value for point in points], error**2, draws=runs[0].draws)
             found.append(_Stop(attack=attack, step=step, cost=fmean(known), hazard=hazard, ability=ability))
     return sorted(found, key=lambda stop: stop.cost)
-
-
-def _more(now: float | None, other: float, sign: int) -> float:
-    return other if now is None or sign * other > sign * now else now
