@@ -574,6 +574,20 @@ def card(
     _next(console, f"holdfast report {_q(folder)} --public --out {_q(out.with_name('public.html'))}")
 
 
+@app.command(epilog="Example: holdfast records runs/audit --out records.parquet")
+def records(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit, attack or demo wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl or .parquet.")],
+) -> None:
+    """Write all records of an audit as one table, a row a measured value: JSON lines or Parquet."""
+    console = _console()
+    from holdfast.core.export import write_records
+
+    count = write_records(folder, out)
+    console.print(f"{count:,} records are in {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folder)} --out {_q(out.with_name('report.html'))}")
+
+
 @app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")
 def list_(
     what: Annotated[

@@ -78,7 +78,7 @@ def pick(package: str, name: str) -> Any:
 
 def fields(plugin: Any) -> list[Field]:
     """The fields of a plug-in with type, value and the docstring that stands under each."""
-    docs = _field_docs(type(plugin))
+    docs = field_docs(type(plugin))
     return [
         Field(field.name, str(field.type), getattr(plugin, field.name), docs.get(field.name, ""))
         for field in dataclasses.fields(plugin)
@@ -183,7 +183,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _field_docs(kind: type) -> dict[str, str]:
+def field_docs(kind: type) -> dict[str, str]:
+    """Field of a dataclass -> the docstring that stands under it."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):

@@ -1,4 +1,4 @@
-"""Claims about methods: on several worlds two trainings of each safeguard, and two seeds of every attack of a suite."""
+"""Claims about methods: on several worlds two trainings of each safeguard, and two seeds of an attack of every family."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from holdfast.recipes.study import Method, Part, Study
 WORLDS = (51, 52, 53)
 SAFEGUARD_SEEDS = (0, 1)
 ATTACK_SEEDS = (0, 1)
+
+ATTACKS = (*SUITES["families"].attacks, "full-adamw-3e-4-mixed-long")
+"""One of each family, and the patient attacker, who did most to TAR before."""
 
 METHODS = {"random-mapping": 10.0, "rmu": 10.0, "tar": 130.0}
 """Label -> seconds that it takes to build."""
@@ -36,8 +39,8 @@ def study() -> Study:
     part = Part(
         kind="knowledge",
         methods=methods,
-        suite="standard",
-        attacks=SUITES["standard"].attacks,
+        suite="families, with a long mixed attack",
+        attacks=ATTACKS,
         tuning_attacks=(),
         selection="hazard_selection",
     )

@@ -120,7 +120,7 @@ def markdown(study: Study, rows: Sequence[ClaimRow], seconds: float, workers: in
     [part] = study.parts
     models = len(claims.SAFEGUARD_SEEDS)
     lines = [
-        f"Suite `{part.suite}` ({len(part.attacks)} attacks, {len(study.seeds)} seeds each) on worlds "
+        f"Suite *{part.suite}* ({len(part.attacks)} attacks, {len(study.seeds)} seeds each) on worlds "
         f"{', '.join(map(str, study.worlds))}, each safeguard trained {models} times on each with its preset's constants. "
         "In percent: the mean over worlds, its 95 % interval (Student-t over worlds, of which there are few, so it is wide), "
         f"and the range of trained models. *Ability kept* means a fall of no more than {100 * ABILITY_BOUND:.0f} points; the "

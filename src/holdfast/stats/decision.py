@@ -3,7 +3,8 @@
 Breached needs a 95 % lower bound above the threshold, by Holm's procedure (1979) over the attacks on a model, since one of many
 attacks clears it by luck sooner than one alone. Under each attack every milestone is a look too, and the looks are joined by
 Simes's inequality (1986) first: the greatest milestone, taken by itself, says "breached" by luck in up to one audit of ten where
-five seeds differ widely. Not recovered needs the 95 % upper bound below it under every attack that counts; there the worst attack has to pass on its own, and no correction is due (an intersection-union test, Berger 1982).
+five seeds differ widely. Not recovered needs the 95 % upper bound below it under every attack that counts; there the worst
+attack has to pass on its own, and no correction is due (an intersection-union test, Berger 1982).
 """
 
 from __future__ import annotations
