@@ -60,7 +60,7 @@ def tags(page: Path) -> Tags:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("audit")
-    return build_report([write(folder / "records", *audited())], folder / "report.html")
+    return build_report([write(folder / "records", *audited(6))], folder / "report.html")
 
 
 def test_the_page_is_one_file_that_needs_nothing_else(report: Report) -> None:
@@ -94,7 +94,7 @@ def test_every_attack_has_a_picture_with_its_numbers(report: Report) -> None:
     [section] = report.sections
     assert len(section.curves) == 9
     parsed = tags(report.html)
-    assert parsed.tags.count("figure") == len(section.curves) + 1
+    assert parsed.tags.count("figure") == len(section.curves) + 2  # the frontier and the overview
     assert parsed.tags.count("figcaption") == parsed.tags.count("figure")
     assert parsed.tags.count("details") == parsed.tags.count("figure") + 1  # and the means behind the verdict
 
@@ -111,7 +111,7 @@ def test_json_and_markdown_say_the_same(report: Report) -> None:
 
 
 def test_the_page_is_the_same_twice(report: Report, tmp_path: Path) -> None:
-    again = build_report([write(tmp_path / "records", *audited())], tmp_path / "again.html")
+    again = build_report([write(tmp_path / "records", *audited(6))], tmp_path / "again.html")
     assert again.html.read_bytes() == report.html.read_bytes()
     assert again.json.read_bytes() == report.json.read_bytes()
 
@@ -123,7 +123,7 @@ def test_several_campaigns_are_sections_of_one_page(tmp_path: Path) -> None:
     parsed = tags(made.html)
     assert [section.title for section in made.sections] == ["Audit a", "Audit b"]
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert parsed.tags.count("h2") == 2
+    assert parsed.tags.count("h2") == 4  # each with its appendix
     assert len(json.loads(made.json.read_text())["campaigns"]) == 2
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from holdfast.stats.cells import Point
-from holdfast.stats.recovery import Anchors, Breach, first_breach, recovery, side, threshold
+from holdfast.stats.decision import side
+from holdfast.stats.recovery import Anchors, Breach, first_breach, gap, recovery, threshold
 from holdfast.stats.seeds import Estimate
 
 
@@ -17,6 +19,10 @@ def known(mean: float, stderr: float = 0.02) -> Estimate:
 
 def curve(values: dict[int, float]) -> list[Point]:
     return [Point(step=step, value=value, stderr=0.02, n=300, complete=True) for step, value in values.items()]
+
+
+def points(hazard: float, seeds: int = 5) -> dict[int, Point]:
+    return {seed: Point(step=8, value=hazard, stderr=0.02, n=300, complete=True) for seed in range(seeds)}
 
 
 ANCHORS = Anchors(undefended=known(1.0), floor=known(0.2), source="the never-exposed model under the same attack")
@@ -34,7 +40,10 @@ def test_recovery_of_a_loss_is_that_of_its_mirror_image(hazard: float, undefende
     plain = Anchors(undefended=known(undefended, 0.001), floor=known(floor, 0.001), source="chance")
     loss = Anchors(undefended=known(-undefended, 0.001), floor=known(-floor, 0.001), source="chance", sign=-1)
     assert recovery(-hazard, loss) == pytest.approx(recovery(hazard, plain))
-    assert side(known(-hazard), loss) == side(known(hazard), plain)
+    one, other = gap(points(-hazard), loss), gap(points(hazard), plain)
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert one.mean == pytest.approx(other.mean, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +58,38 @@ def test_recovery_of_a_loss_is_that_of_its_mirror_image(hazard: float, undefende
 def test_without_a_gap_nothing_is_estimable(anchors: Anchors) -> None:
     assert recovery(0.6, anchors) is None
     assert threshold(anchors) is None
-    assert side(known(0.6), anchors) == "not estimable"
+    assert gap(points(0.6), anchors) is None
+    assert side(None) == "not estimable"
 
 
-def test_a_side_is_claimed_only_beyond_noise() -> None:
-    margin = 2 * (0.02**2 + (0.5 * 0.02) ** 2 + (0.5 * 0.02) ** 2) ** 0.5
-    assert side(known(0.6 + margin + 1e-6), ANCHORS) == "above"
-    assert side(known(0.6 + margin - 1e-6), ANCHORS) == "within noise"
-    assert side(known(0.6 - margin + 1e-6), ANCHORS) == "within noise"
-    assert side(known(0.6 - margin - 1e-6), ANCHORS) == "below"
+def test_a_side_is_claimed_only_beyond_the_interval() -> None:
+    # Five alike seeds: the questions of the model and of both ends are all the error there is.
+    margin = norm.ppf(0.975) * (0.02**2 + (0.5 * 0.02) ** 2 + (0.5 * 0.02) ** 2) ** 0.5
+    assert side(gap(points(0.6 + margin + 1e-6), ANCHORS)) == "above"
+    assert side(gap(points(0.6 + margin - 1e-6), ANCHORS)) == "within noise"
+    assert side(gap(points(0.6 - margin + 1e-6), ANCHORS)) == "within noise"
+    assert side(gap(points(0.6 - margin - 1e-6), ANCHORS)) == "below"
+
+
+def test_below_five_seeds_no_side_is_claimed_unless_nothing_is_drawn() -> None:
+    few = points(0.95, seeds=4)
+    assert side(gap(few, ANCHORS)) == "too few seeds"
+    assert side(gap(points(0.95, seeds=1), ANCHORS, draws=False)) == "above"
+
+
+def test_pairing_takes_out_what_a_seed_does_to_both_models() -> None:
+    shifts = dict(enumerate((-0.1, 0.05, 0.0, 0.1, -0.05)))
+    held = {
+        seed: replace(point, value=point.value + shift / 2)
+        for (seed, point), shift in zip(points(0.4).items(), shifts.values(), strict=True)
+    }
+    paired = replace(ANCHORS, floor_by_seed={seed: 0.2 + shift for seed, shift in shifts.items()})
+    alone, together = gap(held, ANCHORS), gap(held, paired)
+    assert alone is not None
+    assert together is not None
+    assert alone.seed_variance > 1e-4
+    assert together.seed_variance == pytest.approx(0.0, abs=1e-12)
+    assert together.mean == pytest.approx(alone.mean)
 
 
 def test_the_first_breach_is_an_interval_of_milestones() -> None:
