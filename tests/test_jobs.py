@@ -248,10 +248,10 @@ def test_jobs_run_in_the_order_given_and_a_worker_that_died_idle_is_replaced(mon
             os.kill(outcome.result.pid, signal.SIGKILL)
 
     seen = observe([Job(name=name, call=trace) for name in "bacd"], 1, kill_once)
+    # The job that met the dead process is begun once more, in another.
     assert seen.order == list("bacd")
-    assert seen.outcomes["a"].error == "its process died (signal 9), perhaps for lack of memory"
-    assert seen.outcomes["c"].error is None
-    assert seen.traces()["c"].pid == seen.traces()["d"].pid != killed[0]
+    assert all(outcome.error is None for outcome in seen.outcomes.values())
+    assert seen.traces()["a"].pid == seen.traces()["c"].pid == seen.traces()["d"].pid != killed[0]
     assert {held.environment for held in seen.traces().values()} == {"1"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
-from holdfast.core.files import atomic_folder, digest
+from holdfast.core.files import atomic_folder, clear_temporaries, digest, only_one
 from holdfast.core.models import Checkpoint, Precision, check_finite, save_checkpoint
 from holdfast.core.presets import collect, describe
 from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
@@ -348,19 +348,25 @@ def run_campaign(
 
     Returns:
         How each cell's job ended.
+
+    Raises:
+        HoldfastError: another process runs a campaign in the same folder.
     """
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
-    write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
-    pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
-    jobs = cell_jobs(pending, out, options, untouched_undefended(cells))
 
     def record(outcome: Outcome) -> None:
         if outcome.error is not None:
             cell = outcome.job.arguments["cell"]
             record_failure(cell, out, outcome)
 
-    return list(run_jobs(jobs, workers, record, on_progress).values())
+    with only_one(out):
+        for folder in (out, out / "cells", out / "resume"):
+            clear_temporaries(folder)
+        write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
+        pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
+        jobs = cell_jobs(pending, out, options, untouched_undefended(cells))
+        return list(run_jobs(jobs, workers, record, on_progress).values())
 
 
 def cell_jobs(

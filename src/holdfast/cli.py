@@ -67,6 +67,41 @@ ResumableOption = Annotated[
 ]
 
 
+def _show_status(folder: Optional[Path]) -> None:
+    """How the audit in a folder stands; it ends the command, so that nothing else has to be given."""
+    if folder is None:
+        return
+    console = _console()
+    from rich.table import Table
+
+    from holdfast.core.files import is_held
+    from holdfast.report.wording import count, duration
+    from holdfast.stats.progress import read_progress
+
+    found = read_progress(folder)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("model", "finished", "diverged", "failed"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for label, own in found.models.items():
+        table.add_row(label, str(own.finished), str(own.diverged), str(own.failed))
+    console.print(f"{found.title}, in {folder}", soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    ended = found.all.finished + found.all.diverged
+    told = f"{ended} of {count(found.all.planned, 'run')} ended, in {duration(found.seconds)} of work"
+    if found.all.left and found.seconds_left is not None:
+        told += f"; about {duration(found.seconds_left)} of work left, divided by the processes"
+    console.print(
+        f"{told}. {'A holdfast is running there.' if is_held(folder) else 'None is running there.'}", highlight=False
+    )
+    for reason in found.reasons[:3]:
+        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if found.all.left and found.command:
+        _next(console, found.command)
+    else:
+        _next(console, f"holdfast report {_q(folder)} --out {_q(folder / 'report.html')}")
+    raise typer.Exit
+
+
 @app.command(epilog="Example: holdfast demo --out runs/demo --seed 0")
 def demo(
     out: OutOption = Path("runs/demo"),
@@ -350,6 +385,12 @@ def audit(
         bool,
         typer.Option("--plan", help="Only say what the audit could tell, how long it would take, what it would cost."),
     ] = False,
+    status: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--status", metavar="DIR", is_eager=True, callback=_show_status, help="Only say how an audit stands."
+        ),
+    ] = None,
     stop_after_breach: Annotated[
         Optional[int],
         typer.Option(

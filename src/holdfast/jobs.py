@@ -74,6 +74,8 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Run all jobs in at most `workers` processes; a job whose dependency failed is not run and fails too.
 
+    A job whose process died, killed or out of memory, is begun once more; what it had finished is on disk.
+
     Args:
         jobs: in order of preference among those that are ready.
         workers: the most processes at a time.
@@ -81,6 +83,7 @@ def run_jobs(
         on_progress: called several times a second.
     """
     outcomes: dict[str, Outcome] = {}
+    died = set[str]()
     known = {job.name for job in jobs}
     if unknown := {name for job in jobs for name in job.after} - known:
         raise ValueError(f"a job waits for {sorted(unknown)[0]!r}, which is no job of this run")
@@ -110,10 +113,13 @@ def run_jobs(
             for connection in wait([worker.connection for worker in busy], timeout=0.2):
                 worker = next(held for held in busy if held.connection is connection)
                 outcome = worker.read()
-                if outcome is not None:
-                    finish(outcome)
                 if not worker.alive:
                     pool.remove(worker)
+                if outcome is not None and not worker.alive and outcome.job.name not in died:
+                    died.add(outcome.job.name)
+                    waiting.insert(0, outcome.job)
+                elif outcome is not None:
+                    finish(outcome)
             running = {worker.job.name: worker.share for worker in pool if worker.job}
             partly = sum(worker.share * worker.job.size for worker in pool if worker.job)
             share = (sum(outcome.job.size for outcome in outcomes.values()) + partly) / total

@@ -15,6 +15,9 @@ from typing import Any
 
 from holdfast.core.types import HoldfastError
 
+LOCK = ".lock"
+"""in a folder that one process at a time may write to"""
+
 
 def cache_folder() -> Path:
     """Where trained testbeds and safeguard stages are kept: `HOLDFAST_CACHE`, else `~/.cache/holdfast`."""
@@ -89,6 +92,39 @@ def os_errors(path: Path) -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process while the block runs; the system lets go of it when the process dies, however it dies.
+
+    Raises:
+        HoldfastError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=1):  # whoever asks how it stands holds it for a moment
+            yield
+    except Timeout:
+        raise HoldfastError(f"another holdfast is running in {folder}; wait for it, or stop it first") from None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a folder by `only_one`."""
+    try:
+        with only_one(folder):
+            return False
+    except HoldfastError:
+        return True
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder, which nobody else may write to meanwhile."""
+    for path in folder.glob(".*"):
+        if path.name != LOCK:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
 def claim_output(folder: Path, *inputs: Path) -> None:
     """Check that `folder` may receive a result.
 
@@ -100,7 +136,8 @@ def claim_output(folder: Path, *inputs: Path) -> None:
             raise HoldfastError(f"the output folder {folder} is also an input; give another --out")
     if folder.exists() and not folder.is_dir():
         raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
-    if folder.is_dir() and any(folder.iterdir()):
+    # A run that was killed at its very start may have left a lock or a temporary file.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -1,0 +1,171 @@
+"""Campaigns whose workers and coordinators are killed at random: no record is lost, none is doubled, and all are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from holdfast.attacks.finetune import FineTune
+from holdfast.campaign import Campaign, Model, Options, run_campaign
+from holdfast.core.data import Data
+from holdfast.core.files import LOCK, is_held, only_one
+from holdfast.core.records import CampaignPlan, CellResult, cell_path
+from holdfast.core.runtime import Run
+from holdfast.core.types import HoldfastError
+from holdfast.jobs import Job, Outcome, run_jobs
+from tests.conftest import SmallTestbed
+from tests.test_campaign import content
+
+ROOT = Path(__file__).parents[1]
+
+
+class Dawdles(FineTune):
+    """Takes its time, so that a kill finds it at work."""
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        for loss in super().steps(model, data, run):
+            time.sleep(0.05)
+            yield loss
+
+
+def campaign(folder: Path) -> Campaign:
+    attack = Dawdles(max_steps=8, batch_size=4)
+    rates = (1e-3, 5e-4, 2e-4, 1e-4)
+    return Campaign(
+        models=(
+            Model(label="open", path=str(folder / "model"), role="undefended"),
+            Model(label="clean", path=str(folder / "never_exposed"), role="never-exposed"),
+        ),
+        domain=folder,
+        attacks=tuple((f"rate-{rate}", Dawdles(**{**vars(attack), "learning_rate": rate})) for rate in rates),
+        seeds=(0, 1),
+        milestones=(0, 4, 8),
+        dense=True,
+    )
+
+
+def start(folder: str, out: str) -> list[Outcome]:
+    options = Options(resumable_attacks=True)
+    return run_campaign(campaign(Path(folder)), Path(out), 2, options, title="T", suite="s", command="c")
+
+
+def coordinator(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+    code = "import sys; from tests.test_kills import start; start(*sys.argv[1:])"
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], cwd=ROOT)
+
+
+def children(process: int) -> list[int]:
+    """The worker processes; multiprocessing's resource tracker is none."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    found = [int(child) for child in listed.read_text().split()] if listed.is_file() else []
+    return [child for child in found if "spawn_main" in _command(child)]
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def kill_at_random(folder: Path, out: Path, kills: int, seed: int) -> None:
+    """Let the campaign run, and kill a worker or the coordinator again and again; then let it end."""
+    draw = random.Random(seed)
+    running, killed, first = coordinator(folder, out), 0, True
+    started = time.monotonic()
+    while killed < kills:
+        assert time.monotonic() - started < 60 + 30 * kills
+        # Soon after it began, in the middle of the first runs, while records are written, towards the end.
+        time.sleep(draw.uniform(0.2, 6.0 if first else 3.0))
+        first = False
+        if running.poll() is not None:
+            # It had ended: half of what it left is taken away, so that there is something to kill again.
+            assert running.returncode == 0
+            for path in draw.sample(sorted((out / "cells").glob("*.jsonl")), 8):
+                path.unlink()
+            running, first = coordinator(folder, out), True
+            continue
+        workers = children(running.pid)
+        if workers and draw.random() < 0.5:
+            os.kill(draw.choice(workers), signal.SIGKILL)
+        else:
+            running.kill()
+            running.wait()
+            running, first = coordinator(folder, out), True
+        killed += 1
+    assert running.wait(timeout=240) == 0
+    # A job may have lost its process twice; whoever starts it again gets the rest.
+    assert coordinator(folder, out).wait(timeout=240) == 0
+
+
+@pytest.mark.parametrize(("kills", "seed"), [(3, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_whatever_is_killed_no_record_is_lost_or_doubled(
+    kills: int, seed: int, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    out, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    kill_at_random(tiny_testbed.folder, out, kills, seed)
+    assert all(outcome.error is None for outcome in start(str(tiny_testbed.folder), str(undisturbed)))
+    cells = CampaignPlan.read(out).cells
+    assert len(set(cells)) == len(cells) == 2 + 2 * 4 * 2
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert left == {LOCK, "campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
+    for cell in cells:
+        there, expected = (CellResult.read(cell_path(folder, cell)) for folder in (out, undisturbed))
+        assert there.status == "finished"
+        assert content(there) == content(expected)
+        records = [(record.step, record.evaluation, record.metric) for record in there.records]
+        assert len(set(records)) == len(records)
+
+
+def hold(folder: str) -> None:
+    with only_one(Path(folder)):
+        print("held", flush=True)
+        time.sleep(60)
+
+
+def test_a_folder_is_held_by_one_process_until_it_dies(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    code = "import sys; from tests.test_kills import hold; hold(sys.argv[1])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(tmp_path)
+        with pytest.raises(HoldfastError, match="another holdfast is running in"):
+            start(str(tiny_testbed.folder), str(tmp_path))
+        holder.kill()
+    assert not is_held(tmp_path)
+    assert not (tmp_path / "campaign.json").exists()
+
+
+def die_at_first(marker: Path, on_step: Any) -> str:
+    """A job whose process is killed the first time."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def always_die(on_step: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_job_whose_process_dies_is_begun_once_more_and_no_more(tmp_path: Path) -> None:
+    jobs = [
+        Job(name="once", call=die_at_first, arguments={"marker": tmp_path / "marker"}),
+        Job(name="always", call=always_die),
+    ]
+    outcomes = run_jobs(jobs, 1)
+    assert outcomes["once"].result == "done"
+    assert "died (signal 9)" in (outcomes["always"].error or "")
