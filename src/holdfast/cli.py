@@ -601,6 +601,22 @@ def report(
         _next(console, f"holdfast report {_q(folders[0])} --public --out {_q(out.with_name('public.html'))}")
 
 
+@app.command(epilog="Example: holdfast compare runs/audit runs/other-audit --out compare.html")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit wrote, two or more.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+) -> None:
+    """Lay audits side by side: what may be compared, what ties, what is unreliable."""
+    console = _console()
+    from holdfast.report.compare import compare_audits
+
+    groups = compare_audits(folders, out)
+    for group in groups:
+        console.print(f"{group.title}: {len(group.table.rows)} models", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"The comparison is {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folders[0])} --out {_q(out.with_name('report.html'))}")
+
+
 @app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")
 def card(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import write_text
 from holdfast.core.records import CampaignPlan, CellResult, read_campaign
@@ -15,6 +15,9 @@ from holdfast.core.types import HoldfastError
 from holdfast.report import markdown
 from holdfast.report.section import Section, section
 from holdfast.report.wording import INTERNAL, PUBLIC
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SCHEMA = 2
 """of the JSON beside the page; 2 added the first page's figures, and those of `stats.audit`"""
@@ -62,17 +65,23 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
 
 
 def _html(title: str, sections: Sequence[Section], public: bool) -> str:
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(title=title, sections=sections, public=public, mark=PUBLIC if public else INTERNAL)
+    )
+
+
+def environment() -> Environment:
+    """The templates of this folder; whatever they show is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
-        title=title, sections=sections, public=public, mark=PUBLIC if public else INTERNAL
     )
 
 
