@@ -115,7 +115,7 @@ class AuditFigures:
 def figures(plan: CampaignPlan, results: Sequence[CellResult], summary: CampaignSummary) -> AuditFigures:
     """Every figure of an audit beside those of `summary`."""
     attacked = tuple(cell for cell in summary.cells if cell.attack != NO_ATTACK and cell.curve)
-    unit: Unit = "flops" if all(cell.costs for cell in attacked if cell.counts) else "updates"
+    unit: Unit = "flops" if all(cell.costs for cell in attacked if cell.counts and cell.trains) else "updates"
     anchors = {attack.name: anchors_of(summary, attack.name) for attack in summary.attacks}
     audit = _Audit(
         plan=plan,
