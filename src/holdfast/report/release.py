@@ -346,7 +346,7 @@ def _threat(
     if uses:
         told.append(
             f"{count(len(uses), 'attack')} also {'has' if len(uses) == 1 else 'have'} the model before the safeguard "
-            f"({names.listed(uses)}): {'it counts' if len(uses) == 1 else 'they count'} only where that model is public."
+            f"({names.listed(uses)}): {'it matters' if len(uses) == 1 else 'they matter'} where that model is public."
         )
     return told
 
