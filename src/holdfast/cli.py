@@ -254,8 +254,8 @@ def safeguard(
     )
     _next(
         console,
-        f"holdfast audit --model {_q(out)} --undefended {_q(recipe.original().path)} --domain {_q(domain)} --suite quick "
-        f"--seeds 3 --out {_q(out.parent / 'audit')}",
+        f"holdfast audit --model {_q(out)} --undefended {_q(recipe.original().path)} --domain {_q(domain)} --suite quick-2 "
+        f"--seeds 5 --out {_q(out.parent / 'audit')}",
     )
 
 
@@ -297,7 +297,7 @@ def attack(
     _next(
         console,
         f"holdfast audit --model {_q(model)} --undefended {_q(base or 'THE-ORIGINAL-MODEL')} --domain {_q(domain)} "
-        f"--suite quick --seeds 3 --out {_q(out.parent / 'audit')}",
+        f"--suite quick-2 --seeds 5 --out {_q(out.parent / 'audit')}",
     )
 
 
@@ -359,7 +359,7 @@ def evaluate(
 
 @app.command(
     epilog="Example: holdfast audit --model runs/tar --undefended runs/testbed/model --reference runs/random-mapping "
-    "--never-exposed runs/testbed/never_exposed --domain runs/testbed --suite quick --seeds 3 --out runs/audit"
+    "--never-exposed runs/testbed/never_exposed --domain runs/testbed --suite quick-2 --seeds 5 --out runs/audit"
 )
 def audit(
     model: ModelOption,
@@ -414,6 +414,7 @@ def audit(
     from holdfast.attacks.suites import SUITES, attacks_of, called, canonical_of
     from holdfast.audit import Audit
     from holdfast.campaign import parse_milestones
+    from holdfast.core.export import write_records
     from holdfast.core.presets import with_settings
     from holdfast.display import show_jobs
 
@@ -453,6 +454,7 @@ def audit(
             on_progress=on_progress,
         )
     _finish(console, out, [outcome.error for outcome in outcomes])
+    write_records(out, out / "records.parquet")
     _next(console, f"holdfast card {_q(out)} --out {_q(out / 'card.md')}")
 
 

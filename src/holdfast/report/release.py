@@ -26,6 +26,7 @@ from holdfast.report.wording import (
 )
 from holdfast.stats.audit import AuditFigures, ModelFigures
 from holdfast.stats.cells import ABILITY_BOUND, NO_ATTACK
+from holdfast.stats.frontier import Reached
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.summary import ANCHOR_ROLES, CampaignSummary, ModelSummary
 
@@ -111,23 +112,9 @@ def _facts(
     own = figures.of(model.label)
     found = []
     if own.frontier:
-        top = own.frontier[-1]
-        found.append(
-            Fact(
-                term="Worst attack on the weights alone, ability kept",
-                value=f"{names(top.attack)}: hazard {amount(top.hazard, summary.hazard)} "
-                f"({interval(top.interval, summary.hazard)}), ability {amount(top.ability, summary.ability)}",
-            )
-        )
+        found.append(_worst("Worst attack on the weights alone, ability kept", own.frontier[-1], summary, names))
     if own.with_base and own.with_base[-1].attack in figures.uses_base:
-        top = own.with_base[-1]
-        found.append(
-            Fact(
-                term="With the model before the safeguard at hand",
-                value=f"{names(top.attack)}: hazard {amount(top.hazard, summary.hazard)} "
-                f"({interval(top.interval, summary.hazard)}), ability {amount(top.ability, summary.ability)}",
-            )
-        )
+        found.append(_worst("With the model before the safeguard at hand", own.with_base[-1], summary, names))
     if figures.reference and own.work_factor:
         held = own.work_factor[BREACH]
         told = factor_interval(held)
@@ -147,6 +134,12 @@ def _facts(
         found.append(Fact(term="Benign learning", value=_learning(own, model)))
     found.append(Fact(term="Cost of the safeguard", value=_built(plan, model.label, own)))
     return found
+
+
+def _worst(term: str, top: Reached, summary: CampaignSummary, names: Names) -> Fact:
+    between = interval(top.interval, summary.hazard)
+    told = f"{names(top.attack)}: hazard {amount(top.hazard, summary.hazard)} ({between})"
+    return Fact(term=term, value=f"{told}, ability {amount(top.ability, summary.ability)}")
 
 
 def _ability(model: ModelSummary, summary: CampaignSummary) -> str:
