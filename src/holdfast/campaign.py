@@ -361,8 +361,13 @@ def run_campaign(
             record_failure(cell, out, outcome)
 
     with only_one(out):
-        for folder in (out, out / "cells", out / "resume"):
-            clear_temporaries(folder)
+        for folder, name in (
+            (out, "campaign.json"),
+            (out, "TAMPERED-*"),
+            (out / "cells", "*.jsonl"),
+            (out / "resume", "*.safetensors"),
+        ):
+            clear_temporaries(folder, name)
         write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
         pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
         jobs = cell_jobs(pending, out, options, untouched_undefended(cells))

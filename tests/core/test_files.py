@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from holdfast.core import files
 from holdfast.core.files import (
+    LOCK,
     atomic_file,
     atomic_folder,
     cache_folder,
     claim_output,
+    clear_temporaries,
     digest,
     file_digest,
     write_text,
@@ -171,6 +173,23 @@ def test_an_output_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x")
     with pytest.raises(HoldfastError, match="already holds something else; give a new or an empty --out"):
         claim_output(tmp_path)
+
+
+def test_the_lock_of_a_run_that_was_killed_at_its_start_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    claim_output(tmp_path)
+
+
+def test_only_what_killed_writes_left_is_cleared(tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in (".gitignore", "a.jsonl", ".a.jsonl", ".cache.d")]
+    for path in mine:
+        path.write_text("x")
+    (tmp_path / ".a.jsonl.abcd1234").write_text("half")
+    (tmp_path / ".TAMPERED-1.abcd1234").mkdir()
+    clear_temporaries(tmp_path, "*.jsonl")
+    assert sorted(tmp_path.iterdir()) == sorted([*mine, tmp_path / ".TAMPERED-1.abcd1234"])
+    clear_temporaries(tmp_path, "TAMPERED-*")
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

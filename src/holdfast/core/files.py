@@ -118,11 +118,10 @@ def is_held(folder: Path) -> bool:
         return True
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Remove what writes that were killed have left in a folder, which nobody else may write to meanwhile."""
-    for path in folder.glob(".*"):
-        if path.name != LOCK:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+def clear_temporaries(folder: Path, name: str) -> None:
+    """Remove what killed writes of files or folders called `name`, a pattern, have left; nobody may write there meanwhile."""
+    for path in folder.glob(f".{name}.????????"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
 def claim_output(folder: Path, *inputs: Path) -> None:
@@ -136,8 +135,8 @@ def claim_output(folder: Path, *inputs: Path) -> None:
             raise HoldfastError(f"the output folder {folder} is also an input; give another --out")
     if folder.exists() and not folder.is_dir():
         raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
-    # A run that was killed at its very start may have left a lock or a temporary file.
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    # A run that was killed at its very start may have left its lock.
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
