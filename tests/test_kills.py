@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.finetune import FineTune
 from holdfast.campaign import Campaign, Model, Options, run_campaign
 from holdfast.core.data import Data
-from holdfast.core.files import LOCK, is_held, only_one
+from holdfast.core.files import is_held, only_one
 from holdfast.core.records import CampaignPlan, CellResult, cell_path
 from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
@@ -119,7 +119,7 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
     cells = CampaignPlan.read(out).cells
     assert len(set(cells)) == len(cells) == 2 + 2 * 4 * 2
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert left == {LOCK, "campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
+    assert left == {"campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
     for cell in cells:
         there, expected = (CellResult.read(cell_path(folder, cell)) for folder in (out, undisturbed))
         assert there.status == "finished"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from holdfast.core import files
 from holdfast.core.files import (
-    LOCK,
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -173,11 +172,6 @@ def test_an_output_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x")
     with pytest.raises(HoldfastError, match="already holds something else; give a new or an empty --out"):
         claim_output(tmp_path)
-
-
-def test_the_lock_of_a_run_that_was_killed_at_its_start_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / LOCK).touch()
-    claim_output(tmp_path)
 
 
 def test_only_what_killed_writes_left_is_cleared(tmp_path: Path) -> None:

@@ -15,9 +15,6 @@ from typing import Any
 
 from holdfast.core.types import HoldfastError
 
-LOCK = ".lock"
-"""in a folder that one process at a time may write to"""
-
 
 def cache_folder() -> Path:
     """Where trained testbeds and safeguard stages are kept: `HOLDFAST_CACHE`, else `~/.cache/holdfast`."""
@@ -96,14 +93,16 @@ def os_errors(path: Path) -> Iterator[None]:
 def only_one(folder: Path) -> Iterator[None]:
     """Hold a folder for this process while the block runs; the system lets go of it when the process dies, however it dies.
 
+    The lock lies among the machine's temporary files, so that nothing of it is left in the folder.
+
     Raises:
         HoldfastError: another process holds it.
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
     try:
-        with FileLock(folder / LOCK, timeout=1):  # whoever asks how it stands holds it for a moment
+        with FileLock(lock, timeout=1):  # whoever asks how it stands holds it for a moment
             yield
     except Timeout:
         raise HoldfastError(f"another holdfast is running in {folder}; wait for it, or stop it first") from None
@@ -135,8 +134,7 @@ def claim_output(folder: Path, *inputs: Path) -> None:
             raise HoldfastError(f"the output folder {folder} is also an input; give another --out")
     if folder.exists() and not folder.is_dir():
         raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
-    # A run that was killed at its very start may have left its lock.
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
