@@ -171,7 +171,7 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
         "--workers", 2, "--out", audit, *steps,
     )  # fmt: skip
     printed = run(capsys, *audited)
-    assert next_command(printed)[0] == "report"
+    assert next_command(printed)[0] == "card"
     assert f"The report is {audit / 'report.html'}\n" in printed
     table = [line for line in printed.splitlines() if "→" in line]
     assert [line.split()[0] for line in table] == ["undefended", "shallow", "tar", "never-exposed"]
