@@ -174,11 +174,12 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     assert next_command(printed)[0] == "card"
     assert f"The report is {audit / 'report.html'}\n" in printed
     table = [line for line in printed.splitlines() if "→" in line]
-    assert [line.split()[0] for line in table] == ["undefended", "shallow", "tar", "never-exposed"]
+    assert [line.split()[0] for line in table] == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
     assert max(map(len, table)) <= 80
     plan, results = read_campaign(audit)
-    assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed"]
-    assert len(results) == 4 + 4 * 8
+    assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
+    # Every attack on three models; on the undefended and the destroyed one the canonical and the worst, which may be one.
+    assert len(results) in (5 + 3 * 8 + 2 * 1, 5 + 3 * 8 + 2 * 2)
     assert {result.status for result in results} == {"finished"}
 
     files = {path: path.stat().st_mtime_ns for path in (audit / "cells").iterdir()}
