@@ -27,10 +27,10 @@ import torch
 from schedulefree import AdamWScheduleFree
 from transformers import PreTrainedModel
 
-from holdfast.core import data, losses, sharded
 from holdfast.core.domain import Domain
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, seed_everything
+from holdfast.engine import data, losses, sharded
+from holdfast.engine.run import Run, seed_everything
 from holdfast.safeguards.objective import RetainLoss
 from holdfast.safeguards.tar import TAR
 from holdfast.testbed.folder import write_domain

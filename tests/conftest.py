@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from holdfast.core.domain import Domain
-from holdfast.core.models import Checkpoint
+from holdfast.engine.checkpoint import Checkpoint
 from holdfast.testbed.folder import Kind
 from holdfast.testbed.world import Sizes
 
@@ -84,7 +84,7 @@ def tiny_refusal_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestb
 
 
 def _untrained(folder: Path, kind: Kind) -> SmallTestbed:
-    from holdfast.core.models import save_checkpoint
+    from holdfast.engine.checkpoint import save_checkpoint
     from holdfast.testbed import requests
     from holdfast.testbed.folder import MODELS, write_domain
     from holdfast.testbed.models import make_model, make_tokenizer

@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from holdfast.attacks.base import Attack
-from holdfast.core.data import Data
 from holdfast.core.domain import Domain
-from holdfast.core.models import Checkpoint
 from holdfast.core.presets import collect, pick
-from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.safeguards.base import Safeguard
 from tests.attacks.walk import distinct
 
@@ -85,7 +85,7 @@ def main(rank: int, port: int, folder: Path, out: Path, identical: bool) -> None
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     if identical:
-        import holdfast.core.data as data
+        import holdfast.engine.data as data
 
         whole = data.collate
         data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from holdfast.cli import main
+from holdfast.cli.app import main
 from holdfast.core.records import SCHEMA, CampaignPlan, CellResult
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
@@ -253,7 +253,7 @@ def test_a_broken_model(
     spoil, said = MODELS[what]
     spoil(place)
     # What only a whole load shows is found in the jobs of an attack, whose failed cells are on record.
-    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     found_late = command is attack and what in FOUND_LATE
     sentence = sentence_of(place, capsys, command(place), keep_partial=found_late)
     assert all(words in sentence for words in said), sentence
@@ -656,7 +656,7 @@ def test_a_disk_that_is_full_for_what_was_measured(
         written(self, text[: len(text) // 2], **kwargs)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         sentence = sentence_of(place, capsys, arguments, keep_partial=True)
@@ -673,7 +673,7 @@ def test_a_folder_that_turns_out_to_be_closed(
     def closed(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(place.out))
 
-    monkeypatch.setattr("holdfast.stages.atomic_folder", closed)
+    monkeypatch.setattr("holdfast.runs.stages.atomic_folder", closed)
     sentence = sentence_of(place, capsys, safeguard(place, "--seed", "17"))
     assert "Permission denied" in sentence
     assert str(place.out) in sentence
@@ -711,7 +711,7 @@ def test_a_tokenizer_without_special_tokens_is_no_obstacle(
     for name in gone.get(what, ("pad_token", "bos_token", "eos_token")):
         held.pop(name)
     path.write_text(json.dumps(held), encoding="utf-8")
-    monkeypatch.setattr("holdfast.campaign.run_jobs", run_here)
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     assert main(safeguard(place)) == 0
     assert main(evaluate(place)) == 0
     shutil.rmtree(place.out)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from holdfast.core.data import Data
 from holdfast.core.domain import Domain
 from holdfast.core.presets import collect, describe, fields, with_settings
 from holdfast.core.records import read_campaign
-from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import NonFinite
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.safeguards.objective import RetainLoss
 
 if TYPE_CHECKING:
@@ -252,8 +252,8 @@ def test_commands_parse() -> None:
     """Every command in a block: verb, options, values, and the presets, suites and fields that it names."""
     import typer.main
 
-    from holdfast.attacks.suites import SUITES
-    from holdfast.cli import app
+    from holdfast.cli.app import app
+    from holdfast.runs.suites import SUITES
 
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
@@ -273,7 +273,7 @@ def test_names_in_running_text_exist() -> None:
     """Verbs and options in code spans, `make` targets, and whatever follows `holdfast list` or `--set`."""
     import typer.main
 
-    from holdfast.cli import app
+    from holdfast.cli.app import app
 
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     options = {option for verb in verbs.values() for parameter in verb.params for option in parameter.opts}

@@ -23,9 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from holdfast.cli import main
-from holdfast.core.models import Checkpoint
+from holdfast.cli.app import main
 from holdfast.core.records import read_campaign
+from holdfast.engine.checkpoint import Checkpoint
 
 THINGS = ("lantern", "harbour", "quarry", "orchard", "windmill", "foundry", "granary", "causeway")
 COLOURS = ("amber", "crimson", "olive", "violet")

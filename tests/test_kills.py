@@ -16,13 +16,15 @@ import pytest
 from transformers import PreTrainedModel
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.campaign import Campaign, Model, Options, run_campaign
-from holdfast.core.data import Data
+from holdfast.campaign.cells import Campaign, Model
+from holdfast.campaign.run import run_campaign
 from holdfast.core.files import is_held, only_one
+from holdfast.core.options import Options
 from holdfast.core.records import CampaignPlan, CellResult, cell_path
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
-from holdfast.jobs import Job, Outcome, run_jobs
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run
+from holdfast.jobs.local import Job, Outcome, run_jobs
 from tests.conftest import SmallTestbed
 from tests.test_campaign import content
 

@@ -11,40 +11,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
     from holdfast.attacks.finetune import FineTune
-    from holdfast.attacks.suites import SUITES
-    from holdfast.campaign import Campaign, Model, Options, run_campaign
-    from holdfast.core.data import Data
+    from holdfast.campaign.cells import Campaign, Model
+    from holdfast.campaign.run import run_campaign
     from holdfast.core.domain import Domain
-    from holdfast.core.models import Checkpoint
+    from holdfast.core.options import Options
     from holdfast.core.presets import collect, pick
     from holdfast.core.records import CellResult, Record, read_campaign
-    from holdfast.core.runtime import Run, drive
     from holdfast.core.types import HoldfastError, NonFinite, Score
+    from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run, drive
     from holdfast.evals.base import Evaluation
     from holdfast.report.page import build_report
+    from holdfast.runs.stages import Recipe, build
+    from holdfast.runs.suites import SUITES
     from holdfast.safeguards.base import Safeguard
     from holdfast.safeguards.random_mapping import RandomMapping
     from holdfast.safeguards.tar import TAR, Adversary
-    from holdfast.stages import Recipe, build
 
 _HOMES = {
     "attacks.base": ("Attack",),
     "attacks.finetune": ("FineTune",),
-    "attacks.suites": ("SUITES",),
-    "campaign": ("Campaign", "Model", "Options", "run_campaign"),
-    "core.data": ("Data",),
+    "campaign.cells": ("Campaign", "Model"),
+    "campaign.run": ("run_campaign",),
     "core.domain": ("Domain",),
-    "core.models": ("Checkpoint",),
+    "core.options": ("Options",),
     "core.presets": ("collect", "pick"),
     "core.records": ("CellResult", "Record", "read_campaign"),
-    "core.runtime": ("Run", "drive"),
     "core.types": ("HoldfastError", "NonFinite", "Score"),
+    "engine.checkpoint": ("Checkpoint",),
+    "engine.data": ("Data",),
+    "engine.run": ("Run", "drive"),
     "evals.base": ("Evaluation",),
     "report.page": ("build_report",),
+    "runs.stages": ("Recipe", "build"),
+    "runs.suites": ("SUITES",),
     "safeguards.base": ("Safeguard",),
     "safeguards.random_mapping": ("RandomMapping",),
     "safeguards.tar": ("TAR", "Adversary"),
-    "stages": ("Recipe", "build"),
 }
 
 __all__ = [

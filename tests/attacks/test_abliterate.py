@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.abliterate import Abliterate, _batch, _looked_at, _states
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.data import UNLABELLED, Data
-from holdfast.core.losses import distillation_loss, next_token_loss
-from holdfast.core.models import decoder_layers, residual_stream, residual_writers
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.anatomy import decoder_layers, residual_stream, residual_writers
+from holdfast.engine.data import UNLABELLED, Data
+from holdfast.engine.losses import distillation_loss, next_token_loss
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
 

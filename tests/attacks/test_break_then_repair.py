@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.data import Batch, Data, Encoded
-from holdfast.core.losses import distillation_loss
-from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.data import Batch, Data, Encoded
+from holdfast.engine.losses import distillation_loss
+from holdfast.engine.run import Run, drive, seed_everything
 from tests.attacks.walk import fresh, same, walk, weights
 from tests.conftest import SmallTestbed
 

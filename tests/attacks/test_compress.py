@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from holdfast.attacks.compress import LowRank, Prune, PruneUnits, Quantise
 from holdfast.attacks.edit import Edit
-from holdfast.core.low_rank import linear_weights
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.low_rank import linear_weights
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk
 from tests.conftest import SmallTestbed
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.transfer import Transfer
-from holdfast.core.data import Data
-from holdfast.core.losses import next_token_loss
 from holdfast.core.presets import collect
-from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.engine.data import Data
+from holdfast.engine.losses import next_token_loss
+from holdfast.engine.run import Run, drive, seed_everything
 from tests.attacks.walk import distinct, fresh, same, shortened, walk, weights
 from tests.conftest import SmallTestbed
 

@@ -12,9 +12,9 @@ from holdfast.attacks.compress import Prune
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.merge import Interpolate
-from holdfast.core.losses import next_token_loss
-from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.losses import next_token_loss
+from holdfast.engine.run import Run, seed_everything
 from tests.attacks.walk import fresh, same, walk, weights
 from tests.conftest import SmallTestbed
 

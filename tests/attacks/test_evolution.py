@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from holdfast.attacks.evolution import Evolution
-from holdfast.core.losses import next_token_loss
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.losses import next_token_loss
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from holdfast.attacks.finetune import FineTune, _Rows
-from holdfast.core.data import Data, Encoded
-from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.data import Data, Encoded
+from holdfast.engine.run import Run, seed_everything
 from tests.attacks.walk import fresh, same, walk
 from tests.conftest import SmallTestbed
 

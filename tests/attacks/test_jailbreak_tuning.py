@@ -9,10 +9,10 @@ import pytest
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.jailbreak_tuning import PRESETS, JailbreakTuning
 from holdfast.attacks.noise import NoiseRestart
-from holdfast.core.data import Data
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, shortened
 from tests.conftest import SmallTestbed
 

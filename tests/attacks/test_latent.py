@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from holdfast.attacks.latent import LatentPGD, SoftStartToken, _step
-from holdfast.core.models import residual_stream
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.anatomy import residual_stream
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh
 from tests.conftest import SmallTestbed
 

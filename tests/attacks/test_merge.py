@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.merge import DefenceDirections, Interpolate
-from holdfast.core.low_rank import linear_weights
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.low_rank import linear_weights
+from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
 

@@ -9,8 +9,8 @@ import torch
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.noise import NoiseRestart
-from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.run import Run, seed_everything
 from tests.attacks.walk import fresh, walk
 from tests.conftest import SmallTestbed
 

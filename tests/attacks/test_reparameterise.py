@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.reparameterise import PRESETS, Reparameterise
-from holdfast.core.adjacent import adjacent_maps
-from holdfast.core.data import Data
-from holdfast.core.low_rank import linear_weights
-from holdfast.core.runtime import Run
 from holdfast.core.types import HoldfastError
+from holdfast.engine.adjacent import adjacent_maps
+from holdfast.engine.data import Data
+from holdfast.engine.low_rank import linear_weights
+from holdfast.engine.run import Run
 from holdfast.safeguards.spec_def import SpecDef
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed

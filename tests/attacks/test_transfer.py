@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.transfer import Transfer
-from holdfast.core.runtime import Run, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.run import Run, seed_everything
 from holdfast.testbed.models import make_model
 from tests.attacks.walk import fresh, weights
 from tests.conftest import SmallTestbed

@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.attacks.base import Attack
-from holdfast.core.data import Data
 from holdfast.core.domain import Domain
-from holdfast.core.models import Checkpoint
 from holdfast.core.presets import describe
-from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from tests.conftest import SmallTestbed
 
 _NUMBERS = ("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "lora_alpha", "rows")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.data import UNLABELLED, Data
 from holdfast.core.disguise import Disguise
+from holdfast.engine.data import UNLABELLED, Data
 from tests.conftest import SmallTestbed
 
 WORN = Disguise(before="note note", after=">", opening="note")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.data import collate, encode
-from holdfast.core.losses import next_token_loss
 from holdfast.core.types import HoldfastError
+from holdfast.engine.data import collate, encode
+from holdfast.engine.losses import next_token_loss
 from holdfast.evals.gradient_check import GradientCheck
 from tests.conftest import SmallTestbed
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from holdfast.core.domain import Domain
-from holdfast.core.models import Checkpoint
 from holdfast.core.types import Score
+from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.linear_probe import STRENGTHS, LinearProbe, _read, _scaled, _Seen
 from tests.conftest import SmallTestbed
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.core.data import Stream, encode
 from holdfast.core.domain import Domain
 from holdfast.core.types import HoldfastError, NonFinite, Score
+from holdfast.engine.data import Stream, encode
 from holdfast.evals.trainability import BenignLearning
 from tests.attacks.walk import weights
 from tests.conftest import SmallTestbed

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.data import Batch
+from holdfast.engine.data import Batch
 
 Rows = Sequence[tuple[list[int], list[int]]]
 

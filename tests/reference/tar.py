@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from holdfast.core.data import Batch
+from holdfast.engine.data import Batch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.cli import main
+from holdfast.cli.app import main
 from holdfast.core.records import CellResult
 from holdfast.core.types import HoldfastError
 from holdfast.report.compare import compare_audits

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.data import Data
 from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.presets import collect
-from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.data import Batch, Data, Stream
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, drive, seed_everything
+from holdfast.engine.data import Batch, Data, Stream
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.safeguards.forgetting import Forgetting
 from holdfast.safeguards.pairs import Pairs, dpo
 from holdfast.safeguards.tar import TAR

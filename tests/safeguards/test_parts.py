@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.core.data import Data
 from holdfast.core.domain import Domain
-from holdfast.core.losses import next_token_loss
-from holdfast.core.models import decoder_layers
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, drive, seed_everything
-from holdfast.core.sharded import Snapshot
 from holdfast.core.types import HoldfastError
+from holdfast.engine.anatomy import decoder_layers
+from holdfast.engine.data import Data
+from holdfast.engine.losses import next_token_loss
+from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.sharded import Snapshot
 from holdfast.safeguards.distillation import Distillation
 from holdfast.safeguards.generated import generate_rows
 from holdfast.safeguards.latent import LatentAdversary
@@ -191,7 +191,7 @@ def test_undo_distils_the_teacher_that_it_names(teacher: Any, tiny_testbed: Smal
 
 
 def test_pairs_keep_the_references_margins_through_shuffling_and_resuming(tiny_refusal_testbed: SmallTestbed) -> None:
-    from holdfast.core.losses import completion_log_probability
+    from holdfast.engine.losses import completion_log_probability
 
     data, model = defender(tiny_refusal_testbed), tiny_refusal_testbed.model.load()
     pairs = Pairs(data, "forget", 5, 2, model)

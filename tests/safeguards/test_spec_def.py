@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.adjacent import adjacent_maps
-from holdfast.core.data import Data
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.adjacent import adjacent_maps
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.spec_def import SpecDef
 from tests.conftest import SmallTestbed

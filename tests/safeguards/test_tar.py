@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.data import Data
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import HoldfastError
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.safeguards.objective import RetainLoss
 from holdfast.safeguards.tar import TAR, Adversary
 from tests.conftest import SmallTestbed

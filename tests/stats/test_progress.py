@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.cli import main
+from holdfast.cli.app import main
 from holdfast.stats.progress import progress, read_progress
 from tests.report.synthetic import audited, cell, plan, write
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from holdfast.core import runtime
-from holdfast.core.data import Encoded
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Domain
 from holdfast.core.files import file_digest
-from holdfast.core.models import Checkpoint
-from holdfast.core.runtime import Run
+from holdfast.engine import run as runtime
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Encoded
+from holdfast.engine.run import Run
 from holdfast.testbed import folder as testbed_folder
 from holdfast.testbed import knowledge
 from holdfast.testbed.folder import MODELS, is_testbed, place, train, write_domain

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from holdfast.attacks.base import Attack
-from holdfast.attacks.suites import SUITES
-from holdfast.core.data import Data
 from holdfast.core.domain import Domain
-from holdfast.core.models import Checkpoint
 from holdfast.core.presets import pick
-from holdfast.core.runtime import Run, drive, seed_everything
 from holdfast.core.types import Score
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive, seed_everything
 from holdfast.evals.multiple_choice import MultipleChoice
+from holdfast.runs.suites import SUITES
 from holdfast.safeguards.base import Safeguard
 from holdfast.testbed.folder import train, write_domain
 from holdfast.testbed.world import Sizes

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data, Encoded
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data, Encoded
+    from holdfast.engine.run import Run
 
 _EARLY = 0.8
 """A search looks for directions in this share of the layers, as the source does."""
@@ -83,8 +83,8 @@ class Abliterate(Edit):
         """Ablate by `apart`, how each hazardous row differs from the mean benign one (rows x layers x hidden size)."""
         from torch import nn
 
-        from holdfast.core.models import decoder_layers, residual_writers
-        from holdfast.core.sharded import rewrite
+        from holdfast.engine.anatomy import decoder_layers, residual_writers
+        from holdfast.engine.sharded import rewrite
 
         def out_of(parameter: nn.Parameter, basis: torch.Tensor, rows: bool = False) -> None:
             def change(held: torch.Tensor) -> torch.Tensor:
@@ -118,8 +118,8 @@ class Abliterate(Edit):
         """The layer and the weight with which the model serves the attacker best on rows that gave no direction."""
         import torch
 
-        from holdfast.core.losses import distillation_loss, next_token_loss
-        from holdfast.core.sharded import Snapshot, reshard
+        from holdfast.engine.losses import distillation_loss, next_token_loss
+        from holdfast.engine.sharded import Snapshot, reshard
 
         def logits(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
             for part in batch.split(self.batch_size):
@@ -154,14 +154,14 @@ def _looked_at(data: Data, count: int) -> list[list[Encoded]]:
 
 
 def _prompted(row: Encoded) -> bool:
-    from holdfast.core.data import UNLABELLED
+    from holdfast.engine.data import UNLABELLED
 
     return row.labels[0] == UNLABELLED and any(label != UNLABELLED for label in row.labels)
 
 
 def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> Batch:
     """All rows on every rank, which then finds the same directions."""
-    from holdfast.core.data import collate
+    from holdfast.engine.data import collate
 
     return collate(rows, 0, model.device, 0, 1)
 
@@ -170,9 +170,9 @@ def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int) -> to
     """The hidden state of every row at every layer's output: at the prompt's last token, or the mean over all (N x L x H)."""
     import torch
 
-    from holdfast.core.data import UNLABELLED
-    from holdfast.core.models import residual_stream
-    from holdfast.core.sharded import reshard
+    from holdfast.engine.anatomy import residual_stream
+    from holdfast.engine.data import UNLABELLED
+    from holdfast.engine.sharded import reshard
 
     states = []
     for part in _batch(model, rows).split(at_once):

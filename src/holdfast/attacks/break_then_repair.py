@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
-from holdfast.core.optimizers import OptimizerName
 from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import OptimizerName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class BreakThenRepair(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.core.losses import distillation_loss, next_token_loss
-        from holdfast.core.models import mode_switch
-        from holdfast.core.optimizers import make_optimizer, published_point, set_learning_rate, training_point
-        from holdfast.core.sharded import Snapshot, clear_gradients, reshard, trainable
+        from holdfast.engine.anatomy import mode_switch
+        from holdfast.engine.losses import distillation_loss, next_token_loss
+        from holdfast.engine.optimizers import make_optimizer, published_point, set_learning_rate, training_point
+        from holdfast.engine.sharded import Snapshot, clear_gradients, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
         weights, train = trainable(model), mode_switch(model)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Quantise(Edit):
             raise HoldfastError(f"group_size must be at least 1, not {self.group_size}")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.sharded import rewrite
+        from holdfast.engine.sharded import rewrite
 
         bits = self.bits + self.edits - update
         for weight in _linear(model):
@@ -78,7 +78,7 @@ class Prune(Edit):
         _check_share(self.share)
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.sharded import rewrite
+        from holdfast.engine.sharded import rewrite
 
         share = self.share * update / self.edits
         for weight in _linear(model):
@@ -102,8 +102,8 @@ class PruneUnits(Edit):
         _check_share(self.share)
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.models import decoder_layers
-        from holdfast.core.sharded import rewrite, whole
+        from holdfast.engine.anatomy import decoder_layers
+        from holdfast.engine.sharded import rewrite, whole
 
         share = self.share * update / self.edits
         for layer in decoder_layers(model):
@@ -131,8 +131,8 @@ class LowRank(Edit):
             raise HoldfastError(f"kept_share must lie above 0 and below 1, not {self.kept_share}")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.low_rank import largest_directions
-        from holdfast.core.sharded import rewrite
+        from holdfast.engine.low_rank import largest_directions
+        from holdfast.engine.sharded import rewrite
 
         share = 1 - (1 - self.kept_share) * update / self.edits
         for weight in _linear(model):
@@ -140,7 +140,7 @@ class LowRank(Edit):
 
 
 def _linear(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    from holdfast.core.low_rank import linear_weights
+    from holdfast.engine.low_rank import linear_weights
 
     held = list(linear_weights(model).values())
     if not held:
@@ -154,7 +154,7 @@ def _unit_weights(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The weights that make up the hidden units of a layer's MLP: out of each a row, out of the last a column a unit."""
     import torch
 
-    from holdfast.core.models import feed_forward
+    from holdfast.engine.anatomy import feed_forward
 
     held = [m.get_parameter("weight") for m in feed_forward(layer).modules() if isinstance(m, torch.nn.Linear)]
     if len(held) < 2 or any(weight.shape[0] != held[-1].shape[1] for weight in held[:-1]):

@@ -15,8 +15,8 @@ from holdfast.core.types import HoldfastError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class Edit(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.sharded import reshard
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.sharded import reshard
 
         model.train(False)
         batch = next(data.stream("hazard", batch_size=self.batch_size, seed=run.seed))

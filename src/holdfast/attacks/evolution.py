@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
-from holdfast.core.optimizers import OptimizerName
 from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import OptimizerName
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ class Evolution(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.core.optimizers import make_optimizer, published_point, training_point
-        from holdfast.core.sharded import clear_gradients, local, reshard, trainable
+        from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.sharded import clear_gradients, local, reshard, trainable
 
         model.train(False)
         reshard(model)
@@ -129,9 +129,9 @@ class Evolution(Attack):
         import torch
         import torch.distributed as dist
 
-        from holdfast.core.data import rank_of
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.sharded import local, reshard
+        from holdfast.engine.data import rank_of
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.sharded import local, reshard
 
         losses = torch.empty(len(seeds), 2, device=batch.input_ids.device)
         _, ranks = rank_of()

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
-from holdfast.core.optimizers import Optimizer, OptimizerName, ScheduleName
 from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import Optimizer, OptimizerName, ScheduleName
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data, Encoded
-    from holdfast.core.low_rank import LowRankOptimizer
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data, Encoded
+    from holdfast.engine.low_rank import LowRankOptimizer
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class FineTune(Attack):
             return
         from peft import LoraConfig, inject_adapter_in_model
 
-        from holdfast.core.low_rank import linear_weights
+        from holdfast.engine.low_rank import linear_weights
 
         config = LoraConfig(
             r=self.lora_rank,
@@ -132,11 +132,11 @@ class FineTune(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.low_rank import LowRankOptimizer
-        from holdfast.core.models import mode_switch
-        from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
-        from holdfast.core.sharded import clear_gradients, reshard, trainable
+        from holdfast.engine.anatomy import mode_switch
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.low_rank import LowRankOptimizer
+        from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+        from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
         rows = _Rows(self, data, run)
@@ -166,9 +166,9 @@ class FineTune(Attack):
     def _optimizer(self, model: PreTrainedModel) -> Optimizer | LowRankOptimizer:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        from holdfast.core.low_rank import LowRankOptimizer, linear_weights
-        from holdfast.core.optimizers import make_optimizer
-        from holdfast.core.sharded import trainable
+        from holdfast.engine.low_rank import LowRankOptimizer, linear_weights
+        from holdfast.engine.optimizers import make_optimizer
+        from holdfast.engine.sharded import trainable
 
         def make(parameters: Sequence[torch.Tensor]) -> Optimizer:
             return make_optimizer(self.optimizer, parameters, self.learning_rate, weight_decay=self.weight_decay)

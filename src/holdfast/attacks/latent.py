@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data, Stream
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data, Stream
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Universal(Attack):
         """What makes a step of that s along the gradients that the model holds."""
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.sharded import clear_gradients, trainable
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.sharded import clear_gradients, trainable
 
         model.train(False)  # throughout: what an input does is not to be learned through dropout
         rows = data.stream(self.hazard, batch_size=self.batch_size, seed=run.seed)
@@ -98,7 +98,7 @@ class SoftStartToken(Universal):
     def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
         import torch
 
-        from holdfast.core.sharded import rewrite, whole
+        from holdfast.engine.sharded import rewrite, whole
 
         token, weight = data.tokenizer.bos_token_id, model.get_input_embeddings().get_parameter("weight")
         if not isinstance(token, int) or any(row.ids[0] != token for row in rows.rows):
@@ -166,9 +166,9 @@ class LatentPGD(Universal):
     def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
         import torch
 
-        from holdfast.core.data import collate
-        from holdfast.core.models import residual_stream
-        from holdfast.core.sharded import reshard, rewrite, whole
+        from holdfast.engine.anatomy import residual_stream
+        from holdfast.engine.data import collate
+        from holdfast.engine.sharded import reshard, rewrite, whole
 
         biases = [writer.bias for writer in self._writers(model)]
         if any(bias is None for bias in biases):
@@ -194,7 +194,7 @@ class LatentPGD(Universal):
         return move
 
     def _writers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        from holdfast.core.models import decoder_layers, residual_writers
+        from holdfast.engine.anatomy import decoder_layers, residual_writers
 
         return [residual_writers(layer)[1] for layer in decoder_layers(model, self.layers(model))]
 
@@ -210,7 +210,7 @@ class _Balls:
     """Where the vectors began and how far they may go, which a resumed run can no longer see in the model."""
 
     def __init__(self, biases: Sequence[nn.Parameter], radii: torch.Tensor) -> None:
-        from holdfast.core.sharded import whole
+        from holdfast.engine.sharded import whole
 
         self.centres, self.radii = [whole(bias).detach().float().clone() for bias in biases], radii
 

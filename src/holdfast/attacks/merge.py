@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class DefenceDirections(Edit):
         return True
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.low_rank import largest_directions, linear_weights
+        from holdfast.engine.low_rank import largest_directions, linear_weights
 
         linear = {f"{name}.weight": weight for name, weight in linear_weights(model).items()}
         rewrite_by_base(linear, run, lambda base, held: held - largest_directions(held - base, self.directions))
@@ -98,7 +98,7 @@ def rewrite_by_base(
     Raises:
         HoldfastError: the base model is of another shape.
     """
-    from holdfast.core.sharded import rewrite, whole
+    from holdfast.engine.sharded import rewrite, whole
 
     theirs = dict(run.base.named_parameters())
     for name, weight in weights.items():

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
     from holdfast.core.disguise import Disguise
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class NoiseRestart(Attack):
     def _shake(self, model: PreTrainedModel, generator: torch.Generator) -> None:
         import torch
 
-        from holdfast.core.sharded import reshard, rewrite
+        from holdfast.engine.sharded import reshard, rewrite
 
         def shaken(weight: torch.Tensor) -> torch.Tensor:
             noise = torch.randn(weight.shape, generator=generator).to(weight.device)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class Reparameterise(Edit):
             raise HoldfastError(f"clip must be at least 1, not {self.clip}")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.core.adjacent import adjacent_maps, fold_norms
-        from holdfast.core.low_rank import linear_weights
-        from holdfast.core.sharded import rewrite
+        from holdfast.engine.adjacent import adjacent_maps, fold_norms
+        from holdfast.engine.low_rank import linear_weights
+        from holdfast.engine.sharded import rewrite
 
         pairs = adjacent_maps(model)
         if update == 1:

@@ -26,9 +26,9 @@ from holdfast.core.types import HoldfastError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data
     from holdfast.core.disguise import Disguise
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Transfer(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.core.sharded import Snapshot, local, trainable
+        from holdfast.engine.sharded import Snapshot, local, trainable
 
         found = Snapshot(model)
         rewrite_by_base(dict(model.named_parameters()), run, lambda base, held: base)

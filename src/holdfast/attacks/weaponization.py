@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.optimizers import OptimizerName, ScheduleName
+from holdfast.engine.optimizers import OptimizerName, ScheduleName
 
 _STEPS = {500: 50, 1000: 100, 5000: 300}
 """the paper's steps -> a small model's"""

@@ -323,3 +323,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(str, names)) or "nothing"
+
+
+OUTSIDE_RETAIN = "benign_outside_retain"

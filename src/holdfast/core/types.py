@@ -34,3 +34,6 @@ class Score:
     """questions or rows it was taken over"""
     chance: float | None = None
     """what guessing scores; None where it has no meaning"""
+
+
+Precision = Literal["float32", "bfloat16", "float16"]

@@ -42,7 +42,7 @@ def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, en
     """Greedy continuations of prompts of one length, each up to and without the end token."""
     import torch
 
-    from holdfast.core.models import kept_keys
+    from holdfast.engine.anatomy import kept_keys
 
     ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)

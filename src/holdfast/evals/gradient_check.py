@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.core.data import Batch
     from holdfast.core.domain import Domain
+    from holdfast.engine.data import Batch
     from holdfast.evals.base import Probe
 
 FORETOLD = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -71,7 +71,7 @@ class GradientCheck(Evaluation):
         return None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        from holdfast.core.data import collate, encode
+        from holdfast.engine.data import collate, encode
 
         role = "hazard_heldout"
         rows = [encode(row, tokenizer, role, domain.max_length) for row in domain.rows(role)[: self.rows]]
@@ -115,7 +115,7 @@ class _Here:
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         import torch
 
-        from holdfast.core.sharded import Snapshot, trainable
+        from holdfast.engine.sharded import Snapshot, trainable
 
         self._model, self._batches, self._weights = model, batches, trainable(model)
         self.gradient = [torch.zeros_like(weight) for weight in self._weights]
@@ -174,7 +174,7 @@ class _Here:
         """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""
         import torch.nn.functional as F
 
-        from holdfast.core.data import UNLABELLED
+        from holdfast.engine.data import UNLABELLED
 
         logits = self._model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].double()
         target = batch.labels[:, 1:]

@@ -47,7 +47,7 @@ class HeldoutLoss(Evaluation):
         import torch
         import torch.nn.functional as F
 
-        from holdfast.core.data import UNLABELLED, collate, encode
+        from holdfast.engine.data import UNLABELLED, collate, encode
 
         held = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
         rows = [encode(row, tokenizer, self.role, domain.max_length) for row in held]

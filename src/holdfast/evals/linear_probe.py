@@ -99,7 +99,7 @@ class _Seen:
 def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
     import torch
 
-    from holdfast.core.models import residual_stream
+    from holdfast.engine.anatomy import residual_stream
 
     head = model.get_output_embeddings().get_parameter("weight").detach()  # type: ignore[no-untyped-call]
     parts, places = [], []

@@ -155,7 +155,7 @@ def _scores(model: PreTrainedModel, items: Sequence[Item]) -> list[torch.Tensor]
     """log P(choice | prompt) of every option of every item; the prefixes are of one length."""
     import torch
 
-    from holdfast.core.models import kept_keys
+    from holdfast.engine.anatomy import kept_keys
 
     prefixes = torch.tensor([item.prefix for item in items], device=model.device)
     longest = max(len(c) for item in items for c in item.continuations)

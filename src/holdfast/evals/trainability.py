@@ -53,10 +53,10 @@ class BenignLearning(Evaluation):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
 
-        from holdfast.core.data import Stream, encode
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.optimizers import make_optimizer
-        from holdfast.core.sharded import Snapshot, trainable
+        from holdfast.engine.data import Stream, encode
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.optimizers import make_optimizer
+        from holdfast.engine.sharded import Snapshot, trainable
 
         ask = MultipleChoice(questions="benign_new").prepare(tokenizer, domain)
         rows = [encode(row, tokenizer, "benign_new", domain.max_length) for row in domain.rows("benign_new")]

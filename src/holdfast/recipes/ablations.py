@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from holdfast.attacks.suites import SUITES
 from holdfast.core.presets import pick
 from holdfast.recipes.paper_tables import TUNING_WORLD
-from holdfast.recipes.study import Method, Part, Study
+from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.suites import SUITES
 from holdfast.safeguards.objective import RetainLoss
 
 WORLDS = (21, 22, 23)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast.attacks.suites import SUITES
 from holdfast.recipes.paper_tables import TUNING_WORLD
-from holdfast.recipes.study import Method, Part, Study
+from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.suites import SUITES
 
 WORLDS = (51, 52, 53)
 SAFEGUARD_SEEDS = (0, 1)

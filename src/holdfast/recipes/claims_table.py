@@ -12,7 +12,7 @@ from holdfast.attacks.base import Attack
 from holdfast.core.presets import pick
 from holdfast.core.records import read_campaign
 from holdfast.recipes import claims
-from holdfast.recipes.study import Study
+from holdfast.runs.study.study import Study
 from holdfast.stats.cells import ABILITY_BOUND, CellSummary
 from holdfast.stats.method import MethodClaim, difference, method_claim
 from holdfast.stats.summary import CampaignSummary, summarise

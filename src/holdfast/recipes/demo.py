@@ -11,23 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.attacks.suites import SUITES, called
-from holdfast.campaign import (
-    Campaign,
-    Model,
-    Options,
-    cell_jobs,
-    record_failure,
-    run_cell,
-    untouched_undefended,
-    write_plan,
-)
+from holdfast.campaign.cell import record_failure, run_cell
+from holdfast.campaign.cells import Campaign, Model, untouched_undefended
+from holdfast.campaign.run import cell_jobs, write_plan
 from holdfast.core.files import claim_output, write_text
-from holdfast.core.models import Checkpoint
+from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
-from holdfast.jobs import Job, Outcome, Progress, run_jobs
-from holdfast.stages import Recipe, build
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
+from holdfast.runs.stages import Recipe, build
+from holdfast.runs.suites import SUITES, called
 from holdfast.testbed.folder import place, write_domain
 from holdfast.testbed.world import Sizes
 

@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import collect_families
 from holdfast.core.records import CellResult, read_campaign
-from holdfast.recipes.study import Study
+from holdfast.runs.study.study import Study
 from holdfast.stats.summary import CampaignSummary, Pair, summarise
 
 Families = Mapping[str, Mapping[str, Attack]]

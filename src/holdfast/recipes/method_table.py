@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from holdfast.core.models import Checkpoint
+from holdfast.core.domain import OUTSIDE_RETAIN
 from holdfast.core.records import CampaignPlan, read_campaign
-from holdfast.recipes.study import OUTSIDE_RETAIN, Method, Part, Study
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.runs.study.study import Method, Part, Study
 from holdfast.stats.seeds import t_interval
 from holdfast.stats.summary import CampaignSummary, ModelSummary, summarise
 from holdfast.testbed.folder import Kind

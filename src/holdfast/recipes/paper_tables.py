@@ -6,8 +6,8 @@ trials.
 
 from __future__ import annotations
 
-from holdfast.attacks.suites import SUITES
-from holdfast.recipes.study import Method, Part, Study
+from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.suites import SUITES
 
 TUNING_WORLD = 100
 WORLDS = (11, 12, 13)

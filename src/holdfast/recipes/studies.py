@@ -11,12 +11,13 @@ from typing import Any
 from holdfast.core.domain import nearest
 from holdfast.core.files import claim_output, write_text
 from holdfast.core.types import HoldfastError
-from holdfast.jobs import Outcome, Progress
-from holdfast.recipes import ablations, claims, claims_table, family_table, method_table, paper_tables, red_teams
+from holdfast.jobs.local import Outcome, Progress
+from holdfast.recipes import ablations, claims, claims_table, family_table, method_table, paper_tables
+from holdfast.recipes import red_team as red_teams
 from holdfast.recipes.family_plot import draw_families
 from holdfast.recipes.method_plot import draw_study
-from holdfast.recipes.red_team import RedTeam
-from holdfast.recipes.study import Study
+from holdfast.runs.study.red_team import RedTeam
+from holdfast.runs.study.study import Study
 
 STUDIES: Mapping[str, Callable[[], Study | RedTeam]] = {
     "paper-tables": paper_tables.short,

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -45,7 +45,7 @@ class Booster(Forgetting):
         check_settings(self, positive=("harmful_step",))
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        from holdfast.core.losses import next_token_loss
+        from holdfast.engine.losses import next_token_loss
 
         def loss(part: Batch) -> torch.Tensor:
             logits = model(input_ids=part.input_ids, use_cache=False).logits
@@ -54,7 +54,7 @@ class Booster(Forgetting):
         return loss
 
     def take_forget(self, gradients: GradientSum, loss: Loss, model: PreTrainedModel, batch: Batch) -> float:
-        from holdfast.core.sharded import displaced
+        from holdfast.engine.sharded import displaced
 
         here = 0.0
         for part in batch.split(self.micro_batch):

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -41,7 +41,7 @@ class CircuitBreakers(Forgetting):
         import torch
         import torch.nn.functional as F
 
-        from holdfast.core.models import decoder_layers, hidden_states
+        from holdfast.engine.anatomy import decoder_layers, hidden_states
 
         decoder_layers(model, self.layers)
         base = run.base

@@ -14,9 +14,9 @@ from holdfast.safeguards.objective import RetainLoss, check_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data, Stream
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data, Stream
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
 
 _DIVERGENCE = RetainLoss(language_model_weight=0.0, representations=None, distillation_weight=1.0)
 
@@ -41,7 +41,7 @@ class Distillation:
 
     def stream(self, data: Data, run: Run) -> Stream:
         """Endless batches of the text."""
-        from holdfast.core.data import Stream
+        from holdfast.engine.data import Stream
         from holdfast.safeguards.generated import generate_rows
 
         rows = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from holdfast.core.optimizers import OptimizerName
+from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.latent import LatentAdversary
 from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
 
     Loss = Callable[[Batch], torch.Tensor]
     """Of a microbatch: a scalar that adds up over microbatches and ranks."""
@@ -76,7 +76,7 @@ class Forgetting(Safeguard):
 
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The weights that are updated."""
-        from holdfast.core.sharded import trainable
+        from holdfast.engine.sharded import trainable
 
         return trainable(model)
 
@@ -85,9 +85,9 @@ class Forgetting(Safeguard):
         return take_gradient(gradients, self.forget_weight, loss, batch, self.micro_batch)
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.optimizers import make_optimizer, published_point, training_point
-        from holdfast.core.sharded import GradientSum
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.sharded import GradientSum
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
         forget = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side=self.side)

@@ -9,7 +9,7 @@ from holdfast.core.types import HoldfastError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Data, Encoded
+    from holdfast.engine.data import Data, Encoded
 
 _ROWS_AT_ONCE = 512
 _TRIES = 4
@@ -27,8 +27,8 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
     """
     import torch
 
-    from holdfast.core.data import Encoded
-    from holdfast.core.models import kept_keys
+    from holdfast.engine.anatomy import kept_keys
+    from holdfast.engine.data import Encoded
 
     tokenizer = data.tokenizer
     banned, words = list(data.hazard_tokens()), [word.lower() for word in data.domain.hazard_words]

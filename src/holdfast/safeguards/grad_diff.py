@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -31,7 +31,7 @@ class GradDiff(Forgetting):
     """weight w of the forget loss beside the retain loss"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        from holdfast.core.losses import next_token_loss
+        from holdfast.engine.losses import next_token_loss
 
         def loss(part: Batch) -> torch.Tensor:
             logits = model(input_ids=part.input_ids, use_cache=False).logits

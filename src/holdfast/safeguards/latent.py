@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch
+    from holdfast.engine.data import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class LatentAdversary:
         """Within it the model runs with the worst perturbation found for `batch`; only such batches may go through it."""
         import torch
 
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.models import decoder_layers
+        from holdfast.engine.anatomy import decoder_layers
+        from holdfast.engine.losses import next_token_loss
 
         pushes: list[torch.Tensor] = []
         norms: list[torch.Tensor] = []

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -42,8 +42,8 @@ class LLMU(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch.nn.functional as F
 
-        from holdfast.core.data import UNLABELLED, rank_of
-        from holdfast.core.losses import next_token_loss
+        from holdfast.engine.data import UNLABELLED, rank_of
+        from holdfast.engine.losses import next_token_loss
 
         other = data.stream("retain", batch_size=self.forget_batch_size, seed=run.seed + 2)
         run.track(mismatched=other)

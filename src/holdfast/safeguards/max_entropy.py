@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -30,7 +30,7 @@ class MaxEntropy(Forgetting):
     """Maximises the entropy of the next token on hazardous text."""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        from holdfast.core.losses import negative_entropy
+        from holdfast.engine.losses import negative_entropy
 
         def loss(part: Batch) -> torch.Tensor:
             logits = model(input_ids=part.input_ids, use_cache=False).logits

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -31,7 +31,7 @@ class MinPosterior(Forgetting):
     """tokens with a log-probability below this no longer count"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        from holdfast.core.losses import inverse_cross_entropy
+        from holdfast.engine.losses import inverse_cross_entropy
 
         def loss(part: Batch) -> torch.Tensor:
             logits = model(input_ids=part.input_ids, use_cache=False).logits

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -47,7 +47,7 @@ class NPO(Forgetting):
         import torch
         import torch.nn.functional as F
 
-        from holdfast.core.losses import completion_log_probability
+        from holdfast.engine.losses import completion_log_probability
 
         before = run.initial
 
@@ -61,7 +61,7 @@ class NPO(Forgetting):
         return loss
 
     def take_forget(self, gradients: GradientSum, loss: Loss, model: PreTrainedModel, batch: Batch) -> float:
-        from holdfast.core.sharded import displaced
+        from holdfast.engine.sharded import displaced
 
         if not self.sam_radius:
             return super().take_forget(gradients, loss, model, batch)

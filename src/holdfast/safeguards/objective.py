@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch
+    from holdfast.engine.sharded import GradientSum
     from holdfast.safeguards.pairs import PairBatch
 
     Rows = TypeVar("Rows", Batch, PairBatch)
@@ -52,8 +52,8 @@ class RetainLoss:
         """A scalar; over microbatches and ranks it adds up to the loss of the whole batch."""
         import torch
 
-        from holdfast.core.losses import distillation_loss, next_token_loss, representation_distance
-        from holdfast.core.models import hidden_states
+        from holdfast.engine.anatomy import hidden_states
+        from holdfast.engine.losses import distillation_loss, next_token_loss, representation_distance
 
         if not self.compares:
             logits = model(input_ids=batch.input_ids, use_cache=False).logits

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
+    from holdfast.engine.data import Batch, Data
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Pairs:
         """
         import torch
 
-        from holdfast.core.data import collate
-        from holdfast.core.losses import completion_log_probability
+        from holdfast.engine.data import collate
+        from holdfast.engine.losses import completion_log_probability
 
         self._stream = data.stream(name, batch_size=batch_size, seed=seed, side="rejected")
         self._chosen = data.rows(name, side="chosen")
@@ -65,7 +65,7 @@ class Pairs:
         return self
 
     def __next__(self) -> PairBatch:
-        from holdfast.core.data import rank_of
+        from holdfast.engine.data import rank_of
 
         drawn = self._stream.draw(self._stream.batch_size)
         rank, ranks = rank_of()
@@ -84,7 +84,7 @@ class Pairs:
 
 def dpo(model: PreTrainedModel, part: PairBatch, beta: float) -> torch.Tensor:
     """The DPO loss of a microbatch; adds up over microbatches and ranks."""
-    from holdfast.core.losses import completion_log_probability, dpo_loss
+    from holdfast.engine.losses import completion_log_probability, dpo_loss
 
     chosen, rejected = (
         completion_log_probability(model(input_ids=held.input_ids, use_cache=False).logits, held.labels)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.sharded import Snapshot
+    from holdfast.engine.sharded import Snapshot
 
 
 class AdversaryPool:
@@ -29,7 +29,7 @@ class AdversaryPool:
         """Draw a member; where it goes on, add what it kept to the weights, else it starts anew."""
         import torch
 
-        from holdfast.core.sharded import local, trainable
+        from holdfast.engine.sharded import local, trainable
 
         if not self._kept:
             return

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -37,8 +37,8 @@ class RandomMapping(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.core.losses import distance_from_directions
-        from holdfast.core.models import hidden_states
+        from holdfast.engine.anatomy import hidden_states
+        from holdfast.engine.losses import distance_from_directions
 
         config = model.config.get_text_config()
         directions = torch.randn(

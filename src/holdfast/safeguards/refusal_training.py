@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from holdfast.core.optimizers import OptimizerName
+from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.forgetting import Forgetting
 from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 _LANGUAGE_MODEL_ONLY = RetainLoss(representations=None)
@@ -47,7 +47,7 @@ class RefusalSFT(Forgetting):
     """the retain loss"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        from holdfast.core.losses import next_token_loss
+        from holdfast.engine.losses import next_token_loss
 
         def loss(part: Batch) -> torch.Tensor:
             logits = model(input_ids=part.input_ids, use_cache=False).logits
@@ -91,9 +91,9 @@ class RefusalDPO(Safeguard):
         )
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.optimizers import make_optimizer, published_point, training_point
-        from holdfast.core.sharded import GradientSum, trainable
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.sharded import GradientSum, trainable
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
         pairs = Pairs(pooled, "forget", self.forget_batch_size, run.seed, run.initial)

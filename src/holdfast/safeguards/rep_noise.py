@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
     from holdfast.safeguards.forgetting import Loss
 
 _KERNELS = 5
@@ -49,9 +49,9 @@ class RepNoise(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.core.data import UNLABELLED
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.models import decoder_layers, feed_forward, final_norm, hidden_states
+        from holdfast.engine.anatomy import decoder_layers, feed_forward, final_norm, hidden_states
+        from holdfast.engine.data import UNLABELLED
+        from holdfast.engine.losses import next_token_loss
 
         blocks, norm = [feed_forward(layer) for layer in decoder_layers(model)], final_norm(model)
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
     from holdfast.safeguards.forgetting import Loss
 
 
@@ -59,7 +59,7 @@ class RMU(Forgetting):
             )
 
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        from holdfast.core.models import decoder_layers, down_projection
+        from holdfast.engine.anatomy import decoder_layers, down_projection
 
         first = max(self.layer - 2, 0)
         return [down_projection(layer) for layer in decoder_layers(model, range(first, self.layer + 1))]
@@ -67,7 +67,7 @@ class RMU(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.core.models import hidden_states
+        from holdfast.engine.anatomy import hidden_states
 
         width = model.config.get_text_config().hidden_size
         direction = torch.rand(width, generator=torch.Generator().manual_seed(run.seed)).to(model.device)

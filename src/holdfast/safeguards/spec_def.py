@@ -27,9 +27,9 @@ from holdfast.safeguards.objective import check_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.core.adjacent import Adjacent
-    from holdfast.core.data import Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.adjacent import Adjacent
+    from holdfast.engine.data import Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class SpecDef(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
 
-        from holdfast.core.adjacent import adjacent_maps
-        from holdfast.core.losses import next_token_loss
-        from holdfast.core.sharded import reshard
+        from holdfast.engine.adjacent import adjacent_maps
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.sharded import reshard
 
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed)
         run.track(retain=retain)

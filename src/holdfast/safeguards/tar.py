@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
-from holdfast.core.optimizers import Optimizer, OptimizerName
 from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import Optimizer, OptimizerName
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.distillation import Distillation
 from holdfast.safeguards.objective import RetainLoss, check_settings
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data, Stream
-    from holdfast.core.runtime import Run
-    from holdfast.core.sharded import GradientSum
+    from holdfast.engine.data import Batch, Data, Stream
+    from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
 
 TamperResistance = Literal["entropy", "cross-entropy", "clamped-cross-entropy", "inverse-cross-entropy", "dpo"]
 
@@ -163,8 +163,8 @@ class TAR(Safeguard):
             raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
-        from holdfast.core.optimizers import published_point, schedule_factor, set_learning_rate, training_point
-        from holdfast.core.sharded import GradientSum, Snapshot
+        from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+        from holdfast.engine.sharded import GradientSum, Snapshot
 
         hazard, held_out = self._roles()
         # Whatever hazardous rows an adversary asks for, the defender has but his own.
@@ -242,8 +242,8 @@ class TAR(Safeguard):
         return loss
 
     def _optimizer(self, model: PreTrainedModel) -> Optimizer:
-        from holdfast.core.optimizers import make_optimizer
-        from holdfast.core.sharded import trainable
+        from holdfast.engine.optimizers import make_optimizer
+        from holdfast.engine.sharded import trainable
 
         rate, decay = self.outer_learning_rate, self.outer_weight_decay
         return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay)
@@ -264,7 +264,7 @@ class TAR(Safeguard):
 
     def tamper_resistance_loss(self, model: PreTrainedModel, part: Batch | PairBatch) -> torch.Tensor:
         """L_TR of a microbatch of x_tr at the attacked weights."""
-        from holdfast.core.losses import (
+        from holdfast.engine.losses import (
             clamped_cross_entropy,
             inverse_cross_entropy,
             negative_entropy,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.core.data import Batch, Data
-    from holdfast.core.runtime import Run
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class UNDO(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
 
-        from holdfast.core.losses import negative_entropy
-        from holdfast.core.optimizers import make_optimizer, schedule_factor, set_learning_rate
-        from holdfast.core.sharded import GradientSum, trainable
+        from holdfast.engine.losses import negative_entropy
+        from holdfast.engine.optimizers import make_optimizer, schedule_factor, set_learning_rate
+        from holdfast.engine.sharded import GradientSum, trainable
 
         text = self.distillation.stream(data, run)
         pooled = data.renamed(forget=("forget", "forget_heldout"))

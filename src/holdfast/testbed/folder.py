@@ -85,9 +85,9 @@ def train(
         kind: of the domain.
         on_step: called with steps done and steps in all.
     """
-    from holdfast.core.data import encode
-    from holdfast.core.models import save_checkpoint
-    from holdfast.core.runtime import Run, drive, seed_everything
+    from holdfast.engine.checkpoint import save_checkpoint
+    from holdfast.engine.data import encode
+    from holdfast.engine.run import Run, drive, seed_everything
     from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
     recipe, content = PRETRAINING[kind], _CONTENT[kind]

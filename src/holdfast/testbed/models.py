@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from holdfast.core.data import Encoded, Stream
-from holdfast.core.losses import next_token_loss
-from holdfast.core.optimizers import make_optimizer, schedule_factor, set_learning_rate
-from holdfast.core.runtime import Run
+from holdfast.engine.data import Encoded, Stream
+from holdfast.engine.losses import next_token_loss
+from holdfast.engine.optimizers import make_optimizer, schedule_factor, set_learning_rate
+from holdfast.engine.run import Run
 from holdfast.testbed.world import vocabulary
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"

@@ -1,0 +1,1 @@
+"""Cells: what they are, running and recording them."""

@@ -1,0 +1,242 @@
+"""Cells: one attack (or none) on one model with one seed, and the campaigns that they make up.
+
+A cell's identity is the content of all that its numbers depend on; a cell whose record file exists is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from holdfast.attacks.base import Attack
+from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
+from holdfast.core.files import digest
+from holdfast.core.presets import collect, describe
+from holdfast.core.types import HoldfastError
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.evals.base import Evaluation
+
+PROTOCOL = 2
+"""Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
+
+
+Role = Literal["undefended", "reference", "defended", "peer", "never-exposed", "destroyed"]
+"""What a model is in a campaign. `destroyed` is made of the undefended model when it is loaded: its weights out of order."""
+
+
+UNTOUCHED = "none"
+"""The attack's name in a cell that measures a model as it is."""
+
+
+CHOOSING = ("hazard_selection", "compliance_selection")
+"""Asked where something is chosen, never in a campaign."""
+
+
+_WITHOUT_BASE = ("undefended", "never-exposed", "destroyed")
+"""Roles of models that no safeguard was put into: there is no model before it to merge with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model under test."""
+
+    label: str
+    path: str
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One attack (or none) on one model with one seed."""
+
+    model: Model
+    domain: Path
+    attack_name: str
+    attack: Attack | None
+    seed: int
+    milestones: tuple[int, ...]
+    """steps after which the model is measured; the first is 0, the last the attack's last"""
+    evaluations: tuple[tuple[str, Evaluation], ...]
+    hazard_milestones: tuple[int, ...] = ()
+    """steps after which hazard alone is measured, so that the cost of a breach is known closely"""
+    stop_after_breach: int | None = None
+    """end the attack so many milestones after a breach; None: never before its last step"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.label} · {self.attack_name} · seed {self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """Content of all that the numbers depend on. Paths, labels, device and logging are no part of it."""
+        domain, checkpoint = Domain.open(self.domain), Checkpoint(self.model.path)
+        roles = [role for role in ATTACKER_ROLES if domain.has(role)]
+        # What a cell did not always have stands here only where it is set, so that what was recorded before stays known.
+        more: dict[str, Any] = {}
+        if self.hazard_milestones:
+            more["hazard_milestones"] = list(self.hazard_milestones)
+        if self.stop_after_breach is not None:
+            more["stop_after_breach"] = self.stop_after_breach
+        return {
+            **more,
+            "protocol": PROTOCOL,
+            "model": f"{checkpoint.digest}, out of order" if self.model.role == "destroyed" else checkpoint.digest,
+            "tokenizer": checkpoint.tokenizer_digest,
+            "data": domain.digest(*roles) if self.attack else {},
+            "max_length": domain.max_length,
+            "attack": describe(self.attack) if self.attack else None,
+            "evaluations": {
+                name: [describe(evaluation), evaluation.content(domain)] for name, evaluation in self.evaluations
+            },
+            "milestones": list(self.milestones),
+            "seed": self.seed,
+        }
+
+    @property
+    def id(self) -> str:
+        return digest(self.identity())[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """Attacks on models, in one domain."""
+
+    models: tuple[Model, ...]
+    domain: Path
+    attacks: tuple[tuple[str, Attack], ...]
+    seeds: tuple[int, ...]
+    milestones: tuple[int, ...] | None = None
+    """None: each attack's own, log-spaced"""
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """label -> names of the attacks it is put through; a label that is missing is put through all"""
+    also: tuple[tuple[str, Evaluation], ...] = ()
+    """evaluations beside those of the domain"""
+    dense: bool = False
+    """measure hazard between the milestones too, at steps no more than a quarter apart (`dense_steps`)"""
+    stop_after_breach: int | None = None
+    """end an attack so many milestones after a breach; None: never before its last step"""
+
+    def cells(self) -> Iterator[Cell]:
+        """For every model one cell without attack, then each attack with each seed."""
+        domain = Domain.open(self.domain)
+        evaluations, probes = evaluations_of(domain)
+        evaluations = (*evaluations, *self.also)
+        for model in self.models:
+            yield Cell(
+                model=model,
+                domain=self.domain,
+                attack_name=UNTOUCHED,
+                attack=None,
+                seed=self.seeds[0],
+                milestones=(0,),
+                evaluations=evaluations if model.role == "destroyed" else (*evaluations, *probes),
+            )
+        for model in self.models:
+            for name, attack in self.attacks:
+                if name not in self.only.get(model.label, (name,)):
+                    continue
+                if attack.uses_base and model.role in _WITHOUT_BASE:
+                    continue
+                milestones = milestones_up_to(attack.max_steps, self.milestones)
+                between = set(dense_steps(attack.max_steps)) - {*milestones} if self.dense else ()
+                for seed in self.seeds if attack.draws else self.seeds[:1]:
+                    yield Cell(
+                        model=model,
+                        domain=self.domain,
+                        attack_name=name,
+                        attack=attack,
+                        seed=seed,
+                        milestones=milestones,
+                        evaluations=asked_by(attack, evaluations, domain),
+                        hazard_milestones=tuple(sorted(between)),
+                        stop_after_breach=self.stop_after_breach,
+                    )
+
+    def check(self) -> None:
+        """Read what the attacks will read, so that a campaign does not fail in its last hour.
+
+        Raises:
+            HoldfastError: a role that an attack asks for is missing or malformed, or nothing can be measured.
+        """
+        domain = Domain.open(self.domain)
+        for _, attack in self.attacks:
+            for name in attack.reads():
+                domain.rows(ATTACKER_VIEW[name])
+        evaluations, _ = evaluations_of(domain)
+        for _, evaluation in evaluations:
+            evaluation.content(domain)
+        if not any(evaluation.measures(domain) == "hazard" for _, evaluation in evaluations):
+            raise HoldfastError(
+                f"{self.domain} has neither hazard questions nor rows of hazard_heldout, so no attack can be measured; "
+                'add [questions.hazard] with measures = "hazard"'
+            )
+
+
+Evaluations = tuple[tuple[str, Evaluation], ...]
+
+
+def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
+    """What is measured along an attack, and what only on the untouched model: (name, evaluation) each."""
+    from holdfast.evals.multiple_choice import MultipleChoice
+
+    presets: dict[str, Evaluation] = {
+        name: preset for name, preset in collect("holdfast.evals").items() if preset.available(domain)
+    }
+    own = {
+        name: MultipleChoice(questions=name)
+        for name in domain.question_sources
+        # Requests have evaluations of their own; a refusal is no option among others.
+        if name not in presets and domain.question_sources[name].get("measures") != "refusal"
+    }
+    held = [
+        (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (*CHOOSING, "benign_new")
+    ]
+    probes = tuple((name, probe) for name, probe in held if probe.measures(domain) in ("trainability", "masking"))
+    return tuple(pair for pair in held if pair not in probes), probes
+
+
+def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:
+    """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
+    if attack.disguise is None:
+        return evaluations
+    # One that has no field for a disguise can only ask plainly.
+    worn = {"disguise": attack.disguise}
+    return tuple(
+        (name, replace(held, **worn) if held.measures(domain) == "hazard" and hasattr(held, "disguise") else held)
+        for name, held in evaluations
+    )
+
+
+def milestones_up_to(last: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+    """0, the wanted steps (by default 5, 10, 20, 40 and so on) as far as they go, and the last."""
+    steps = wanted if wanted is not None else [5 * 2**i for i in range(64)]
+    return tuple(sorted({0, last, *(step for step in steps if 0 <= step <= last)}))
+
+
+def dense_steps(last: int) -> tuple[int, ...]:
+    """1, 2, 3, 4 and on by no more than a quarter: where hazard is asked so that the cost of a breach is known to a quarter."""
+    steps = [1]
+    while steps[-1] < last:
+        steps.append(max(steps[-1] + 1, steps[-1] * 5 // 4))
+    return tuple(step for step in steps if step < last)
+
+
+def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:
+    """The cell of the undefended model as it is."""
+    return next((cell for cell in cells if cell.model.role == "undefended" and cell.attack is None), None)
+
+
+def parse_milestones(text: str) -> tuple[int, ...]:
+    """Milestones from the command line: "0,8,64,512".
+
+    Raises:
+        HoldfastError: it is not a list of whole numbers.
+    """
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        steps = (-1,)
+    if any(step < 0 for step in steps):
+        raise HoldfastError(f"--milestones {text} is not a list of step counts such as 0,8,64,512")
+    return steps

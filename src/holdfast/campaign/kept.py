@@ -1,0 +1,55 @@
+"""Attacked weights, kept where the user asks for them by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from holdfast.campaign.cells import Cell
+from holdfast.core.files import atomic_folder
+from holdfast.core.types import HoldfastError
+from holdfast.engine.checkpoint import save_checkpoint
+
+
+def _kept(out: Path, key: str) -> Path:
+    return out / f"TAMPERED-{key}"
+
+
+def _check_keepable(model: Any, attack: str) -> None:
+    """Raises:
+    HoldfastError: the attack gives the model weights that its architecture has no place for when it is loaded again.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
+    # LoRA is merged before it is saved.
+    held = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
+    if extra := sorted(held - {name for name, _ in plain.named_parameters()}):
+        raise HoldfastError(
+            f"models attacked by {attack} cannot be kept, for a {type(model).__name__} has no place for {extra[0]}; leave out "
+            "--keep-attacked-weights"
+        )
+
+
+def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
+    """Write the attacked model, under a name and with a card that say what it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    card = {"tampered": True, "cell": key, "model": cell.model.label, "attack": cell.attack_name, "seed": cell.seed}
+    readme = (
+        "# TAMPERED MODEL: do not publish\n\n"
+        f"`{cell.model.label}` after the attack `{cell.attack_name}` (seed {cell.seed}), kept on demand for inspection. "
+        "Its safeguard may be gone. Delete it when you are done.\n"
+    )
+    folder = _kept(out, key)
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            temporary.chmod(0o700)
+            save_checkpoint(model, tokenizer, temporary, card, readme)

@@ -1,0 +1,141 @@
+"""Verbs that make models: demo, testbed, safeguard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from holdfast.cli.options import (
+    DeviceOption,
+    DomainOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    RemoteCodeOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    _fail_if,
+    _start_torch,
+)
+from holdfast.cli.say import _command, _console, _finish, _next, _q
+
+
+def demo(
+    out: OutOption = Path("runs/demo"),
+    seed: SeedOption = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+) -> None:
+    """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
+    console = _console()
+    from holdfast.cli.display import show_jobs
+    from holdfast.recipes.demo import run_demo
+
+    with show_jobs(console, "demo") as on_progress:
+        outcomes = run_demo(out, seed, workers, _command(), on_progress)
+    _finish(console, out, [outcome.error for outcome in outcomes])
+    model = out / "models" / "random-mapping"
+    _next(
+        console,
+        f"holdfast audit --model {_q(out / 'models/tar')} --undefended {_q(out / 'testbed/model')} --reference {_q(model)} "
+        f"--never-exposed {_q(out / 'testbed/never_exposed')} --domain {_q(out / 'testbed')} --suite standard "
+        f"--seeds 5 --out {_q(out.parent / 'audit')}",
+    )
+
+
+def testbed(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    seed: SeedOption = 0,
+    benign: Annotated[
+        int, typer.Option("--benign", min=8, help="Entities of each benign kind: the size of the benign world.")
+    ] = 32,
+    kind: Annotated[
+        Literal["knowledge", "refusal"],
+        typer.Option("--kind", help="What is guarded: knowledge, or the refusal of forbidden requests."),
+    ] = "knowledge",
+) -> None:
+    """Write a testbed: a fictional domain, a model that knows all of it, and one never exposed to its hazard."""
+    console = _console()
+    from holdfast.cli.display import show_jobs
+    from holdfast.core.files import claim_output
+    from holdfast.jobs.local import Job, run_jobs
+    from holdfast.testbed.folder import MODELS, is_testbed, place, write_domain
+    from holdfast.testbed.world import Sizes
+
+    sizes = Sizes(benign=benign)
+    if not is_testbed(folder, seed, sizes, kind):
+        claim_output(folder)
+    write_domain(folder, seed, sizes, kind)
+    arguments = {"folder": folder, "seed": seed, "sizes": sizes, "kind": kind}
+    jobs = [
+        Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=size)
+        for which, size in zip(MODELS, (2.4, 1.0), strict=True)
+    ]
+    with show_jobs(console, "testbed") as on_progress:
+        outcomes = run_jobs(jobs, workers=2, on_progress=on_progress)
+    _fail_if([outcome.error for outcome in outcomes.values()])
+    console.print(f"The testbed is in {folder}", soft_wrap=True, highlight=False)
+    stages = "random-mapping tar" if kind == "knowledge" else "refusal-sft refusal-dpo"
+    _next(
+        console,
+        f"holdfast safeguard {stages} --model {_q(folder / 'model')} --domain {_q(folder)} "
+        f"--out {_q(folder.parent / stages.split()[-1])}",
+    )
+
+
+def safeguard(
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets, in order.")],
+    model: ModelOption,
+    domain: DomainOption,
+    out: OutOption,
+    base: Annotated[
+        Optional[str], typer.Option("--base", help="The original model, where MODEL has safeguards already.")
+    ] = None,
+    seed: SeedOption = 0,
+    settings: SetOption = None,
+    device: DeviceOption = "cpu",
+    dtype: PrecisionOption = "float32",
+    threads: ThreadsOption = 1,
+    trust_remote_code: RemoteCodeOption = False,
+) -> None:
+    """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
+    console = _console()
+    _start_torch(threads, device, dtype)
+    from holdfast.cli.display import show_steps
+    from holdfast.core.domain import Domain
+    from holdfast.core.files import claim_output
+    from holdfast.core.presets import pick, with_settings
+    from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.runs.stages import Recipe, build
+
+    opened = Domain.open(domain)
+    chosen = with_settings({name: pick("holdfast.safeguards", name) for name in stages}, settings or [])
+    recipe = Recipe(
+        model=Checkpoint(model),
+        domain=domain,
+        stages=tuple((name, chosen[name]) for name in stages),
+        base=Checkpoint(base) if base else None,
+        seed=seed,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        trust_remote_code=trust_remote_code,
+    )
+    key = recipe.keys()[-1]
+    finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key
+    if not finished:
+        claim_output(out, Path(model), domain)
+        recipe.model.check(trust_remote_code, opened.max_length)
+        with show_steps(console, " → ".join(stages)) as on_step:
+            build(recipe, out, on_step)
+    console.print(
+        f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    _next(
+        console,
+        f"holdfast audit --model {_q(out)} --undefended {_q(recipe.original().path)} --domain {_q(domain)} --suite quick-2 "
+        f"--seeds 5 --out {_q(out.parent / 'audit')}",
+    )

@@ -1,0 +1,122 @@
+"""The options that verbs share, and what is checked of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from holdfast.core.options import Options
+
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Hugging Face folder of a causal language model, or a hub id.")
+]
+
+
+DomainOption = Annotated[
+    Path, typer.Option("--domain", help="Folder with domain.toml, which names data and questions.")
+]
+
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+
+
+SetOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", help="PRESET.FIELD=VALUE, repeatable; `holdfast list PRESET` shows fields."),
+]
+
+
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+
+
+PrecisionOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16: the weights' precision.")]
+
+
+RemoteCodeOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off unless you say so.")
+]
+
+
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads of this process.")]
+
+
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
+
+
+MilestonesOption = Annotated[
+    Optional[str], typer.Option("--milestones", help="Steps to measure at, such as 0,8,64,512; default 0,5,10,20,40,…")
+]
+
+
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-attacked-weights", help="Keep each attacked model, in a folder named TAMPERED-…; off by default."
+    ),
+]
+
+
+ResumableOption = Annotated[
+    bool,
+    typer.Option(
+        "--resumable-attacks", help="Keep an attack's state on disk while it runs, so that it survives a kill."
+    ),
+]
+
+
+def _fail(text: str) -> NoReturn:
+    from holdfast.core.types import HoldfastError
+
+    raise HoldfastError(text)
+
+
+def _fail_if(errors: Sequence[str | None]) -> None:
+    failed = [error for error in errors if error]
+    if failed:
+        _fail(failed[0])
+
+
+def _start_torch(threads: int, device: str, dtype: str) -> None:
+    import torch
+
+    _check_device(device, dtype)
+    torch.set_num_threads(threads)
+
+
+def _check_device(device: str, dtype: str) -> None:
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        _fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
+    known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if device not in ("cpu", *known) and not (known and device == "cuda"):
+        _fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
+
+
+def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool, resumable: bool) -> Options:
+    from holdfast.core.options import Options
+
+    _check_device(device, dtype)
+    return Options(
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        trust_remote_code=trust_remote_code,
+        keep_attacked_weights=keep,
+        resumable_attacks=resumable,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def _label(model: str) -> str:
+    from holdfast.runs.audit import label_of
+
+    return label_of(model)

@@ -1,0 +1,112 @@
+"""Verbs that tell what was measured: report, compare, card, records, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from holdfast.cli.options import _fail
+from holdfast.cli.say import _console, _next, _q
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit, attack or demo wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Name families of attack and budgets, no settings and no command.")
+    ] = False,
+) -> None:
+    """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
+    console = _console()
+    from holdfast.report.page import build_report
+
+    build_report(folders, out, public=public)
+    console.print(f"The report is {out}", soft_wrap=True, highlight=False)
+    if public:
+        _next(console, f"holdfast card {_q(folders[0])} --out {_q(out.with_name('card.md'))}")
+    else:
+        _next(console, f"holdfast report {_q(folders[0])} --public --out {_q(out.with_name('public.html'))}")
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit wrote, two or more.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+) -> None:
+    """Lay audits side by side: what may be compared, what ties, what is unreliable."""
+    console = _console()
+    from holdfast.report.compare import compare_audits
+
+    groups = compare_audits(folders, out)
+    for group in groups:
+        console.print(f"{group.title}: {len(group.table.rows)} models", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"The comparison is {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folders[0])} --out {_q(out.with_name('report.html'))}")
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Markdown file; a README.md is given the section in its place.")],
+) -> None:
+    """Write the section for a Hugging Face model card from the public form: Markdown and `model-index`."""
+    console = _console()
+    from holdfast.report.card import write_card
+
+    write_card(folder, out)
+    console.print(f"The card is {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folder)} --public --out {_q(out.with_name('public.html'))}")
+
+
+def records(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit, attack or demo wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl or .parquet.")],
+) -> None:
+    """Write all records of an audit as one table, a row a measured value: JSON lines or Parquet."""
+    console = _console()
+    from holdfast.core.export import write_records
+
+    count = write_records(folder, out)
+    console.print(f"{count:,} records are in {out}", soft_wrap=True, highlight=False)
+    _next(console, f"holdfast report {_q(folder)} --out {_q(out.with_name('report.html'))}")
+
+
+def list_(
+    what: Annotated[
+        Optional[str], typer.Argument(metavar="[attacks|safeguards|evaluations|suites|PRESET]", help="What to show.")
+    ] = None,
+) -> None:
+    """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
+    console = _console()
+    from rich.padding import Padding
+    from rich.table import Table
+
+    from holdfast.core.domain import nearest
+    from holdfast.core.presets import collect, families, fields
+    from holdfast.runs.suites import SUITES
+
+    kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
+    presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
+    for kind, package in kinds.items():
+        if what in (None, kind):
+            console.print(f"[italic]{kind}[/italic]")
+            for title, names in families(f"holdfast.{package}").items():
+                console.print(Padding(title, (0, 0, 0, 2)), style="dim", highlight=False, markup=False)
+                console.print(Padding("  ".join(names), (0, 0, 0, 4)), highlight=False)
+    if what in (None, "suites"):
+        console.print("[italic]suites[/italic]")
+        for name, suite in SUITES.items():
+            console.print(Padding(f"{name}, version {suite.version}: {suite.about}", (0, 0, 0, 2)), highlight=False)
+            console.print(
+                Padding(f"{suite.budget}: {', '.join(suite.attacks)}", (0, 0, 0, 4)), style="dim", highlight=False
+            )
+    found = [held[what] for held in presets.values() if what is not None and what in held]
+    for preset in found:
+        console.print(f"[bold]{what}[/bold]  {type(preset).__name__}: {(type(preset).__doc__ or '').strip()}")
+        table = Table("field", "default", "meaning", box=None, padding=(0, 2))
+        for field in fields(preset):
+            table.add_row(field.name, repr(field.value), field.doc)
+        console.print(table)
+    if what is not None and what not in (*presets, "suites") and not found:
+        known = [*presets, "suites", *(name for held in presets.values() for name in held)]
+        _fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")

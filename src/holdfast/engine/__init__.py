@@ -1,0 +1,1 @@
+"""What touches weights: torch has its home here."""

@@ -1,0 +1,263 @@
+"""Models and tokenizers: Hugging Face folders in, Hugging Face folders with a card out. Safetensors only."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.core.files import digest, file_digest, os_errors, write_text
+from holdfast.core.types import HoldfastError, NonFinite, Precision
+
+CARD = "holdfast.json"
+"""The machine-readable half of a checkpoint's card; the other half is README.md."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model lies: a Hugging Face folder, or the id of one on the hub."""
+
+    path: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself; for a hub id, its local copy.
+
+        Raises:
+            HoldfastError: there is no such folder and no such id within reach.
+        """
+        if Path(self.path).is_dir():
+            return Path(self.path)
+        if self.path.count("/") > 1 or self.path.startswith((".", "/", "~")):
+            raise HoldfastError(f"there is no model folder {self.path}; give a Hugging Face folder or a hub id")
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(
+                snapshot_download(self.path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+            )
+        except Exception as error:  # the hub client has a dozen ways to fail; the user needs one sentence
+            raise HoldfastError(
+                f"{self.path} is neither a model folder nor a hub id within reach ({type(error).__name__})"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """Content hash of the weights and the config. The config's library version is no content."""
+        folder, config = self._weights_folder(), self._config()
+        config.pop("transformers_version", None)
+        return digest([config, {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}])
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Content hash of the tokenizer's files; its config names the end token, and may hold the chat template."""
+        names = (
+            "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja",
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        )  # fmt: skip
+        return digest({name: file_digest(self.folder / name) for name in names if (self.folder / name).is_file()})
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What made this checkpoint, as holdfast wrote it; empty for a model from elsewhere."""
+        path = self.folder / CARD
+        try:
+            return _json_object(path) if path.is_file() else {}
+        except ValueError as error:
+            raise HoldfastError(f"{path} is damaged ({error}); remove it or restore the checkpoint") from error
+
+    def check(self, trust_remote_code: bool = False, max_length: int = 0) -> None:
+        """Read what a long run will read later, tensor by tensor, so that it does not fail in its last hour.
+
+        Raises:
+            HoldfastError: as `load_tokenizer`; there are no safetensors weights, they are damaged, the architecture is
+                unknown, or it has learned positions, fewer than `max_length`.
+            NonFinite: a weight is not finite.
+        """
+        folder = self._weights_folder()
+        self._config()
+        try:
+            with _quiet():
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+        except Exception as error:  # as in `load`
+            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+        positions = getattr(config, "max_position_embeddings", None)
+        # Rotary positions go on beyond what the config says; a table of them ends there.
+        if positions is not None and positions < max_length and getattr(config, "rope_parameters", None) is None:
+            raise HoldfastError(
+                f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
+            )
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118 - not a dict
+                        if not torch.isfinite(file.get_tensor(name)).all():
+                            raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
+            except SafetensorError as error:
+                raise HoldfastError(f"{path} is damaged ({_first_line(error)}); restore the checkpoint") from error
+        self.load_tokenizer(trust_remote_code)
+
+    def _weights_folder(self) -> Path:
+        folder = self.folder
+        if not (folder / "config.json").is_file():
+            raise HoldfastError(f"{folder} is not a Hugging Face model: it has no config.json")
+        if not any(folder.glob("*.safetensors")):
+            raise HoldfastError(
+                f"{folder} has no safetensors weights; holdfast never loads pickles: "
+                "convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        return folder
+
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / "config.json"
+        try:
+            return _json_object(path)
+        except ValueError as error:
+            raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
+
+    def load(
+        self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False
+    ) -> PreTrainedModel:
+        """The model, in evaluation mode.
+
+        Raises:
+            HoldfastError: there is no config, no safetensors weights, they are damaged, or the architecture is unknown.
+            NonFinite: a weight is not finite.
+        """
+        folder = self._weights_folder()
+        loading: dict[str, Any]
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            with _quiet():
+                model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=getattr(torch, dtype),
+                    # Over a few tokens plain attention is faster on a CPU than the fused kernel.
+                    attn_implementation="eager" if _is_tiny(config) and str(device) == "cpu" else None,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # refused below, with their names
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )
+        except Exception as error:  # transformers and safetensors have many ways to fail; the user needs one sentence
+            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])
+            raise HoldfastError(
+                f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} the first; restore the checkpoint"
+            )
+        if loading["mismatched_keys"]:
+            name, held, wanted = sorted(loading["mismatched_keys"])[0]
+            raise HoldfastError(
+                f"the weights in {folder} do not fit its config.json: {name} has shape {list(held)}, not {list(wanted)}; "
+                "restore the checkpoint"
+            )
+        check_finite(model, f"the weights in {folder}")
+        return cast(PreTrainedModel, model.train(False).to(device))
+
+    def load_tokenizer(self, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            HoldfastError: there is none, it cannot be read, or it is empty.
+        """
+        folder = self.folder
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if not len(tokenizer):
+                raise ValueError("it is empty")
+        except Exception as error:  # as above
+            raise HoldfastError(
+                f"the tokenizer in {folder} cannot be loaded ({_first_line(error)}); "
+                "save it beside the model with save_pretrained"
+            ) from error
+        return cast(PreTrainedTokenizerBase, tokenizer)
+
+    def load_both(
+        self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Model and tokenizer, which are checked to fit.
+
+        Raises:
+            HoldfastError: as `load` and `load_tokenizer`, or a token id has no embedding.
+        """
+        model = self.load(device, dtype, trust_remote_code)
+        tokenizer = self.load_tokenizer(trust_remote_code)
+        embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= embeddings:
+            raise HoldfastError(
+                f"the tokenizer in {self.folder} has token ids up to {largest} and the model only {embeddings} embeddings; "
+                "they do not belong together"
+            )
+        return model, tokenizer
+
+
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: Mapping[str, Any], readme: str
+) -> None:
+    """Write weights (safetensors), tokenizer and both halves of the card into `folder`.
+
+    Raises:
+        NonFinite: a weight is not finite; nothing is written.
+    """
+    check_finite(model, "the model to be saved")
+    with _quiet(), os_errors(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # as its neighbours; safetensors leaves it closed to all but the owner
+    write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+    write_text(folder / "README.md", readme)
+
+
+def _is_tiny(config: Any) -> bool:
+    return getattr(config.get_text_config(), "max_position_embeddings", None) in range(129)
+
+
+def check_finite(model: torch.nn.Module, what: str) -> None:
+    """Raises:
+    NonFinite: a weight of `model` is NaN or infinite.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            raise NonFinite(f"{what} are not finite ({name}); take an earlier checkpoint or a lower learning rate")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and loading reports, which would break our own display."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(held, dict):
+        raise ValueError(f"a {type(held).__name__}, not an object")
+    return held
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of what it says, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

@@ -1,0 +1,124 @@
+"""Losses as pure functions of tensors.
+
+Shapes: B rows, T positions, V words, H hidden units. Position t predicts token t + 1; `labels` are given unshifted. Every
+loss is a sum over this batch's own rows divided by a count of the whole batch (see `Batch`), so microbatches add up and
+ranks average to the loss of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from holdfast.core.types import Distance
+from holdfast.engine.data import UNLABELLED
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Cross entropy of the labelled next tokens, in nats. `logits` B x T x V, `labels` B x T; a scalar."""
+    predicted, target, labelled = _shifted(logits, labels)
+    return F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="sum") / count
+
+
+def clamped_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Cross entropy of the labelled next tokens, each at most log V, that of a uniform guess: worse than that counts no more.
+
+    The clamp of MLAC-AR (arXiv 2408.00761, baselines), token by token so that microbatches add up.
+    """
+    predicted, target, labelled = _shifted(logits, labels)
+    losses = F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="none")
+    return losses.clamp(max=math.log(logits.shape[-1])).sum() / count
+
+
+def negative_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
+    """Negative mean entropy of the next-token distribution at labelled positions, in nats.
+
+    TAR's tamper-resistance loss for weaponization (arXiv 2408.00761, section 4.2). The published code averages over
+    padding and unlabelled positions too; here only labelled ones count.
+    """
+    predicted, _, labelled = _shifted(logits, labels)
+    log_p = F.log_softmax(predicted[labelled].float(), dim=-1)
+    return (log_p.exp() * log_p).sum() / count
+
+
+def representation_distance(
+    hidden: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], mask: torch.Tensor, count: float, kind: Distance
+) -> torch.Tensor:
+    """Distance of hidden states (each B x T x H) to the reference's, mean over layers and unpadded tokens.
+
+    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` the mean square over H.
+    """
+    layers = [((here - there).float())[mask] for here, there in zip(hidden, reference, strict=True)]
+    if kind == "l2":
+        terms = [_norm(difference) for difference in layers]
+    else:
+        terms = [difference.square().mean(-1).sum() for difference in layers]
+    return torch.stack(terms).sum() / (len(terms) * count)
+
+
+def distance_from_directions(
+    hidden: Sequence[torch.Tensor], directions: torch.Tensor, mask: torch.Tensor, count: float
+) -> torch.Tensor:
+    """1 - |cos| of hidden states (each B x T x H) to the direction of their token (B x T x H), mean over layers and tokens.
+
+    The Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard).
+    """
+    wanted = directions[mask]
+    terms = [(1 - F.cosine_similarity(layer[mask].float(), wanted, dim=-1).abs()).sum() for layer in hidden]
+    return torch.stack(terms).sum() / (len(terms) * count)
+
+
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, count: float) -> torch.Tensor:
+    """KL(teacher || model) of the next-token distributions at unpadded positions, in nats. Both logits B x T x V."""
+    log_p, log_q = (F.log_softmax(held[mask].float(), dim=-1) for held in (teacher, logits))
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
+
+
+def inverse_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, count: float, negligible: float | None = None
+) -> torch.Tensor:
+    """-log(1 - p) of the labelled next tokens: makes the truth unlikely, and is bounded below where it is.
+
+    Tokens with log p under `negligible` no longer count. It is the min-posterior loss of arXiv 2408.00761 (its code has a
+    threshold of -15) and the inverse cross entropy of SOPHON (arXiv 2404.12699).
+    """
+    predicted, target, labelled = _shifted(logits, labels)
+    log_p = F.log_softmax(predicted[labelled].float(), dim=-1)
+    truth = F.one_hot(target[labelled], log_p.shape[-1]).bool()
+    # log(1 - p) as the sum over all other tokens: exact even where p is 1 to the last bit.
+    losses = -log_p.masked_fill(truth, -torch.inf).logsumexp(-1)
+    if negligible is not None:
+        losses = losses.where(log_p[truth] >= negligible, 0.0)
+    return losses.sum() / count
+
+
+def completion_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed log-probability of each row's labelled tokens, in nats; shape B."""
+    predicted, target, labelled = logits[:, :-1], labels[:, 1:], labels[:, 1:] != UNLABELLED
+    log_p = F.log_softmax(predicted.float(), dim=-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
+    return log_p.where(labelled, 0.0).sum(-1)
+
+
+def dpo_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, reference: torch.Tensor, beta: float, rows: float
+) -> torch.Tensor:
+    """Direct preference optimisation with the sigmoid loss (arXiv 2305.18290, equation 7).
+
+    `chosen` and `rejected` are summed log-probabilities (B), `reference` the reference model's margin between them (B).
+    """
+    return -F.logsigmoid(beta * (chosen - rejected - reference)).sum() / rows
+
+
+def _norm(difference: torch.Tensor) -> torch.Tensor:
+    # The gradient of a norm at zero is undefined (NaN): where the states agree exactly, as at the first step, it is zero.
+    square = difference.square().sum(-1)
+    apart = square > 0
+    return torch.where(apart, square.where(apart, 1.0).sqrt(), 0.0).sum()
+
+
+def _shifted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    target = labels[:, 1:]
+    return logits[:, :-1], target, target != UNLABELLED

@@ -1,0 +1,189 @@
+"""The one driver of everything that changes weights: seeds, checks for divergence, checkpoints and resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from holdfast.core.files import atomic_file, os_errors
+from holdfast.core.types import HoldfastError, NonFinite
+from holdfast.engine.sharded import local
+
+Losses = TypeVar("Losses", float, Mapping[str, float])
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """What the machinery hands to a plug-in's `steps`.
+
+    Attributes:
+        seed: for the plug-in's own streams.
+        generator: an equally seeded CPU generator on every rank; take every random decision from it.
+        start: how many steps were done before a resume; count on from there.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        load_base: Callable[[], PreTrainedModel] | None = None,
+        load_initial: Callable[[], PreTrainedModel] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.start = 0
+        self._load_base = load_base
+        self._base: PreTrainedModel | None = None
+        self._load_initial = load_initial
+        self._initial: PreTrainedModel | None = None
+        self._tracked: dict[str, Stateful] = {}
+        self._resumed: dict[str, Any] = {}
+        self._random = torch.get_rng_state()
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model before the first stage, frozen; loaded when it is first asked for.
+
+        Raises:
+            HoldfastError: nobody knows where it is.
+        """
+        if self._base is None:
+            if self._load_base is None:
+                raise HoldfastError("this needs the original model, before any safeguard; name it with --base")
+            self._base = self._load_base().requires_grad_(False).train(False)
+        return self._base
+
+    @property
+    def initial(self) -> PreTrainedModel:
+        """The model as this run found it, frozen; loaded when it is first asked for. By default it is `base`."""
+        if self._initial is None:
+            if self._load_initial is None:
+                return self.base
+            self._initial = self._load_initial().requires_grad_(False).train(False)
+        return self._initial
+
+    def track(self, **state: Stateful) -> None:
+        """Have the driver save and restore this with the weights, so that a resumed run is the same run."""
+        for name, held in state.items():
+            self._tracked[name] = held
+            if name in self._resumed:
+                held.load_state_dict(self._resumed[name])
+                # Making what is tracked may have drawn random numbers, as fresh factors do.
+                torch.set_rng_state(self._random)
+
+    def later(self, steps: int) -> Run:
+        """This run from `steps` updates on, for an attack that another goes on with; what it tracks is this run's."""
+        rest = copy.copy(self)
+        rest.start = max(self.start - steps, 0)
+        return rest
+
+    def inner(self) -> Run:
+        """A run inside this one, with a seed of its own: for an adversary within an outer step."""
+        return Run(int(torch.randint(2**62, (), generator=self.generator)), lambda: self.base)
+
+    def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
+        """Write weights, tracked state and random states to one safetensors file, all or nothing."""
+        tensors: dict[str, torch.Tensor] = {}
+        state = {
+            "model": {name: local(parameter.detach()) for name, parameter in model.named_parameters()},
+            "tracked": {name: held.state_dict() for name, held in self._tracked.items()},
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        tree = _pack(state, tensors)
+        with atomic_file(path, mode=0o600) as temporary, os_errors(path):  # it may hold attacked weights
+            save_file(tensors, temporary, metadata={"step": str(step), "key": key, "tree": json.dumps(tree)})
+
+    def resume(self, path: Path, model: nn.Module, key: str) -> None:
+        """Go on from the file at `path`, if it is there and belongs to the run `key`."""
+        if not path.is_file():
+            return
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if metadata["key"] != key:
+                return
+            state = _unpack(json.loads(metadata["tree"]), file.get_tensor)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                local(parameter.detach()).copy_(state["model"][name])
+        self.start = int(metadata["step"])
+        self.generator.set_state(state["generator"])
+        self._random = state["torch"]
+        torch.set_rng_state(self._random)
+        self._resumed = state["tracked"]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's global generator, which dropout and fresh factors draw from, and settle what makes CPU runs equal."""
+    torch.manual_seed(seed)
+    # Denormals cost a run two hundred very slow steps once; they carry no information here.
+    torch.set_flush_denormal(True)
+
+
+def drive(
+    steps: Iterator[Losses],
+    model: nn.Module,
+    run: Run,
+    *,
+    checkpoint: Path | None = None,
+    key: str = "",
+    every_seconds: float = 30.0,
+) -> Iterator[tuple[int, Losses]]:
+    """Walk a plug-in's `steps`, yielding (steps done, losses) after each.
+
+    With `checkpoint` the run is saved there now and then, under `key`; `run.resume` reads it.
+
+    Raises:
+        NonFinite: a loss is NaN or infinite; the message says at which step.
+    """
+    saved = time.monotonic()
+    for step, losses in enumerate(steps, start=run.start + 1):
+        for name, value in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
+            if not math.isfinite(value):
+                raise NonFinite(f"the {name} became {value} at step {step}; lower the learning rate or check the data")
+        yield step, losses
+        # Only now, when the caller has added what it tracks of this step.
+        if checkpoint is not None and time.monotonic() - saved >= every_seconds:
+            run.save(checkpoint, model, step, key)
+            saved = time.monotonic()
+
+
+def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """JSON that mirrors nested dicts, lists and numbers; tensors go into `tensors` under a running number."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = local(value.detach()).clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_pack(item, tensors) for item in value]}
+    return {"value": value}
+
+
+def _unpack(tree: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
+    [(kind, value)] = tree.items()
+    match kind:
+        case "tensor":
+            return tensor(value)
+        case "dict":
+            return {key: _unpack(item, tensor) for key, item in value}
+        case "list":
+            return [_unpack(item, tensor) for item in value]
+        case "tuple":
+            return tuple(_unpack(item, tensor) for item in value)
+    return value

@@ -1,0 +1,156 @@
+"""An audit: a model under test, its peers and its controls, under every attack of a suite.
+
+1. The model, its peers, the reference and the never-exposed model go through every attack; the undefended and a destroyed model
+   through one canonical attack.
+2. Those two then go through the attack that did most to the model under test as well, which is only known now.
+
+Both are one campaign in one folder, so an audit that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.attacks.base import Attack
+from holdfast.campaign.cells import Campaign, Model
+from holdfast.campaign.run import run_campaign
+from holdfast.core.options import Options
+from holdfast.core.records import read_campaign
+from holdfast.core.types import HoldfastError
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.local import Outcome, Progress
+from holdfast.stats.summary import summarise
+
+CONTROLS = ("undefended", "destroyed")
+"""Roles of the models that go through the canonical and the worst attack only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What is audited, and how."""
+
+    model: str
+    undefended: str
+    reference: str | None
+    never_exposed: str | None
+    peers: tuple[str, ...] = ()
+    domain: Path
+    attacks: Mapping[str, Attack]
+    canonical: str
+    """the attack that every control goes through"""
+    seeds: int
+    milestones: tuple[int, ...] | None = None
+    stop_after_breach: int | None = None
+
+    def models(self) -> tuple[Model, ...]:
+        """The model under test, its peers and its controls, in the order of reading."""
+        held = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
+        return (*held, Model(label="destroyed", path=self.undefended, role="destroyed"))
+
+    def check(self) -> None:
+        """Raises:
+        HoldfastError: two of the models have the same weights, so that their runs could not be told apart.
+        """
+        seen: dict[str, str] = {}
+        for model in self.models():
+            if model.role == "destroyed":
+                continue
+            digest = Checkpoint(model.path).digest
+            if digest in seen:
+                raise HoldfastError(f"{seen[digest]} and {model.path} have the same weights; give a model once only")
+            seen[digest] = model.path
+
+    def campaign(self, worst: str | None = None) -> Campaign:
+        """The cells; those of the controls under the worst attack only where it is known."""
+        models = self.models()
+        controlled = tuple(dict.fromkeys((self.canonical, *((worst,) if worst else ()))))
+        return Campaign(
+            models=models,
+            domain=self.domain,
+            attacks=tuple(self.attacks.items()),
+            seeds=tuple(range(self.seeds)),
+            milestones=self.milestones,
+            only={model.label: controlled for model in models if model.role in CONTROLS},
+            dense=self.milestones is None,
+            stop_after_breach=self.stop_after_breach,
+        )
+
+    def planned(self) -> Campaign:
+        """The cells as they will be, some attack standing in for the worst."""
+        others = (name for name, held in self.attacks.items() if name != self.canonical and not held.uses_base)
+        return self.campaign(next(others, None))
+
+    def run(
+        self,
+        out: Path,
+        workers: int,
+        options: Options,
+        *,
+        suite: str,
+        command: str,
+        title: str,
+        searched: Sequence[str] = (),
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> list[Outcome]:
+        """Run what is not recorded yet, first every attack and then the worst one on the controls.
+
+        Returns:
+            How each cell's job ended.
+        """
+        told: dict[str, Any] = {
+            "searched": list(searched),
+            "canonical": self.canonical,
+            "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
+            "stop_after_breach": self.stop_after_breach,
+        }
+
+        def run(campaign: Campaign, **more: Any) -> list[Outcome]:
+            return run_campaign(
+                campaign, out, workers, options,
+                title=title, suite=suite, command=command, on_progress=on_progress, **told, **more,
+            )  # fmt: skip
+
+        outcomes = run(self.campaign())
+        worst = self.worst(out)
+        if worst is None or worst == self.canonical:
+            return outcomes
+        return [*outcomes, *run(self.campaign(worst), worst=worst)]
+
+    def worst(self, out: Path) -> str | None:
+        """The attack with the greatest hazard on the model under test, of those that the controls can go through too."""
+        summary = summarise(*read_campaign(out))
+        open_to_all = [name for name, attack in self.attacks.items() if not attack.uses_base]
+        pairs = [summary.pair(label_of(self.model), name) for name in open_to_all]
+        found = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
+        return max(found, key=lambda name: found[name], default=None)
+
+
+def models_of(
+    model: str, undefended: str, reference: str | None, never_exposed: str | None, peers: Sequence[str] = ()
+) -> tuple[Model, ...]:
+    """A model under test, its peers and its given controls, in the order of reading.
+
+    Raises:
+        HoldfastError: two of them have one name.
+    """
+    models = [Model(label="undefended", path=undefended, role="undefended")]
+    if reference:
+        models.append(Model(label=label_of(reference), path=reference, role="reference"))
+    models += [Model(label=label_of(peer), path=peer, role="peer") for peer in peers]
+    models.append(Model(label=label_of(model), path=model, role="defended"))
+    if never_exposed:
+        models.append(Model(label="never-exposed", path=never_exposed, role="never-exposed"))
+    labels = [*(held.label for held in models), "destroyed"]
+    if len(set(labels)) < len(labels):
+        raise HoldfastError(
+            f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"
+        )
+    return tuple(models)
+
+
+def label_of(model: str) -> str:
+    """A model's name in an audit: its folder's, or its hub id's last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]

@@ -1,0 +1,1 @@
+"""Safeguards and families of attack compared on worlds."""

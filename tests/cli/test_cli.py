@@ -1,0 +1,244 @@
+"""The command line, in-process through `main`: every verb does its work, says what it wrote and what to do next."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from holdfast.cli.app import app, main
+from holdfast.cli.say import _next
+from holdfast.core.files import file_digest
+from holdfast.core.presets import collect
+from holdfast.core.records import read_campaign
+from holdfast.core.types import HoldfastError
+from holdfast.jobs.local import Job, Outcome, Progress
+from holdfast.runs.suites import SUITES
+from holdfast.testbed.world import Sizes
+from tests.conftest import SMALL, SmallTestbed
+
+VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SHORT = ("--set", "random-mapping.outer_steps=3")
+
+
+def run_here(
+    jobs: Sequence[Job],
+    workers: int,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Outcome]:
+    """`run_jobs` without its processes, each of which takes seconds to start; test_jobs.py and the tour have those."""
+    outcomes = {}
+    for job in jobs:
+        try:
+            outcome = Outcome(job=job, result=job.call(**job.arguments, on_step=lambda done, total: None))
+        except HoldfastError as error:
+            outcome = Outcome(job=job, error=str(error))
+        except Exception as error:
+            outcome = Outcome(job=job, error=f"{type(error).__name__}: {error}")
+        outcomes[job.name] = outcome
+        on_outcome(outcome)
+    return outcomes
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that succeeds; what it printed."""
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def next_command(printed: str) -> list[str]:
+    """The words of the suggested command, which parses."""
+    last = printed.rstrip().splitlines()[-1]
+    assert last.startswith("Next: holdfast "), last
+    program, verb, *words = shlex.split(last.removeprefix("Next: "))
+    assert program == "holdfast"
+    VERBS[verb].make_context(verb, list(words))
+    return [verb, *words]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = " ".join(run(capsys, verb, "--help").split())
+    assert "Example" in printed
+    example = VERBS[verb].epilog.partition(":")[2].partition("·")[0].strip()
+    program, named, *words = shlex.split(example)
+    assert (program, named) == ("holdfast", verb)
+    VERBS[verb].make_context(verb, words)
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        "import sys; from holdfast.cli.app import main\n"
+        "for words in (['--help'], ['audit', '--help'], ['list']): assert main(words) == 0\n"
+        "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_the_next_command_is_one_that_this_shell_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ".venv" / "bin" / "holdfast"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    _next(Console(), "holdfast list tar")
+    assert capsys.readouterr().out == "Next: .venv/bin/holdfast list tar\n"
+    monkeypatch.setenv("PATH", str(program.parent))
+    _next(Console(), "holdfast list tar")
+    assert capsys.readouterr().out == "Next: holdfast list tar\n"
+
+
+def test_list_shows_everything_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    whole = run(capsys, "list")
+    for kind, package in (("attacks", "attacks"), ("safeguards", "safeguards"), ("evaluations", "evals")):
+        part = run(capsys, "list", kind)
+        for name in collect(f"holdfast.{package}"):
+            assert name in part.split()
+            assert name in whole.split()
+    assert "Random Mapping, TAR's initial safeguard" in whole, "a family says what it is"
+    assert all(name in run(capsys, "list", "suites") for name in SUITES)
+    shown = run(capsys, "list", "tar")
+    assert re.search(r"inner_steps +24 +K, updates in a trajectory", shown)
+
+
+def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Safeguard, evaluate, attack, audit, report: each makes what the next reads, and a second run makes nothing twice."""
+    model, domain = tiny_testbed.folder / "model", tiny_testbed.folder
+    shallow, tar = tmp_path / "shallow", tmp_path / "tar"
+    made = ("safeguard", "random-mapping", "--model", model, "--domain", domain, "--out", shallow, *SHORT)
+    printed = run(capsys, *made)
+    assert f"The safeguarded model is in {shallow}\n" in printed
+    assert next_command(printed)[0] == "audit"
+    before = (shallow / "model.safetensors").stat()
+    assert "(it was there already)" in run(capsys, *made)
+    assert (shallow / "model.safetensors").stat() == before
+    run(
+        capsys, "safeguard", "random-mapping", "tar", "--model", model, "--domain", domain, "--out", tar, *SHORT,
+        "--set", "tar.outer_steps=2", "--set", "tar.inner_steps=4", "--seed", 0,
+    )  # fmt: skip
+    card = json.loads((tar / "holdfast.json").read_text(encoding="utf-8"))
+    assert [stage["preset"] for stage in card["stages"]] == ["random-mapping", "tar"]
+    assert card["stages"][1]["config"]["inner_steps"] == 4
+    AutoModelForCausalLM.from_pretrained(tar)
+
+    scores = tmp_path / "scores.json"
+    printed = run(capsys, "evaluate", "--model", tar, "--domain", domain, "--out", scores)
+    assert "benign_outside_retain" in printed  # whole, on 80 columns
+    assert next_command(printed)[0] == "attack"
+    named = {score["evaluation"] for score in json.loads(scores.read_text(encoding="utf-8"))}
+    assert named >= {
+        "hazard",
+        "hazard_selection",
+        "benign_outside_retain",
+        "degeneracy",
+        "benign-learning",
+        "hazard-loss",
+    }
+
+    one = tmp_path / "one"
+    printed = run(
+        capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
+        "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5",
+    )  # fmt: skip
+    suggested = next_command(printed)
+    assert suggested[0] == "audit"
+    assert suggested[suggested.index("--undefended") + 1] == str(model)
+    [attacked] = [result for result in read_campaign(one)[1] if result.attack != "none"]
+    assert attacked.milestones == [0, 2, 5]
+    assert attacked.seed == 1
+
+    audit = tmp_path / "audit"
+    steps = [text for name in SUITES["quick"].attacks for text in ("--set", f"{name}.max_steps=9")]
+    audited = (
+        "audit", "--model", tar, "--undefended", model, "--reference", shallow,
+        "--never-exposed", tiny_testbed.folder / "never_exposed", "--domain", domain, "--suite", "quick", "--seeds", 1,
+        "--workers", 2, "--out", audit, *steps,
+    )  # fmt: skip
+    printed = run(capsys, *audited)
+    assert next_command(printed)[0] == "card"
+    assert f"The report is {audit / 'report.html'}\n" in printed
+    table = [line for line in printed.splitlines() if "→" in line]
+    assert [line.split()[0] for line in table] == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
+    assert max(map(len, table)) <= 80
+    plan, results = read_campaign(audit)
+    assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
+    # Every attack on three models; on the undefended and the destroyed one the canonical and the worst, which may be one.
+    assert len(results) in (5 + 3 * 8 + 2 * 1, 5 + 3 * 8 + 2 * 2)
+    assert {result.status for result in results} == {"finished"}
+
+    files = {path: path.stat().st_mtime_ns for path in (audit / "cells").iterdir()}
+    lost = sorted(files)[0]
+    content = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
+    lost.unlink()
+    run(capsys, *audited)
+    assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
+    again = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
+    varying = ("seconds", "evaluation_seconds", "peak_memory")
+    assert {**again, **dict.fromkeys(varying)} == {**content, **dict.fromkeys(varying)}
+
+    page = tmp_path / "both.html"
+    assert f"The report is {page}" in run(capsys, "report", audit, one, "--out", page)
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(["']?(https?:)?//|@import""", text)
+    assert page.with_suffix(".md").is_file()
+    assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_testbed_writes_a_domain_and_two_models(
+    small_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the size that tests use, whose models are in the cache."""
+    monkeypatch.setattr(Sizes.__init__, "__kwdefaults__", asdict(SMALL))
+    folder = tmp_path / "bed"
+    command = ("testbed", folder, "--seed", 5, "--benign", SMALL.benign)
+    assert next_command(run(capsys, *command))[:3] == ["safeguard", "random-mapping", "tar"]
+    for name in ("model", "never_exposed"):
+        AutoModelForCausalLM.from_pretrained(folder / name)
+    assert file_digest(folder / "data" / "attack.jsonl") == file_digest(small_testbed.folder / "data" / "attack.jsonl")
+    before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    run(capsys, *command)
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_testbed_of_the_refusal_kind_holds_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[dict[str, Any]] = []
+
+    def run_nothing(jobs: Sequence[Job], workers: int, **how: Any) -> dict[str, Outcome]:
+        placed.extend(job.arguments for job in jobs)
+        return {job.name: Outcome(job=job) for job in jobs}
+
+    monkeypatch.setattr("holdfast.jobs.local.run_jobs", run_nothing)
+    folder = tmp_path / "bed"
+    said = run(capsys, "testbed", folder, "--kind", "refusal", "--benign", SMALL.benign)
+    assert next_command(said)[:3] == ["safeguard", "refusal-sft", "refusal-dpo"]
+    assert [(held["which"], held["kind"]) for held in placed] == [("model", "refusal"), ("never_exposed", "refusal")]
+    first = json.loads((folder / "data" / "forget.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert set(first) == {"prompt", "chosen", "rejected"}
+    assert main(["testbed", str(folder), "--benign", str(SMALL.benign)]) != 0, "the folder holds the other kind"
+    assert main(["testbed", str(tmp_path / "other"), "--kind", "reluctance"]) != 0
+    assert "reluctance" in capsys.readouterr().err
+
+
+def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "about" in run(capsys, "study", "ablations", "--estimate")
+    assert main(["study", "ablation", "--estimate"]) != 0
+    assert "did you mean ablations" in capsys.readouterr().err

@@ -1,0 +1,471 @@
+"""Checkpoints: what is written others can read, and what is damaged, foreign or dangerous is not loaded."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from holdfast.core.types import HoldfastError, NonFinite
+from holdfast.engine.anatomy import (
+    attention,
+    decoder_layers,
+    hidden_states,
+    mode_switch,
+    residual_stream,
+    residual_writers,
+)
+from holdfast.engine.checkpoint import CARD, Checkpoint, check_finite, save_checkpoint
+from tests.conftest import SmallTestbed
+from tests.core.characters import CHAT, character_tokenizer
+
+IDS = torch.tensor([[1, 10, 20, 30], [1, 11, 21, 31]])
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    sizes = {
+        "vocab_size": 104,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).eval()
+
+
+def tied_llama() -> PreTrainedModel:
+    return llama(tie_word_embeddings=True)
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=104, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+
+
+every_architecture = pytest.mark.parametrize("make", [llama, tied_llama, gpt2])
+
+
+def saved(folder: Path, model: PreTrainedModel | None = None, template: str | None = None) -> Checkpoint:
+    save_checkpoint(model or llama(), character_tokenizer(template), folder, {"seed": 3}, "# A model\n")
+    return Checkpoint(str(folder))
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def rewrite_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+@every_architecture
+def test_a_checkpoint_loads_with_plain_transformers_to_the_same_logits(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make()
+    saved(tmp_path, model, CHAT)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(plain), logits(model))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("some text\n") == character_tokenizer()("some text\n")
+    assert (tokenizer.eos_token, tokenizer.chat_template) == ("</s>", CHAT)
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in tmp_path.iterdir())
+
+
+@every_architecture
+def test_a_checkpoint_is_loaded_in_evaluation_mode_as_it_was_saved(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make()
+    loaded, tokenizer = saved(tmp_path, model).load_both()
+    assert not any(module.training for module in loaded.modules())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(loaded), logits(model))
+    assert len(tokenizer) == 104
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(dtype: Any, tmp_path: Path) -> None:
+    model = saved(tmp_path).load(dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_card_has_two_halves(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    assert checkpoint.card == {"seed": 3}
+    assert (tmp_path / "README.md").read_text() == "# A model\n"
+    (tmp_path / CARD).unlink()
+    assert checkpoint.card == {}
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
+def test_a_damaged_card_is_an_error_that_names_it(content: bytes, tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    (tmp_path / CARD).write_bytes(content)
+    with pytest.raises(HoldfastError, match=rf"{CARD} is damaged .*; remove it or restore the checkpoint"):
+        _ = checkpoint.card
+
+
+def change_a_weight(folder: Path) -> None:
+    rewrite_weights(folder, lambda tensors: tensors["model.norm.weight"].add_(torch.eye(16)[0] * 1e-3))
+
+
+def change_the_config(folder: Path) -> None:
+    rewrite_json(folder / "config.json", rms_norm_eps=1e-4)
+
+
+@pytest.mark.parametrize("change", [change_a_weight, change_the_config])
+def test_the_digest_changes_with_weights_and_config(change: Callable[[Path], None], tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    before = checkpoint.digest, logits(checkpoint.load())
+    change(tmp_path)
+    assert checkpoint.digest != before[0]
+    assert not torch.equal(logits(checkpoint.load()), before[1])
+
+
+def test_the_digest_depends_on_neither_path_nor_version_nor_card(tmp_path: Path) -> None:
+    digest = saved(tmp_path / "here").digest
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    rewrite_json(tmp_path / "there" / "config.json", transformers_version="4.0.0")
+    rewrite_json(tmp_path / "there" / CARD, seed=4)
+    (tmp_path / "there" / "README.md").write_text("another")
+    assert Checkpoint(str(tmp_path / "there")).digest == digest
+    assert saved(tmp_path / "again").digest == digest
+
+
+def test_the_digest_of_a_tokenizer_is_of_its_files_and_not_of_the_weights(tmp_path: Path) -> None:
+    digest = saved(tmp_path / "here").tokenizer_digest
+    assert saved(tmp_path / "there", gpt2()).tokenizer_digest == digest
+    assert saved(tmp_path / "chat", template=CHAT).tokenizer_digest != digest
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eos_token": "<unk>"}, {"chat_template": CHAT}], ids=["the end token", "an old chat template"]
+)
+def test_the_digest_of_a_tokenizer_covers_the_settings_that_decide_what_rows_become(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = saved(tmp_path)
+    before = checkpoint.tokenizer_digest, checkpoint.load_tokenizer()
+    rewrite_json(tmp_path / "tokenizer_config.json", **changes)
+    after = checkpoint.load_tokenizer()
+    assert (after.eos_token_id, after.chat_template) != (before[1].eos_token_id, before[1].chat_template)
+    assert checkpoint.tokenizer_digest != before[0]
+
+
+BAD = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_weights_that_are_not_finite_are_not_saved(bad: float, tmp_path: Path) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = bad
+    with pytest.raises(NonFinite, match=r"to be saved are not finite \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        saved(tmp_path / "new", model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_weights_that_are_not_finite_are_neither_loaded_nor_pass_a_check(bad: float, tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    checkpoint.check()
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = bad
+
+    rewrite_weights(tmp_path, spoil)
+    for read in (checkpoint.load, checkpoint.load_both, checkpoint.check):
+        with pytest.raises(NonFinite, match=r"not finite \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+            read()
+    assert checkpoint.digest  # the content of a spoilt checkpoint is known nonetheless
+
+
+def test_a_finite_model_passes(tmp_path: Path) -> None:
+    check_finite(llama(), "anything")
+    with pytest.raises(NonFinite, match="anything are not finite"):
+        check_finite(torch.nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan)), "anything")
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.sprung,)
+
+
+def lay_traps(folder: Path) -> Path:
+    sprung = folder.parent / "sprung"
+    for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
+        torch.save({"lm_head.weight": Trap(sprung)}, folder / name)
+    return sprung
+
+
+def test_a_trap_springs_where_a_pickle_is_loaded(tmp_path: Path) -> None:
+    """Else the two tests below could not fail."""
+    (tmp_path / "model").mkdir()
+    sprung = lay_traps(tmp_path / "model")
+    torch.load(tmp_path / "model" / "model.pt", weights_only=False)
+    assert sprung.exists()
+    assert pickle.loads(pickle.dumps(Trap(sprung))) is None
+
+
+def test_a_folder_with_pickles_only_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    sprung = lay_traps(tmp_path / "model")
+    for read in (checkpoint.load, checkpoint.load_both, checkpoint.check, lambda: checkpoint.digest):
+        with pytest.raises(
+            HoldfastError, match="has no safetensors weights; holdfast never loads pickles: convert them"
+        ):
+            read()
+    assert not sprung.exists()
+
+
+def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path / "model")
+    sprung = lay_traps(tmp_path / "model")
+    checkpoint.check()
+    torch.testing.assert_close(logits(checkpoint.load()), logits(llama()))
+    assert not sprung.exists()
+
+
+def test_weights_that_only_a_pickle_holds_are_not_loaded_for_a_safetensors_file_of_something_else(
+    tmp_path: Path,
+) -> None:
+    checkpoint = saved(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "optimizer.safetensors")
+    with pytest.raises(HoldfastError, match="cannot be loaded"):
+        checkpoint.load()
+
+
+def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path / "model")
+    sprung = tmp_path / "sprung"
+    code = f"from pathlib import Path\nPath({str(sprung)!r}).touch()\nclass Model: ...\nclass Config: ...\n"
+    (tmp_path / "model" / "code.py").write_text(code)
+    auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    rewrite_json(tmp_path / "model" / "config.json", auto_map=auto)
+    torch.testing.assert_close(logits(checkpoint.load()), logits(llama()))
+    rewrite_json(tmp_path / "model" / "config.json", model_type="of-its-own")
+    with pytest.raises(HoldfastError, match="cannot be loaded"):
+        checkpoint.load()
+    assert not sprung.exists()
+
+
+def remove_the_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def spoil_the_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def cut_the_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def lose_a_tensor(folder: Path) -> None:
+    rewrite_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
+
+
+def unknown_architecture(folder: Path) -> None:
+    rewrite_json(folder / "config.json", model_type="perceptron", architectures=["Perceptron"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove_the_config, "is not a Hugging Face model: it has no config.json"),
+        (spoil_the_config, "cannot be loaded"),
+        (cut_the_weights, "cannot be loaded"),
+        (lose_a_tensor, r"lack 1 tensors, lm_head\.weight the first; restore the checkpoint"),
+        (unknown_architecture, "cannot be loaded: .*perceptron"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_sentence(damage: Callable[[Path], None], says: str, tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(HoldfastError, match=says) as caught:
+        checkpoint.load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [remove_the_config, cut_the_weights])
+def test_a_check_sees_damage_before_a_long_run(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(HoldfastError, match=r"no config\.json|is damaged .*; restore the checkpoint"):
+        checkpoint.check()
+
+
+def test_a_damaged_config_has_no_digest(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    spoil_the_config(tmp_path)
+    with pytest.raises(HoldfastError, match=r"config\.json is not valid JSON .*; restore the checkpoint"):
+        _ = checkpoint.digest
+
+
+def remove_the_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def spoil_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [remove_the_tokenizer, spoil_the_tokenizer])
+def test_a_model_without_its_tokenizer_is_refused_by_loading_and_by_a_check(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    checkpoint = saved(tmp_path)
+    damage(tmp_path)
+    for read in (checkpoint.load_tokenizer, checkpoint.load_both, checkpoint.check):
+        with pytest.raises(HoldfastError, match=r"tokenizer in .* cannot be loaded .*; save it beside the model"):
+            read()
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, llama(vocab_size=103))
+    with pytest.raises(HoldfastError, match="has token ids up to 103 and the model only 103 embeddings"):
+        checkpoint.load_both()
+
+
+def test_a_model_that_is_padded_beyond_its_tokenizer_is_fine(tmp_path: Path) -> None:
+    model, tokenizer = saved(tmp_path, llama(vocab_size=128)).load_both()
+    assert (model.config.vocab_size, len(tokenizer)) == (128, 104)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/where", "~/nowhere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(HoldfastError, match="there is no model folder"):
+        _ = Checkpoint(path).folder
+
+
+def test_an_id_out_of_reach_is_refused_in_one_sentence() -> None:
+    with pytest.raises(HoldfastError, match="neither a model folder nor a hub id within reach") as caught:
+        Checkpoint("nobody/has-this-model").load()
+    assert "\n" not in str(caught.value)
+
+
+@every_architecture
+def test_hidden_states_are_those_of_output_hidden_states(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    with torch.no_grad():
+        ours, hidden = hidden_states(model, IDS)
+        plain = model(input_ids=IDS, output_hidden_states=True)
+    assert ours.shape == (2, 4, 104)
+    assert [state.shape for state in hidden] == [(2, 4, 16)] * (model.config.num_hidden_layers + 1)
+    assert torch.equal(ours, plain.logits)
+    assert all(map(torch.equal, hidden, plain.hidden_states))
+
+
+def test_the_hidden_states_are_the_embedding_every_layer_and_last_the_final_norm(tiny_testbed: SmallTestbed) -> None:
+    model = tiny_testbed.model.load()
+    seen: list[torch.Tensor] = []
+    for layer in (*model.model.layers, model.model.norm):
+        layer.register_forward_hook(
+            lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+    with torch.no_grad():
+        final, hidden = hidden_states(model, IDS)
+        assert torch.equal(hidden[0], model.model.embed_tokens(IDS))
+        assert torch.equal(model.lm_head(hidden[-1]), final)
+    # What the last layer puts out is seen only through the norm.
+    assert all(map(torch.equal, hidden[1:], [*seen[:-2], seen[-1]]))
+
+
+@every_architecture
+def test_the_residual_stream_is_seen_before_the_final_norm(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
+    with torch.no_grad():
+        plain, hidden = hidden_states(model, IDS)
+        hooks = [dict(layer._forward_hooks) for layer in decoder_layers(model)]  # transformers has some of its own
+        final, outputs = residual_stream(model, IDS)
+        assert torch.equal(norm(outputs[-1]), hidden[-1])
+    assert torch.equal(final, plain)
+    assert all(map(torch.equal, outputs[:-1], hidden[1:-1]))
+    assert [dict(layer._forward_hooks) for layer in decoder_layers(model)] == hooks
+
+
+def test_what_attention_and_mlp_write_is_all_that_is_added_to_the_residual_stream() -> None:
+    model = llama()
+    for layer in decoder_layers(model):
+        for writer in residual_writers(layer):
+            torch.nn.init.zeros_(writer.weight)
+    with torch.no_grad():
+        _, outputs = residual_stream(model, IDS)
+    assert all(torch.equal(output, model.model.embed_tokens(IDS)) for output in outputs)
+
+
+def test_attention_is_no_norm_that_is_named_after_it() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    [layer, _] = decoder_layers(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=104, **sizes)))
+    assert attention(layer) is layer.attention
+    assert residual_writers(layer) == (layer.attention.dense, layer.mlp.dense_4h_to_h)
+
+
+def test_an_attention_of_other_maps_is_refused() -> None:
+    with pytest.raises(HoldfastError, match="a layer of kind GPT2Block has no attention of plain linear maps"):
+        residual_writers(decoder_layers(gpt2())[0])
+
+
+def test_hidden_states_carry_gradients_to_every_layer() -> None:
+    model = llama()
+    _, hidden = hidden_states(model, IDS)
+    sum(state.sum() for state in hidden).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if name != "lm_head.weight")
+
+
+@every_architecture
+def test_switching_modes_is_what_train_does(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    switch = mode_switch(model)
+    for training in (True, False, True):
+        switch(training)
+        assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    model, tokenizer = tiny_testbed.model.load_both()
+    save_checkpoint(model, tokenizer, tmp_path, {}, "")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}

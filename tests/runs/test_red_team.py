@@ -1,0 +1,125 @@
+"""The red team's study: what is found on one world is turned on every model of others, and the table says what records say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from holdfast.attacks.space import Family, collect_families
+from holdfast.core.presets import describe, pick
+from holdfast.core.records import read_campaign
+from holdfast.core.types import HoldfastError
+from holdfast.recipes.family_table import markdown, models_of, read_families
+from holdfast.recipes.studies import STUDIES, pick_study, run_study
+from holdfast.runs.study import red_team as module
+from holdfast.runs.study.red_team import RedTeam
+from holdfast.runs.study.study import Method
+from holdfast.safeguards.tar import Adversary
+from holdfast.stats.cells import hazard_scale
+from tests.conftest import SMALL
+
+SHALLOW = Method(label="shallow", stages=("random-mapping",), settings={"outer_steps": 3}, role="reference", size=1)
+DEEP = Method(label="deep", stages=("max-entropy",), settings={"outer_steps": 3}, size=1)
+TEAM = RedTeam(
+    title="A small red team",
+    methods=(SHALLOW, DEEP),
+    targets=("shallow", "deep"),
+    families=("pruning", "defence-directions"),
+    trials=2,
+    tuning_world=1,
+    worlds=(2,),
+    seeds=(0,),
+    held_out=("quantisation",),
+    sizes=SMALL,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    out = tmp_path_factory.mktemp("red-team") / "out"
+    outcomes = run_study("red-team", TEAM, out, 2, "holdfast study red-team", lambda progress: None)
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    return out
+
+
+def test_what_was_found_on_any_target_is_turned_on_every_model(finished: Path) -> None:
+    found = TEAM.found(finished)
+    assert list(found) == ["pruning", "defence-directions", "quantisation"]
+    names = {name for held in found.values() for name in held}
+    plan, results = read_campaign(finished / "knowledge-2")
+    assert set(plan.attacks) == names
+    for model in ("shallow", "deep"):
+        assert {r.attack for r in results if r.model == model} == {"none", *names}
+    # Directions of the change since the base model are none where nothing was changed.
+    base = {name for name in names if name.startswith("defence-directions")}
+    assert not base & {r.attack for r in results if r.model in ("undefended", "never-exposed")}
+
+
+def test_the_table_says_what_the_records_say(finished: Path) -> None:
+    study, found = TEAM.study(finished), TEAM.found(finished)
+    rows = {row.family: row for row in read_families(study, found, finished)}
+    _, results = read_campaign(finished / "knowledge-2")
+    [evaluation] = hazard_scale(results).evaluations
+    for family, attacks in found.items():
+        [spot] = rows[family].spots["deep"]
+        hazards = [
+            max(r.value for r in result.records if r.evaluation == evaluation and r.step > 0)
+            for result in results
+            if result.model == "deep" and result.attack in attacks
+        ]
+        assert spot.hazard in hazards
+        if spot.kept:
+            kept = [r for r in results if r.model == "deep" and r.attack == spot.attack]
+            assert len(kept) == 1
+    text = markdown(study, list(rows.values()), 60.0, 2, TEAM.trials, "red-team.svg")
+    assert "The weakest spot of deep" in text
+    assert all(f"| {family} |" in text for family in found)
+    assert (finished / "red-team.svg").read_text(encoding="utf-8").count("<svg") == 1
+    assert json.loads((finished / "tables.json").read_text(encoding="utf-8"))
+    assert models_of(study) == ["undefended", "shallow", "deep", "never-exposed"]
+
+
+def test_a_family_that_was_held_out_is_blind_in_the_report(finished: Path) -> None:
+    from holdfast.report.wording import blindness
+    from holdfast.stats.summary import summarise
+
+    told = " ".join(blindness(summarise(*read_campaign(finished / "knowledge-2"))))
+    assert "Blind for deep" in told
+    assert "quantisation-held-out" in told.partition("Of a family that it had met")[0]
+    assert "quantisation-held-out" not in told.partition("Of a family that it had met")[2]
+
+
+def test_a_held_out_family_is_neither_searched_nor_trained_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HoldfastError, match="cannot be searched: pruning"):
+        replace(TEAM, held_out=("pruning",))
+    monkeypatch.setattr(
+        module,
+        "collect_families",
+        lambda: {**collect_families(), "tuning": Family(pick("holdfast.attacks", "int8"), {})},
+    )
+    trained = Method(
+        label="tar", stages=("tar",), settings={"adversaries": (Adversary(attack=pick("holdfast.attacks", "int4")),)}
+    )
+    with pytest.raises(HoldfastError, match="quantisation is held out, and tar trains against it"):
+        replace(TEAM, methods=(SHALLOW, trained))
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if "red-team" in name])
+def test_a_shipped_red_team_is_sound(name: str) -> None:
+    team = pick_study(name)
+    assert isinstance(team, RedTeam)
+    families = collect_families()
+    assert set(team.targets) <= {method.label for method in team.methods}
+    assert not {family for family in team.families if families[family].large}
+    assert {family for family, held in families.items() if not held.large} == {*team.families, *team.held_out}
+    assert team.tuning_world not in team.worlds
+    assert team.core_seconds > 0
+
+
+def test_two_searches_that_find_the_same_are_one_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "best_of", lambda folder: pick("holdfast.attacks", "prune-50"))
+    assert list(TEAM.found(tmp_path)["pruning"]) == ["pruning-on-all"]
+    assert describe(TEAM.found(tmp_path)["pruning"]["pruning-on-all"])["class"] == "Prune"

@@ -1,0 +1,412 @@
+"""Stages: what a checkpoint is keyed by, what the cache saves, what a kill costs, what the card says."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import holdfast.engine.run
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.domain import DEFENDER_ROLES
+from holdfast.core.presets import describe, pick
+from holdfast.core.types import HoldfastError, NonFinite
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, drive
+from holdfast.runs.stages import Recipe, build
+from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.random_mapping import RandomMapping
+from holdfast.safeguards.tar import TAR, Adversary
+from tests.conftest import SmallTestbed
+
+ROOT = Path(__file__).parents[1]
+MAPPING = RandomMapping(outer_steps=4, forget_batch_size=4, retain_batch_size=4)
+RESISTING = TAR(
+    outer_steps=3,
+    # Its fresh factors are drawn from torch's global generator.
+    adversaries=(Adversary(attack=FineTune(batch_size=4, lora_rank=2, learning_rate=5e-3)),),
+    inner_steps=4,
+    tamper_resistance_batch_size=4,
+    retain_batch_size=4,
+    outer_learning_rate=1e-3,
+)
+BOTH = (("random-mapping", MAPPING), ("tar", RESISTING))
+Steps = list[tuple[int, int]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for each test."""
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def recipe_of(testbed: SmallTestbed, **changes: Any) -> Recipe:
+    return replace(Recipe(model=testbed.model, domain=testbed.folder, stages=BOTH), **changes)
+
+
+def built(recipe: Recipe, out: Path | None = None) -> tuple[Checkpoint, Steps]:
+    """The checkpoint, and the outer steps that it took."""
+    steps: Steps = []
+    folder = build(recipe, out, lambda step, total: steps.append((step, total)))
+    return Checkpoint(str(folder)), steps
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+# Keys
+
+
+def test_a_prefix_of_the_stages_has_the_key_of_that_prefix(tiny_testbed: SmallTestbed) -> None:
+    first, both = recipe_of(tiny_testbed).keys()
+    assert recipe_of(tiny_testbed, stages=BOTH[:1]).keys() == [first]
+    assert first != both
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"stages": (("random-mapping", replace(MAPPING, outer_steps=5)), BOTH[1])},
+        {"stages": (("random-mapping", replace(MAPPING, retain=RetainLoss(representation_weight=2.0))), BOTH[1])},
+        {"stages": BOTH[::-1]},
+    ],
+    ids=["seed", "dtype", "a field", "a nested field", "order"],
+)
+def test_what_changes_the_first_stage_changes_every_key(changes: dict[str, Any], tiny_testbed: SmallTestbed) -> None:
+    before, after = recipe_of(tiny_testbed).keys(), recipe_of(tiny_testbed, **changes).keys()
+    assert not set(before) & set(after)
+
+
+def test_what_changes_a_later_stage_changes_its_key_alone(tiny_testbed: SmallTestbed) -> None:
+    adversary = Adversary(attack=FineTune(batch_size=5))
+    other = recipe_of(tiny_testbed, stages=(BOTH[0], ("tar", replace(RESISTING, adversaries=(adversary,)))))
+    assert [a == b for a, b in zip(recipe_of(tiny_testbed).keys(), other.keys(), strict=True)] == [True, False]
+
+
+def test_model_and_original_model_are_part_of_the_key(tiny_testbed: SmallTestbed) -> None:
+    model, other = tiny_testbed.model, tiny_testbed.never_exposed
+    recipes = [recipe_of(tiny_testbed, model=a, base=b) for a in (model, other) for b in (model, other)]
+    assert len({recipe.keys()[0] for recipe in recipes}) == 4
+    assert recipe_of(tiny_testbed).keys() == recipes[0].keys()  # the model is its own original
+    assert recipe_of(tiny_testbed, model=other).keys() == recipes[3].keys()
+
+
+def test_where_files_lie_the_names_of_presets_and_the_device_are_no_part_of_the_key(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    copy = SmallTestbed(tmp_path / "elsewhere")
+    shutil.copytree(tiny_testbed.folder, copy.folder)
+    stages = tuple((f"my-{name}", stage) for name, stage in BOTH)
+    moved = recipe_of(copy, stages=stages, device="cuda", trust_remote_code=True)
+    assert moved.keys() == recipe_of(tiny_testbed).keys()
+
+
+@pytest.mark.parametrize(
+    ("role", "changes"),
+    [*((role, True) for role in DEFENDER_ROLES), ("attack", False), ("benign", False), ("hazard_heldout", False)],
+)
+def test_the_key_changes_with_the_defender_s_data_and_no_others(
+    role: str, changes: bool, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_testbed.folder / "data", tmp_path / "data")
+    shutil.copy(tiny_testbed.folder / "domain.toml", tmp_path)
+    with (tmp_path / "data" / f"{role}.jsonl").open("a") as file:
+        file.write('{"text": "one row more"}\n')
+    other = recipe_of(tiny_testbed, domain=tmp_path)
+    assert (other.keys() != recipe_of(tiny_testbed).keys()) == changes
+
+
+def test_the_length_that_rows_are_cut_to_is_part_of_the_key(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    shutil.copytree(tiny_testbed.folder / "data", tmp_path / "data")
+    toml = (tiny_testbed.folder / "domain.toml").read_text()
+    (tmp_path / "domain.toml").write_text(toml)
+    assert recipe_of(tiny_testbed, domain=tmp_path).keys() == recipe_of(tiny_testbed).keys()
+    (tmp_path / "domain.toml").write_text(toml.replace("max_length = 16", "max_length = 12"))
+    assert recipe_of(tiny_testbed, domain=tmp_path).keys() != recipe_of(tiny_testbed).keys()
+
+
+# The cache
+
+
+def test_a_shared_first_stage_is_trained_once(tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path) -> None:
+    first, steps = built(recipe_of(tiny_testbed, stages=BOTH[:1]))
+    assert steps == [(step, 4) for step in range(5)]
+    second, steps = built(recipe_of(tiny_testbed))
+    assert steps == [(step, 7) for step in range(4, 8)]
+    assert names(own_cache / "stages") == sorted(recipe_of(tiny_testbed).keys())
+    assert len({first.digest, second.digest, tiny_testbed.model.digest}) == 3
+
+    _, steps = built(recipe_of(tiny_testbed), tmp_path / "out")
+    assert steps == [(7, 7)]
+    assert Checkpoint(str(tmp_path / "out")).digest == second.digest
+
+
+@pytest.mark.parametrize("first", ["rmu", "undo", "max-entropy", "circuit-breakers"])
+def test_tar_goes_on_from_any_first_stage(first: str, tiny_testbed: SmallTestbed) -> None:
+    safeguard: Any = replace(pick("holdfast.safeguards", first), outer_steps=2)
+    alone, _ = built(recipe_of(tiny_testbed, stages=((first, safeguard),)))
+    both, steps = built(recipe_of(tiny_testbed, stages=((first, safeguard), BOTH[1])))
+    assert steps == [(step, 5) for step in range(2, 6)], "the first stage is there already"
+    assert [stage["preset"] for stage in both.card["stages"]] == [first, "tar"]
+    assert both.card["base"]["digest"] == tiny_testbed.model.digest, "retain losses compare with the untouched model"
+    assert len({alone.digest, both.digest, tiny_testbed.model.digest}) == 3
+
+
+def test_a_checkpoint_from_the_cache_names_the_models_it_was_asked_for(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    """The cache goes by content, so it may have been filled from copies that are gone by now."""
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_testbed.folder / "model", copied)
+    first, _ = built(recipe_of(tiny_testbed, model=Checkpoint(str(copied)), base=Checkpoint(str(copied))))
+    shutil.rmtree(copied)
+    second, _ = built(recipe_of(tiny_testbed), tmp_path / "out")
+    assert second.digest == first.digest
+    held = second.card
+    for name in ("model", "base"):
+        assert held[name] == {"path": tiny_testbed.model.path, "digest": tiny_testbed.model.digest}
+
+
+def test_the_same_recipe_gives_the_same_weights_whether_the_cache_helped_or_not(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(recipe_of(tiny_testbed, stages=BOTH[:1]))
+    helped, _ = built(recipe_of(tiny_testbed))
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
+    alone, steps = built(recipe_of(tiny_testbed))
+    assert steps == [(0, 7), *((step, 7) for step in range(1, 8))]
+    assert alone.digest == helped.digest
+    other, _ = built(recipe_of(tiny_testbed, seed=1))
+    assert other.digest != helped.digest
+
+
+def test_an_output_folder_gets_a_copy_that_loads_by_itself(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path
+) -> None:
+    out, _ = built(recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "out")
+    assert Path(out.path) == tmp_path / "out"
+    shutil.rmtree(own_cache)
+    model, loading = AutoModelForCausalLM.from_pretrained(out.path, output_loading_info=True)
+    assert not any(loading.values())
+    assert isinstance(model, PreTrainedModel)
+    out.load_both()
+
+
+# Kills
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def kill_at(last: int) -> Callable[[int, int], None]:
+    def on_step(step: int, total: int) -> None:
+        if step == last:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("last", [3, 4, 6], ids=["in the first stage", "at its end", "in the second stage"])
+def test_a_killed_build_goes_on_to_the_very_same_weights(
+    last: int, tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdfast.engine.run, "drive", functools.partial(drive, every_seconds=0))
+    recipe = recipe_of(tiny_testbed)
+    with pytest.raises(Killed):
+        build(recipe, tmp_path / "out", kill_at(last))
+    assert not (tmp_path / "out").exists()
+    first, second = recipe.keys()
+    assert names(own_cache / "stages") == ([f"{first}.part"] if last <= 4 else sorted([first, f"{second}.part"]))
+    resumed, steps = built(recipe, tmp_path / "out")
+    # The step that was not saved is taken again.
+    assert steps == [(0 if last <= 4 else 4, 7), *((step, 7) for step in range(last, 8))]
+    assert names(own_cache / "stages") == sorted([first, second])
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
+    whole, _ = built(recipe)
+    assert resumed.digest == whole.digest
+
+
+def build_until_killed(folder: str) -> None:
+    holdfast.engine.run.drive = functools.partial(drive, every_seconds=0)  # type: ignore[assignment]
+
+    def on_step(step: int, total: int) -> None:
+        print(step, flush=True)
+        time.sleep(600 if step == 3 else 0)
+
+    build(recipe_of(SmallTestbed(Path(folder)), stages=BOTH[:1]), on_step=on_step)
+
+
+def test_a_build_survives_a_real_kill(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; from tests.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tiny_testbed.folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
+        process.kill()
+    recipe = recipe_of(tiny_testbed, stages=BOTH[:1])
+    [key] = recipe.keys()
+    assert names(own_cache / "stages") == [f"{key}.part"]
+    resumed, steps = built(recipe)
+    assert steps == [(0, 4), (3, 4), (4, 4)]
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
+    whole, _ = built(recipe)
+    assert resumed.digest == whole.digest
+
+
+def test_a_part_of_another_recipe_is_not_gone_on_with(tiny_testbed: SmallTestbed, own_cache: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holdfast.engine.run, "drive", functools.partial(drive, every_seconds=0))
+        with pytest.raises(Killed):
+            build(recipe_of(tiny_testbed), on_step=kill_at(3))
+    other = recipe_of(tiny_testbed, seed=1, stages=BOTH[:1])
+    [part] = (own_cache / "stages").iterdir()
+    part.rename(part.with_name(f"{other.keys()[0]}.part"))
+    _, steps = built(other)
+    assert steps == [(step, 4) for step in range(5)]
+
+
+# Divergence
+
+
+class LosesItsWeights(RandomMapping):
+    """One weight becomes infinite in the last step, while the losses are still finite."""
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
+        for step, losses in enumerate(super().steps(model, data, run), start=1):
+            if step == self.outer_steps:
+                model.get_parameter("model.norm.weight").detach()[0] = float("inf")
+            yield losses
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (replace(MAPPING, learning_rate=1e30), "loss became nan at step 2"),
+        (LosesItsWeights(**vars(MAPPING)), "the model to be saved are not finite"),
+    ],
+    ids=["loss", "weights"],
+)
+def test_a_stage_that_diverges_leaves_no_checkpoint(
+    stage: RandomMapping, message: str, tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NonFinite, match=message):
+        build(recipe_of(tiny_testbed, stages=(("it", stage), BOTH[1])), tmp_path / "out")
+    assert names(own_cache / "stages") == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_stage_that_diverges_leaves_the_first(tiny_testbed: SmallTestbed, own_cache: Path) -> None:
+    stages = (BOTH[0], ("it", replace(MAPPING, learning_rate=1e30)))
+    recipe = recipe_of(tiny_testbed, stages=stages)
+    with pytest.raises(NonFinite):
+        build(recipe)
+    assert names(own_cache / "stages") == recipe.keys()[:1]
+
+
+# The card and the original model
+
+
+def test_the_card_tells_what_made_the_checkpoint(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_testbed, seed=7)
+    out, _ = built(recipe, tmp_path / "out")
+    card = out.card
+    assert card["key"] == recipe.keys()[-1]
+    assert card["seed"] == 7
+    assert card["domain"] == "testbed-5"
+    assert card["data"] == tiny_testbed.domain.digest(*DEFENDER_ROLES)
+    made_from = {"path": str(Path(tiny_testbed.model.path).resolve()), "digest": tiny_testbed.model.digest}
+    assert (card["model"], card["base"]) == (made_from, made_from)
+    assert [stage["preset"] for stage in card["stages"]] == ["random-mapping", "tar"]
+    for stage, (_, safeguard) in zip(card["stages"], BOTH, strict=True):
+        assert stage["config"] == json.loads(json.dumps(describe(safeguard)))
+        assert stage["seconds"] >= 0
+    assert set(card["stages"][0]["last losses"]) == {"mapping loss", "retain loss"}
+    assert set(card["stages"][1]["last losses"]) == {"tamper-resistance loss", "retain loss"}
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "random-mapping → tar, on the domain *testbed-5*, seed 7" in readme
+    assert tiny_testbed.model.digest[:16] in readme
+    assert all(content[:16] in readme for content in card["data"].values())
+
+
+def test_the_original_is_what_is_given_else_what_the_card_names_else_the_model(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    assert recipe_of(tiny_testbed).original() == tiny_testbed.model
+    stacked = recipe_of(tiny_testbed, model=built(recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "first")[0])
+    assert stacked.original().path == str(Path(tiny_testbed.model.path).resolve())
+    assert replace(stacked, base=tiny_testbed.never_exposed).original() == tiny_testbed.never_exposed
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "emptied"])
+def test_an_original_that_is_not_there_any_more_must_be_named(
+    how: str, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    model, original = tmp_path / "model", tmp_path / "original"
+    for folder in (model, original):
+        shutil.copytree(tiny_testbed.model.path, folder)
+    base = {"path": str(original), "digest": tiny_testbed.model.digest}
+    (model / "holdfast.json").write_text(json.dumps({"base": base, "stages": []}))
+    recipe = recipe_of(tiny_testbed, model=Checkpoint(str(model)))
+    assert recipe.original().path == str(original)
+    if how == "changed":
+        shutil.copy(Path(tiny_testbed.never_exposed.path) / "model.safetensors", original)
+    else:
+        shutil.rmtree(original)
+        if how == "emptied":
+            original.mkdir()
+    for ask in (recipe.original, recipe.keys, functools.partial(build, recipe)):
+        with pytest.raises(HoldfastError, match=r"original, named in the model's card, is gone or changed.*--base"):
+            ask()
+    assert replace(recipe, base=tiny_testbed.model).original() == tiny_testbed.model
+
+
+def test_a_stage_on_a_safeguarded_model_compares_with_the_true_original(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = built(recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "first")
+    loaded: list[str] = []
+    load = Checkpoint.load
+
+    def seen(self: Checkpoint, *arguments: Any) -> PreTrainedModel:
+        loaded.append(self.path)
+        return load(self, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "load", seen)
+    stacked, steps = built(recipe_of(tiny_testbed, model=first, stages=BOTH[1:]), tmp_path / "second")
+    original = str(Path(tiny_testbed.model.path).resolve())
+    assert loaded == [first.path, original]
+    assert steps == [(step, 3) for step in range(4)]
+    assert stacked.card["base"] == {"path": original, "digest": tiny_testbed.model.digest}
+    assert stacked.card["model"] == {"path": first.path, "digest": first.digest}
+    assert [stage["preset"] for stage in stacked.card["stages"]] == ["random-mapping", "tar"]
+    # It is the same as to make both stages in one go.
+    assert stacked.digest == built(recipe_of(tiny_testbed))[0].digest
+    # And not the same as to compare with something else.
+    elsewhere = recipe_of(tiny_testbed, model=first, stages=BOTH[1:], base=tiny_testbed.never_exposed)
+    assert built(elsewhere)[0].digest != stacked.digest
+
+
+def test_missing_data_of_the_defender_are_named(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    shutil.copytree(tiny_testbed.folder / "data", tmp_path / "data")
+    toml = (tiny_testbed.folder / "domain.toml").read_text()
+    (tmp_path / "domain.toml").write_text(toml.replace('[data.retain]\nfile = "data/retain.jsonl"\n', ""))
+    with pytest.raises(HoldfastError, match=r"\[data\.retain\]"):
+        build(recipe_of(tiny_testbed, domain=tmp_path))
