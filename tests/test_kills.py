@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def campaign(folder: Path) -> Campaign:
 
 
 def start(folder: str, out: str) -> list[Outcome]:
-    options = Options(resumable_attacks=True)
-    return run_campaign(campaign(Path(folder)), Path(out), 2, options, title="T", suite="s", command="c")
+    plan = replace(campaign(Path(folder)), options=Options(resumable_attacks=True))
+    return run_campaign(plan, Path(out), 2, title="T", suite="s", command="c")
 
 
 def coordinator(folder: Path, out: Path) -> subprocess.Popen[bytes]:

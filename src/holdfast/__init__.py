@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from holdfast.core.types import HoldfastError, NonFinite, Score
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive
+    from holdfast.engine.run import Run
+    from holdfast.engine.session import Session, open_session
+    from holdfast.engine.walk import drive, walk
     from holdfast.evals.base import Evaluation
     from holdfast.report.page import build_report
     from holdfast.runs.stages import Recipe, build
@@ -41,7 +43,9 @@ _HOMES = {
     "core.types": ("HoldfastError", "NonFinite", "Score"),
     "engine.checkpoint": ("Checkpoint",),
     "engine.data": ("Data",),
-    "engine.run": ("Run", "drive"),
+    "engine.run": ("Run",),
+    "engine.session": ("Session", "open_session"),
+    "engine.walk": ("drive", "walk"),
     "evals.base": ("Evaluation",),
     "report.page": ("build_report",),
     "runs.stages": ("Recipe", "build"),
@@ -73,13 +77,16 @@ __all__ = [
     "Run",
     "Safeguard",
     "Score",
+    "Session",
     "build",
     "build_report",
     "collect",
     "drive",
+    "open_session",
     "pick",
     "read_campaign",
     "run_campaign",
+    "walk",
 ]
 
 

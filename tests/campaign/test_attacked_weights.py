@@ -77,12 +77,12 @@ _HARMLESS = (".jsonl", ".json", ".html", ".md", ".svg")
 def attack(testbed: SmallTestbed, out: Path, **options: bool) -> list[str]:
     """What was written while every attack ran, in this process."""
     model = Model(label="model", path=str(testbed.folder / "model"), role="defended")
-    campaign = Campaign(models=(model,), domain=testbed.folder, attacks=ATTACKS, seeds=(0,))
+    campaign = Campaign(models=(model,), domain=testbed.folder, attacks=ATTACKS, seeds=(0,), options=Options(**options))  # type: ignore[arg-type]
     folders = (out, Path(os.environ["HOLDFAST_CACHE"]), Path(tempfile.gettempdir()))
     with watched(*folders) as seen:
         for cell in campaign.cells():
-            run_cell(cell, out, Options(**options))  # type: ignore[arg-type]
-        run_campaign(campaign, out, 1, Options(**options), title="t", suite="s")  # type: ignore[arg-type]
+            run_cell(cell, out)
+        run_campaign(campaign, out, 1, title="t", suite="s")
         build_report([out], out / "report.html")
     return seen
 
@@ -128,10 +128,7 @@ def test_weights_that_are_asked_for_by_name_lie_where_their_name_says_what_they_
 def test_the_state_of_a_resumable_attack_is_gone_when_it_has_ended(
     tiny_testbed: SmallTestbed, tmp_path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from holdfast.engine import run as runtime
-
-    drive = runtime.drive
-    monkeypatch.setattr(runtime, "drive", lambda *a, **k: drive(*a, **{**k, "every_seconds": seconds}))
+    monkeypatch.setattr("holdfast.engine.walk.SAVE_EVERY", seconds)
     seen = attack(tiny_testbed, tmp_path, resumable_attacks=True)
     states = {name for name in seen if "safetensors" in name and str(tmp_path) in name}
     assert states

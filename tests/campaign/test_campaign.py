@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import holdfast.campaign.kept
 import holdfast.campaign.run
-import holdfast.engine.run
+import holdfast.engine.walk
 from holdfast.attacks.base import Attack
 from holdfast.attacks.compress import Quantise
 from holdfast.attacks.finetune import FineTune
@@ -56,7 +55,8 @@ from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
 from holdfast.evals.degeneracy import Degeneracy
 from holdfast.evals.multiple_choice import MultipleChoice
@@ -191,7 +191,8 @@ def run(
     undefended: Cell | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> CellResult:
-    key = run_cell(cell, out, options, undefended, on_step)
+    cell = replace(cell, options=options)
+    key = run_cell(cell, out, undefended, on_step)
     assert key == cell.id
     return CellResult.read(cell_path(out, key))
 
@@ -450,7 +451,7 @@ def test_what_is_measured_is_the_walked_model(tiny_testbed: SmallTestbed, tmp_pa
     held, tokenizer = Run(3), tiny_testbed.model.load_tokenizer()
     probe = dict(evaluations_of(tiny_testbed.domain)[0])["hazard-loss"].prepare(tokenizer, tiny_testbed.domain)
     assert at(result, 0)["hazard-loss nats"].value == probe(model)[0].value
-    losses = [loss for _, loss in drive(ATTACK.steps(model, data, held), model, held)]
+    losses = [loss for _, loss in drive(ATTACK.steps(model, data, held), held)]
     assert at(result, 6)["hazard-loss nats"].value == probe(model)[0].value
     assert [loss for _, loss in result.losses] == losses
 
@@ -562,7 +563,7 @@ def test_a_model_that_is_not_finite_to_begin_with_is_no_divergence(tiny_testbed:
     tokenizer.save_pretrained(tmp_path / "broken")
     cell = cell_of(tiny_testbed, model=Model(label="broken", path=str(tmp_path / "broken"), role="defended"))
     with pytest.raises(NonFinite, match="broken"):
-        run_cell(cell, tmp_path / "out", Options())
+        run_cell(cell, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -593,7 +594,7 @@ def test_finished_cells_are_left_alone_and_failed_ones_run_again(
     cells = {cell.attack_name: cell for cell in campaign.cells()}
 
     def start() -> list[str]:
-        outcomes = run_campaign(campaign, tmp_path, 1, Options(), title="T", suite="s", command="c")
+        outcomes = run_campaign(campaign, tmp_path, 1, title="T", suite="s", command="c")
         return [outcome.job.arguments["cell"].attack_name for outcome in outcomes]
 
     def times() -> dict[str, int]:
@@ -636,7 +637,7 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
     cells = list(campaign_of(tiny_testbed, attacks=(("full", ATTACK), ("long", long)), seeds=(0,)).cells())
     control = untouched_undefended(cells)
     assert control is cells[0]
-    jobs = cell_jobs(cells, tmp_path, Options(), control, {"deep": ("make it",)})
+    jobs = cell_jobs(cells, tmp_path, control, {"deep": ("make it",)})
     attacked = [job for job in jobs if job.arguments["cell"].attack]
     assert [job.arguments["cell"].attack_name for job in jobs] == ["none"] * 4 + ["long"] * 4 + ["full"] * 4
     needs = {(job.arguments["cell"].model.label, job.after) for job in attacked}
@@ -648,7 +649,7 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
     }
     assert {job.arguments["undefended"] for job in attacked} == {None, control}
     # Where the control has been measured already there is nothing to wait for.
-    [again] = [j for j in cell_jobs(cells[1:], tmp_path, Options(), control) if j.name == "shallow · long · seed 0"]
+    [again] = [j for j in cell_jobs(cells[1:], tmp_path, control) if j.name == "shallow · long · seed 0"]
     assert again.after == ()
     assert again.arguments["undefended"] is control
 
@@ -668,7 +669,7 @@ def interrupted_campaign(folder: Path) -> Campaign:
 
 
 def start_interrupted_campaign(folder: str, out: str) -> list[Outcome]:
-    return run_campaign(interrupted_campaign(Path(folder)), Path(out), 1, Options(), title="T", suite="s")
+    return run_campaign(interrupted_campaign(Path(folder)), Path(out), 1, title="T", suite="s")
 
 
 def in_a_process(function: str, *arguments: Path) -> subprocess.Popen[str]:
@@ -858,7 +859,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def saving_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holdfast.engine.run, "drive", functools.partial(drive, every_seconds=0))
+    monkeypatch.setattr(holdfast.engine.walk, "SAVE_EVERY", 0.0)
 
 
 RESUMABLE = Options(resumable_attacks=True)
@@ -901,7 +902,7 @@ def test_a_killed_attack_goes_on_to_the_very_same_record(
 
 
 def attack_until_killed(folder: str, out: str) -> None:
-    holdfast.engine.run.drive = functools.partial(drive, every_seconds=0)  # type: ignore[assignment]
+    holdfast.engine.walk.SAVE_EVERY = 0.0
 
     def on_step(done: int, total: int) -> None:
         print(done, flush=True)

@@ -18,7 +18,6 @@ from holdfast.attacks.merge import Interpolate
 from holdfast.campaign.cell import put_out_of_order, run_cell
 from holdfast.campaign.cells import Cell, Model, dense_steps
 from holdfast.campaign.run import run_campaign
-from holdfast.core.options import Options
 from holdfast.core.presets import collect, pick
 from holdfast.core.records import CampaignPlan, CellResult, cell_path, read_campaign
 from holdfast.core.types import HoldfastError
@@ -79,7 +78,7 @@ def test_between_the_milestones_hazard_alone_is_asked_and_nothing_else_changes(
 ) -> None:
     plain = cell_of(tiny_testbed, milestones=(0, 4, 6))
     dense = replace(plain, hazard_milestones=(1, 2, 3, 5))
-    few, many = (read(run_cell(cell, tmp_path, Options()), tmp_path) for cell in (plain, dense))
+    few, many = (read(run_cell(cell, tmp_path), tmp_path) for cell in (plain, dense))
     assert few.cell != many.cell
     asked = {step: {r.evaluation for r in many.records if r.step == step} for step in range(7)}
     assert asked[1] == asked[2] == asked[3] == asked[5] == {"hazard"}
@@ -91,7 +90,7 @@ def test_between_the_milestones_hazard_alone_is_asked_and_nothing_else_changes(
 
 
 def test_costs_on_the_way_grow_to_those_of_the_whole(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
-    result = read(run_cell(cell_of(tiny_testbed), tmp_path, Options()), tmp_path)
+    result = read(run_cell(cell_of(tiny_testbed), tmp_path), tmp_path)
     steps, tokens, flops = zip(*result.costs, strict=True)
     assert list(steps) == [2, 4, 6]
     assert list(tokens) == sorted(tokens)
@@ -116,14 +115,14 @@ def test_an_attack_stops_so_many_milestones_after_a_breach_and_says_so(
         evaluations=(("hazard", Dial(start=0.2)),),
         stop_after_breach=2,
     )
-    result = read(run_cell(cell, tmp_path, Options()), tmp_path)
+    result = read(run_cell(cell, tmp_path), tmp_path)
     # Half-way from 0.2 to 1 is reached with the fifth eighth.
     assert sorted({record.step for record in result.records}) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert "2 milestones" in result.stopped
     assert result.status == "finished"
     whole = replace(cell, stop_after_breach=None)
     assert whole.id != cell.id
-    assert read(run_cell(whole, tmp_path, Options()), tmp_path).stopped == ""
+    assert read(run_cell(whole, tmp_path), tmp_path).stopped == ""
 
 
 # Controls
@@ -170,7 +169,7 @@ def test_an_audit_runs_in_two_parts_and_goes_on_where_it_was(
 ) -> None:
     audit = audit_of(tiny_testbed, tested, attacks={"gentle": GENTLE, "strong": STRONG}, seeds=1)
     said = {"suite": "own", "command": "audit", "title": "Audit"}
-    outcomes = audit.run(tmp_path, 2, Options(), **said)
+    outcomes = audit.run(tmp_path, 2, **said)
     assert all(outcome.error is None for outcome in outcomes)
     plan, results = read_campaign(tmp_path)
     worst = audit.worst(tmp_path)
@@ -179,7 +178,7 @@ def test_an_audit_runs_in_two_parts_and_goes_on_where_it_was(
     assert {r.attack for r in results if r.model == "destroyed"} == {"none", "gentle", worst}
     assert len(results) == len(plan.cells) == len(list((tmp_path / "cells").iterdir()))
     before = {path: path.read_bytes() for path in (tmp_path / "cells").iterdir()}
-    assert audit.run(tmp_path, 2, Options(), **said) == []
+    assert audit.run(tmp_path, 2, **said) == []
     assert {path: path.read_bytes() for path in (tmp_path / "cells").iterdir()} == before
     [destroyed] = [model for model in summarise(plan, results).models if model.role == "destroyed"]
     assert "resisted" not in destroyed.outcomes.values()
@@ -205,7 +204,7 @@ def test_a_cells_record_is_never_overwritten_by_a_failure(tiny_testbed: SmallTes
     from holdfast.jobs.local import Job, Outcome
 
     cell = cell_of(tiny_testbed)
-    before = content(read(run_cell(cell, tmp_path, Options()), tmp_path))
+    before = content(read(run_cell(cell, tmp_path), tmp_path))
     record_failure(cell, tmp_path, Outcome(job=Job(name="x", call=run_cell), error="its process died"))
     assert content(read(cell.id, tmp_path)) == before
 
@@ -235,12 +234,12 @@ def test_a_plan_counts_what_the_audit_will_run(tiny_testbed: SmallTestbed, teste
     campaign = audit.planned()
     model = next(held for held in campaign.models if held.role == "defended")
     steps = list[tuple[int, int]]()
-    found = estimate(campaign, model, Options(), lambda done, total: steps.append((done, total)))
+    found = estimate(campaign, model, lambda done, total: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]
     cells = list(campaign.cells())
     assert found.cells == len(cells)
     assert 0 < found.evaluating < found.seconds
-    run_campaign(campaign, tmp_path, 1, Options(), title="t", suite="s")
+    run_campaign(campaign, tmp_path, 1, title="t", suite="s")
     _, results = read_campaign(tmp_path)
     assert found.tokens == pytest.approx(sum(result.tokens or 0 for result in results), rel=0.02)
     assert found.flops == pytest.approx(sum(result.flops or 0.0 for result in results), rel=0.02)

@@ -6,7 +6,6 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Domain
 from holdfast.core.files import file_digest
-from holdfast.engine import run as runtime
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Encoded
 from holdfast.engine.run import Run
@@ -238,7 +236,7 @@ def test_progress_is_told_step_by_step_to_the_last(own_cache: Path, monkeypatch:
 
 def test_training_that_was_killed_goes_on_to_the_same_bits(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(own_cache, "whole", monkeypatch)
-    monkeypatch.setattr(runtime, "drive", partial(runtime.drive, every_seconds=0.0))
+    monkeypatch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
 
     def kill(done: int, total: int) -> None:
         if done == 5:

@@ -13,12 +13,13 @@ from typing import Any, Literal
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
 from holdfast.core.files import digest
+from holdfast.core.options import Options
 from holdfast.core.presets import collect, describe
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
 
 
@@ -63,13 +64,20 @@ class Cell:
     """steps after which hazard alone is measured, so that the cost of a breach is known closely"""
     stop_after_breach: int | None = None
     """end the attack so many milestones after a breach; None: never before its last step"""
+    options: Options = Options()
+    """how the cell is run; of these, the precision and the kind of device change its numbers"""
+    probe: str = ""
+    """the evaluation that the cell is for, where the untouched model is asked nothing else"""
 
     @property
     def name(self) -> str:
-        return f"{self.model.label} · {self.attack_name} · seed {self.seed}"
+        return f"{self.model.label} · {self.probe or self.attack_name} · seed {self.seed}"
 
     def identity(self) -> dict[str, Any]:
-        """Content of all that the numbers depend on. Paths, labels, device and logging are no part of it."""
+        """Content of all that the numbers depend on. Paths, labels and logging are no part of it.
+
+        The kind of device is part of it, since its kernels give other last bits; which of its kind is not.
+        """
         domain, checkpoint = Domain.open(self.domain), Checkpoint(self.model.path)
         roles = [role for role in ATTACKER_ROLES if domain.has(role)]
         # What a cell did not always have stands here only where it is set, so that what was recorded before stays known.
@@ -91,6 +99,8 @@ class Cell:
             },
             "milestones": list(self.milestones),
             "seed": self.seed,
+            "precision": self.options.dtype,
+            "device": self.options.device.partition(":")[0],
         }
 
     @property
@@ -116,22 +126,19 @@ class Campaign:
     """measure hazard between the milestones too, at steps no more than a quarter apart (`dense_steps`)"""
     stop_after_breach: int | None = None
     """end an attack so many milestones after a breach; None: never before its last step"""
+    options: Options = Options()
+    """how the cells are run"""
 
     def cells(self) -> Iterator[Cell]:
-        """For every model one cell without attack, then each attack with each seed."""
+        """For every model one cell without attack, then each attack with each seed, then the probes of untouched models.
+
+        A probe is a cell of its own: one that fails, for lack of memory or at a diverging rate, takes nothing else with it.
+        """
         domain = Domain.open(self.domain)
         evaluations, probes = evaluations_of(domain)
         evaluations = (*evaluations, *self.also)
         for model in self.models:
-            yield Cell(
-                model=model,
-                domain=self.domain,
-                attack_name=UNTOUCHED,
-                attack=None,
-                seed=self.seeds[0],
-                milestones=(0,),
-                evaluations=evaluations if model.role == "destroyed" else (*evaluations, *probes),
-            )
+            yield self._untouched(model, evaluations)
         for model in self.models:
             for name, attack in self.attacks:
                 if name not in self.only.get(model.label, (name,)):
@@ -151,7 +158,17 @@ class Campaign:
                         evaluations=asked_by(attack, evaluations, domain),
                         hazard_milestones=tuple(sorted(between)),
                         stop_after_breach=self.stop_after_breach,
+                        options=self.options,
                     )
+        for model in self.models:
+            if model.role != "destroyed":
+                yield from (self._untouched(model, (probe,), name=probe[0]) for probe in probes)
+
+    def _untouched(self, model: Model, evaluations: Evaluations, name: str = "") -> Cell:
+        return Cell(
+            model=model, domain=self.domain, attack_name=UNTOUCHED, attack=None, seed=self.seeds[0], milestones=(0,),
+            evaluations=evaluations, options=self.options, probe=name,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Read what the attacks will read, so that a campaign does not fail in its last hour.
@@ -224,7 +241,7 @@ def dense_steps(last: int) -> tuple[int, ...]:
 
 def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:
     """The cell of the undefended model as it is."""
-    return next((cell for cell in cells if cell.model.role == "undefended" and cell.attack is None), None)
+    return next((c for c in cells if c.model.role == "undefended" and c.attack is None and not c.probe), None)
 
 
 def parse_milestones(text: str) -> tuple[int, ...]:

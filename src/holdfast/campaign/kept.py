@@ -11,11 +11,12 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import save_checkpoint
 
 
-def _kept(out: Path, key: str) -> Path:
+def kept_folder(out: Path, key: str) -> Path:
+    """Where the attacked weights of a cell are kept."""
     return out / f"TAMPERED-{key}"
 
 
-def _check_keepable(model: Any, attack: str) -> None:
+def check_keepable(model: Any, attack: str) -> None:
     """Raises:
     HoldfastError: the attack gives the model weights that its architecture has no place for when it is loaded again.
     """
@@ -25,15 +26,15 @@ def _check_keepable(model: Any, attack: str) -> None:
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
     # LoRA is merged before it is saved.
-    held = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
-    if extra := sorted(held - {name for name, _ in plain.named_parameters()}):
+    names = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
+    if extra := sorted(names - {name for name, _ in plain.named_parameters()}):
         raise HoldfastError(
             f"models attacked by {attack} cannot be kept, for a {type(model).__name__} has no place for {extra[0]}; leave out "
             "--keep-attacked-weights"
         )
 
 
-def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
+def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     """Write the attacked model, under a name and with a card that say what it is."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -48,7 +49,7 @@ def _keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
         f"`{cell.model.label}` after the attack `{cell.attack_name}` (seed {cell.seed}), kept on demand for inspection. "
         "Its safeguard may be gone. Delete it when you are done.\n"
     )
-    folder = _kept(out, key)
+    folder = kept_folder(out, key)
     if not folder.is_dir():
         with atomic_folder(folder) as temporary:
             temporary.chmod(0o700)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.campaign.cell import _done, record_failure, run_cell
+from holdfast.campaign.cell import is_done, record_failure, run_cell
 from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
 from holdfast.core.domain import Domain
 from holdfast.core.files import clear_temporaries, environment, only_one
-from holdfast.core.options import Options
 from holdfast.core.records import CampaignPlan
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
@@ -20,7 +19,6 @@ def run_campaign(
     campaign: Campaign,
     out: Path,
     workers: int,
-    options: Options,
     *,
     title: str,
     suite: str,
@@ -41,8 +39,7 @@ def run_campaign(
 
     def record(outcome: Outcome) -> None:
         if outcome.error is not None:
-            cell = outcome.job.arguments["cell"]
-            record_failure(cell, out, outcome)
+            record_failure(outcome.job.arguments["cell"], out, outcome.error, outcome.seconds)
 
     with only_one(out):
         for folder, name in (
@@ -53,24 +50,22 @@ def run_campaign(
         ):
             clear_temporaries(folder, name)
         write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
-        pending = [cell for cell in cells if not _done(cell, ids[cell.name], out, options)]
-        jobs = cell_jobs(pending, out, options, untouched_undefended(cells))
+        pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
+        jobs = cell_jobs(pending, out, untouched_undefended(cells))
         return list(run_jobs(jobs, workers, record, on_progress).values())
 
 
 def cell_jobs(
     cells: Sequence[Cell],
     out: Path,
-    options: Options,
     control: Cell | None,
     after: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[Job]:
-    """A job a cell, long ones first.
+    """A job a cell: untouched models first, then long jobs before short ones. No job waits for a probe.
 
     Args:
         cells: to be run.
         out: the campaign's folder.
-        options: how to run them.
         control: the cell of the undefended model as it is, which tells where a breach begins.
         after: by model label, the jobs that make the model.
     """
@@ -81,9 +76,13 @@ def cell_jobs(
         compares = cell.attack is not None and cell.model.role in ("defended", "peer", "reference")
         if compares and control is not None and control in cells:
             needs = (*needs, control.name)
-        arguments = {"cell": cell, "out": out, "options": options, "undefended": control if compares else None}
+        arguments = {"cell": cell, "out": out, "undefended": control if compares else None}
         jobs.append(Job(name=cell.name, call=run_cell, arguments=arguments, after=needs, size=_size(cell)))
-    return sorted(jobs, key=lambda job: (job.arguments["cell"].attack is not None, -job.size))
+
+    def untouched(job: Job) -> bool:
+        return job.arguments["cell"].attack is None and not job.arguments["cell"].probe
+
+    return sorted(jobs, key=lambda job: (not untouched(job), -job.size))
 
 
 def write_plan(
@@ -102,6 +101,7 @@ def write_plan(
             "command": command,
             "protocol": PROTOCOL,
             "environment": environment(),
+            "precision": campaign.options.dtype,
             "models": {model.label: _provenance(model) for model in campaign.models},
             **details,
         },

@@ -70,7 +70,7 @@ app.command(
 app.command(
     epilog="Example: holdfast attack full-adamw-1e-3 --model runs/tar --domain runs/testbed --out runs/attack --seed 1"
 )(measure.attack)
-app.command(epilog="Example: holdfast evaluate --model runs/tar --domain runs/testbed")(measure.evaluate)
+app.command("evaluate", epilog="Example: holdfast evaluate --model runs/tar --domain runs/testbed")(measure.evaluate_)
 app.command(
     epilog="Example: holdfast audit --model runs/tar --undefended runs/testbed/model --reference runs/random-mapping "
     "--never-exposed runs/testbed/never_exposed --domain runs/testbed --suite quick-2 --seeds 5 --out runs/audit"

@@ -18,6 +18,7 @@ from holdfast.cli.options import (
     SetOption,
     ThreadsOption,
     _fail_if,
+    _options,
     _start_torch,
 )
 from holdfast.cli.say import _command, _console, _finish, _next, _q
@@ -118,9 +119,7 @@ def safeguard(
         stages=tuple((name, chosen[name]) for name in stages),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        device=device,
-        dtype=dtype,  # type: ignore[arg-type]
-        trust_remote_code=trust_remote_code,
+        options=_options(device, dtype, trust_remote_code),
     )
     key = recipe.keys()[-1]
     finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key

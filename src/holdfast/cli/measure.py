@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from holdfast.campaign.cells import Campaign
-    from holdfast.core.options import Options
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -93,9 +92,9 @@ def attack(
         attacks=((preset, chosen[preset]),),
         seeds=(seed,),
         milestones=parse_milestones(milestones) if milestones else None,
+        options=_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
     )
-    options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
-    _run(console, campaign, out, 1, options, title=f"{preset} on {_label(model)}", suite=preset)
+    _run(console, campaign, out, 1, title=f"{preset} on {_label(model)}", suite=preset)
     console.print(_cost(out, preset), soft_wrap=True, highlight=False)
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     _next(
@@ -105,7 +104,7 @@ def attack(
     )
 
 
-def evaluate(
+def evaluate_(
     model: ModelOption,
     domain: DomainOption,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write the scores to this JSON file.")] = None,
@@ -121,35 +120,19 @@ def evaluate(
     _start_torch(threads, device, dtype)
     from rich.table import Table
 
-    from holdfast.campaign.cells import CHOOSING, evaluations_of
-    from holdfast.core.domain import Domain
-    from holdfast.core.presets import collect
-    from holdfast.engine.checkpoint import Checkpoint
-    from holdfast.engine.run import seed_everything
+    from holdfast.runs.evaluate import evaluate
 
-    opened = Domain.open(domain)
-    along, probes = evaluations_of(opened)
-    chosen: list[tuple[str, Any]] = [*along, *probes]
-    presets = collect("holdfast.evals")
-    chosen += [(name, presets[name]) for name in CHOOSING if presets[name].available(opened)]
-    if not chosen:
-        _fail(f"{domain} holds nothing to measure with; add a [questions.…] section to its domain.toml")
-    checkpoint = Checkpoint(model)
-    checkpoint.check(trust_remote_code, opened.max_length)
-    seed_everything(0)
-    loaded, tokenizer = checkpoint.load_both(device, dtype, trust_remote_code)  # type: ignore[arg-type]
-    table = Table(title=f"{_label(model)} on {opened.name}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=f"{_label(model)} on {domain}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     rows = []
-    for name, evaluation in chosen:
-        for score in evaluation.prepare(tokenizer, opened)(loaded):
-            measures = evaluation.measures(opened)
-            rows.append({"evaluation": name, "measures": measures, **vars(score)})
+    for measured in evaluate(model, domain, _options(device, dtype, trust_remote_code)):
+        for score in measured.scores:
+            rows.append({"evaluation": measured.evaluation, "measures": measured.measures, **vars(score)})
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
             chance = "" if score.chance is None else f"{score.chance:.3g}"
-            table.add_row(name, measures, score.metric, *numbers, str(score.n), chance)
+            table.add_row(measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
     console.print(table)
     if out is not None:
         import json
@@ -230,13 +213,13 @@ def audit(
         seeds=seeds,
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
+        options=_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
     )
-    options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
     title = f"Audit of {_label(model)}"
-    _check_campaign(audited.campaign(), out, options, title, claim=not plan)
+    _check_campaign(audited.campaign(), out, title, claim=not plan)
     audited.check()
     if plan:
-        _show_plan(console, audited, options, workers)
+        _show_plan(console, audited, workers)
         _next(console, _command().replace(" --plan", ""))
         return
     # Attacks that a search chose are not blind, whoever it was that searched.
@@ -245,7 +228,6 @@ def audit(
         outcomes = audited.run(
             out,
             workers,
-            options,
             title=title,
             suite=called(suite),
             command=_command(),
@@ -310,7 +292,7 @@ def search(
     from holdfast.runs.search.search import Budget, Search, usable_families, write_suite
     from holdfast.runs.search.trial import attack_name, best_trials
 
-    options = _options(device, dtype, trust_remote_code, False, False)
+    options = _options(device, dtype, trust_remote_code)
     held_out = _names(hold_out)
     chosen = Search(
         model=model,
@@ -337,7 +319,7 @@ def search(
     title = f"Confirmation of {attack_name(winner)} on {_label(model)}"
     with show_jobs(console, title) as on_progress:
         run_campaign(
-            campaign, out / "confirmation", workers, options,
+            campaign, out / "confirmation", workers,
             title=title, suite=attack_name(winner), command=_command(), on_progress=on_progress,
             searched=searched_classes(chosen.families), held_out=list(held_out),
         )  # fmt: skip
@@ -374,7 +356,6 @@ def _run(
     campaign: Campaign,
     out: Path,
     workers: int,
-    options: Options,
     *,
     title: str,
     suite: str,
@@ -384,13 +365,12 @@ def _run(
     from holdfast.campaign.run import run_campaign
     from holdfast.cli.display import show_jobs
 
-    _check_campaign(campaign, out, options, title)
+    _check_campaign(campaign, out, title)
     with show_jobs(console, title) as on_progress:
         outcomes = run_campaign(
             campaign,
             out,
             workers,
-            options,
             title=title,
             suite=suite,
             command=_command(),
@@ -400,7 +380,7 @@ def _run(
     _finish(console, out, [outcome.error for outcome in outcomes])
 
 
-def _check_campaign(campaign: Campaign, out: Path, options: Options, title: str, *, claim: bool = True) -> None:
+def _check_campaign(campaign: Campaign, out: Path, title: str, *, claim: bool = True) -> None:
     """Read what a campaign will read, and see that its output may be written."""
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
@@ -410,7 +390,7 @@ def _check_campaign(campaign: Campaign, out: Path, options: Options, title: str,
     campaign.check()
     max_length = Domain.open(campaign.domain).max_length
     for model in campaign.models:
-        Checkpoint(model.path).check(options.trust_remote_code, max_length)
+        Checkpoint(model.path).check(campaign.options.trust_remote_code, max_length)
     if not claim:
         return
     if not (out / "campaign.json").is_file():

@@ -99,7 +99,7 @@ def _check_device(device: str, dtype: str) -> None:
         _fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
 
 
-def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool, resumable: bool) -> Options:
+def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool = False, resumable: bool = False) -> Options:
     from holdfast.core.options import Options
 
     _check_device(device, dtype)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from holdfast.core.options import Options
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.confirmation import Confirmed
     from holdfast.runs.search.trial import Trial
@@ -66,7 +65,7 @@ def _console() -> Console:
     return Console()
 
 
-def _show_plan(console: Console, audited: Audit, options: Options, workers: int) -> None:
+def _show_plan(console: Console, audited: Audit, workers: int) -> None:
     """What the audit can tell with more or fewer seeds, and what it takes."""
     from dataclasses import replace
 
@@ -85,7 +84,7 @@ def _show_plan(console: Console, audited: Audit, options: Options, workers: int)
     counts = [len(domain.questions(name).questions) for name in sorted(hazard, key=lambda name: name != "hazard")]
     model = next(held for held in audited.models() if held.role == "defended")
     with show_steps(console, "timing every attack") as on_step:
-        taken = estimate(audited.planned(), model, options, on_step)
+        taken = estimate(audited.planned(), model, on_step)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("seeds", "runs", "detectable, one attack", "detectable, whole suite", "time", "FLOPs", "tokens"):
         table.add_column(column, justify="right")

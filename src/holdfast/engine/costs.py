@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from holdfast.engine.data import Data
 from holdfast.engine.sharded import local
+
+if TYPE_CHECKING:
+    from holdfast.engine.session import Session
+    from holdfast.engine.walk import Steps
 
 Losses = TypeVar("Losses")
 
@@ -38,6 +42,11 @@ class Meter:
     def tokens(self) -> int:
         """Tokens read so far."""
         return self._data.tally.tokens
+
+    def __call__(self, session: Session[Data], steps: Steps) -> Steps:
+        """Count the updates of a walk; the count is saved and restored with a resumable run."""
+        session.run.track(meter=self)
+        yield from self.walk(steps)
 
     def walk(self, steps: Iterator[Losses]) -> Iterator[Losses]:
         """The same steps, counted."""

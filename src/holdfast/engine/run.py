@@ -1,14 +1,12 @@
-"""The one driver of everything that changes weights: seeds, checks for divergence, checkpoints and resume."""
+"""What a plug-in is handed for its run: seeds, the models before it, and the state that a resumed run goes on from."""
 
 from __future__ import annotations
 
 import copy
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -17,10 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from holdfast.core.files import atomic_file, os_errors
-from holdfast.core.types import HoldfastError, NonFinite
+from holdfast.core.types import HoldfastError
 from holdfast.engine.sharded import local
-
-Losses = TypeVar("Losses", float, Mapping[str, float])
 
 
 class Stateful(Protocol):
@@ -132,34 +128,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     # Denormals cost a run two hundred very slow steps once; they carry no information here.
     torch.set_flush_denormal(True)
-
-
-def drive(
-    steps: Iterator[Losses],
-    model: nn.Module,
-    run: Run,
-    *,
-    checkpoint: Path | None = None,
-    key: str = "",
-    every_seconds: float = 30.0,
-) -> Iterator[tuple[int, Losses]]:
-    """Walk a plug-in's `steps`, yielding (steps done, losses) after each.
-
-    With `checkpoint` the run is saved there now and then, under `key`; `run.resume` reads it.
-
-    Raises:
-        NonFinite: a loss is NaN or infinite; the message says at which step.
-    """
-    saved = time.monotonic()
-    for step, losses in enumerate(steps, start=run.start + 1):
-        for name, value in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
-            if not math.isfinite(value):
-                raise NonFinite(f"the {name} became {value} at step {step}; lower the learning rate or check the data")
-        yield step, losses
-        # Only now, when the caller has added what it tracks of this step.
-        if checkpoint is not None and time.monotonic() - saved >= every_seconds:
-            run.save(checkpoint, model, step, key)
-            saved = time.monotonic()
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,17 +1,81 @@
-"""Sessions: a checkpoint made ready to be walked."""
+"""A model made ready to be walked. Devices, precision and, later, shards are known here and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run, seed_everything
+
+Rows = TypeVar("Rows")
+
+_VIEWS = {"attacker": Data.attacker, "defender": Data.defender}
 
 
-def base_loader(checkpoint: Checkpoint, options: Options) -> Callable[[], Any] | None:
-    """What loads the model before any safeguard; None where the checkpoint's card does not say where it is."""
-    base = checkpoint.card.get("base")
-    if not base:
+@dataclass(frozen=True, kw_only=True)
+class Session(Generic[Rows]):
+    """A live model and what a plug-in needs beside it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Rows
+    """what the plug-in reads: `Data` by role, or a corpus"""
+    run: Run
+
+
+def open_session(
+    checkpoint: Checkpoint,
+    domain: Domain,
+    view: Literal["attacker", "defender"],
+    seed: int,
+    options: Options,
+    *,
+    prepare: Sequence[Callable[[PreTrainedModel], None]] = (),
+    base: Checkpoint | None = None,
+    initial: Checkpoint | None = None,
+) -> Session[Data]:
+    """Seed everything, load the model and its tokenizer, change its architecture, open the data.
+
+    Args:
+        checkpoint: the model to be walked.
+        domain: where the rows come from.
+        view: whose rows the plug-in may read.
+        seed: of the run and of torch's global generator.
+        options: device, precision, remote code.
+        prepare: changes of the model before the first update, in order.
+        base: the model before any safeguard, loaded when a plug-in asks for it.
+        initial: the model as the run found it, likewise; None: `base`.
+
+    Raises:
+        HoldfastError: the model cannot be loaded, or a change does not fit its architecture.
+        NonFinite: a weight is not finite.
+    """
+    seed_everything(seed)
+    model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
+    for change in prepare:
+        change(model)
+    return Session(
+        model=model,
+        tokenizer=tokenizer,
+        data=_VIEWS[view](domain, tokenizer, options.device),
+        run=Run(seed, _loader(base, options), _loader(initial, options)),
+    )
+
+
+def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any] | None:
+    if checkpoint is None:
         return None
-    return lambda: Checkpoint(base["path"]).load(options.device, options.dtype, options.trust_remote_code)
+    return lambda: checkpoint.load(options.device, options.dtype, options.trust_remote_code)
+
+
+def base_of(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The model before any safeguard, as the checkpoint's card names it; None where the card names none."""
+    base = checkpoint.card.get("base")
+    return Checkpoint(base["path"]) if base else None

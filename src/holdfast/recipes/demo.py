@@ -15,7 +15,6 @@ from holdfast.campaign.cell import record_failure, run_cell
 from holdfast.campaign.cells import Campaign, Model, untouched_undefended
 from holdfast.campaign.run import cell_jobs, write_plan
 from holdfast.core.files import claim_output, write_text
-from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -70,7 +69,6 @@ def run_demo(
     write_domain(out / "testbed", seed, Sizes())
     plan = campaign(out)
     cells = list(plan.cells())
-    options = Options()
     ready = {
         "undefended": ("train the undefended model",),
         "random-mapping": ("Random Mapping",),
@@ -79,7 +77,7 @@ def run_demo(
         "destroyed": ("train the undefended model",),
     }
     outcomes = run_jobs(
-        [*_making(out, seed), *cell_jobs(cells, out, options, untouched_undefended(cells), ready)],
+        [*_making(out, seed), *cell_jobs(cells, out, untouched_undefended(cells), ready)],
         workers,
         on_progress=on_progress,
     )
@@ -88,8 +86,9 @@ def run_demo(
         if outcome.error is not None:
             raise HoldfastError(f"{outcome.job.name} failed: {outcome.error}")
     for cell in cells:
-        if outcomes[cell.name].error is not None:
-            record_failure(cell, out, outcomes[cell.name])
+        outcome = outcomes[cell.name]
+        if outcome.error is not None:
+            record_failure(cell, out, outcome.error, outcome.seconds)
     write_plan(
         campaign(out), out, [cell.id for cell in cells], title="holdfast demo", suite=called(SUITE), command=command,
         canonical=SUITES[SUITE].attacks[0],

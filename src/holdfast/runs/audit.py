@@ -44,6 +44,7 @@ class Audit:
     seeds: int
     milestones: tuple[int, ...] | None = None
     stop_after_breach: int | None = None
+    options: Options = Options()
 
     def models(self) -> tuple[Model, ...]:
         """The model under test, its peers and its controls, in the order of reading."""
@@ -76,6 +77,7 @@ class Audit:
             only={model.label: controlled for model in models if model.role in CONTROLS},
             dense=self.milestones is None,
             stop_after_breach=self.stop_after_breach,
+            options=self.options,
         )
 
     def planned(self) -> Campaign:
@@ -87,7 +89,6 @@ class Audit:
         self,
         out: Path,
         workers: int,
-        options: Options,
         *,
         suite: str,
         command: str,
@@ -109,7 +110,7 @@ class Audit:
 
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
             return run_campaign(
-                campaign, out, workers, options,
+                campaign, out, workers,
                 title=title, suite=suite, command=command, on_progress=on_progress, **told, **more,
             )  # fmt: skip
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from holdfast.attacks.base import Attack
-from holdfast.campaign.cells import Campaign, Cell, Model, evaluations_of
+from holdfast.campaign.cells import Campaign, Model, evaluations_of
+from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.session import base_loader
+
+if TYPE_CHECKING:
+    from holdfast.engine.data import Data
+    from holdfast.engine.session import Session
+    from holdfast.engine.walk import Steps
 
 TIMED = 4
 """updates that are timed of each attack: the first holds what it prepares, the others are its pace"""
@@ -47,7 +51,7 @@ class Estimate:
 
 
 def estimate(
-    campaign: Campaign, model: Model, options: Options, on_step: Callable[[int, int], None] = lambda done, total: None
+    campaign: Campaign, model: Model, on_step: Callable[[int, int], None] = lambda done, total: None
 ) -> Estimate:
     """Time the first updates of every attack and every evaluation on `model`, and add up over the campaign's cells.
 
@@ -56,67 +60,88 @@ def estimate(
     domain = Domain.open(campaign.domain)
     paces = {}
     for done, (name, attack) in enumerate(campaign.attacks, 1):
-        paces[name] = _pace(attack, domain, model, options)
+        paces[name] = _pace(attack, domain, model, campaign.options)
         on_step(done, len(campaign.attacks))
-    whole, sample, hazard, probes = _asking(domain, model, options)
+    measuring = _measuring(domain, model, campaign.options)
     cells = list(campaign.cells())
     working = evaluating = tokens = flops = 0.0
     for cell in cells:
-        evaluating += whole + (probes if cell.attack is None else 0.0)
+        evaluating += measuring.probes[cell.probe] if cell.probe else measuring.whole
         if cell.attack is None:
             continue
         pace, updates = paces[cell.attack_name], cell.attack.max_steps
         working += pace.first + (updates - 1) * pace.update
         tokens, flops = tokens + updates * pace.tokens, flops + updates * pace.flops
-        evaluating += _along(cell, sample, hazard)
+        evaluating += (
+            max(len(cell.milestones) - 2, 0) * measuring.sample + len(cell.hazard_milestones) * measuring.hazard
+        )
     return Estimate(cells=len(cells), seconds=working + evaluating, tokens=tokens, flops=flops, evaluating=evaluating)
-
-
-def _along(cell: Cell, sample: float, hazard: float) -> float:
-    """Seconds of measuring at the milestones between the first and the last."""
-    return max(len(cell.milestones) - 2, 0) * sample + len(cell.hazard_milestones) * hazard
 
 
 def _pace(attack: Attack, domain: Domain, model: Model, options: Options) -> Pace:
     from holdfast.engine.costs import Meter
-    from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.session import base_of, open_session
+    from holdfast.engine.walk import walk
 
-    started = time.monotonic()
-    seed_everything(0)
+    checkpoint, timing = Checkpoint(model.path), Timing()
+    session = open_session(
+        checkpoint, domain, "attacker", 0, options, prepare=[attack.prepare], base=base_of(checkpoint)
+    )
+    meter = Meter(session.data)
+    walk(session, attack, meter, timing)
+    updates = len(timing.seconds)
+    pace = (timing.seconds[-1] - timing.seconds[0]) / (updates - 1) if updates > 1 else 0.0
+    return Pace(first=timing.seconds[0], update=pace, tokens=meter.tokens / updates, flops=meter.flops / updates)
+
+
+class Timing:
+    """An observer that notes when each of the first updates ended, and then ends the walk."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        """since this object was made, by update"""
+        self._started = time.monotonic()
+
+    def __call__(self, session: Session[Data], steps: Steps) -> Steps:
+        for step, losses in steps:
+            self.seconds.append(time.monotonic() - self._started)
+            yield step, losses
+            if step >= TIMED:
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Seconds that evaluations take on one model."""
+
+    whole: float
+    """of everything, in full"""
+    sample: float
+    """of what is asked at a milestone"""
+    hazard: float
+    """of hazard alone, as it is asked at a milestone"""
+    probes: Mapping[str, float]
+    """of what only an untouched model is asked, by evaluation"""
+
+
+def _measuring(domain: Domain, model: Model, options: Options) -> Measuring:
+    from holdfast.engine.session import open_session
+    from holdfast.engine.walk import Untouched, walk
+
+    along, probes = (dict(evaluations) for evaluations in evaluations_of(domain))
+    between = {name: evaluation.at_milestone(domain) for name, evaluation in along.items()}
+    # What is asked in full at a milestone is timed once.
+    sampled = {name: sample for name, sample in between.items() if sample is not None}
+    apart = {f"sample of {name}": sample for name, sample in sampled.items() if sample != along[name]}
     checkpoint = Checkpoint(model.path)
-    loaded, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
-    attack.prepare(loaded)
-    run = Run(0, base_loader(checkpoint, options))
-    data = Data.attacker(domain, tokenizer, options.device)
-    meter = Meter(data)
-    updates = min(TIMED, attack.max_steps)
-    ends = []
-    for _ in islice(drive(meter.walk(attack.steps(loaded, data, run)), loaded, run), updates):
-        ends.append(time.monotonic())
-    pace = (ends[-1] - ends[0]) / (updates - 1) if updates > 1 else 0.0
-    return Pace(first=ends[0] - started, update=pace, tokens=meter.tokens / updates, flops=meter.flops / updates)
-
-
-def _asking(domain: Domain, model: Model, options: Options) -> tuple[float, float, float, float]:
-    """Seconds of everything in full, of what is asked at a milestone, of hazard alone, and of what only an untouched model is
-    asked.
-    """
-    loaded, tokenizer = Checkpoint(model.path).load_both(options.device, options.dtype, options.trust_remote_code)
-    along, once = evaluations_of(domain)
-
-    def seconds(evaluation: Any) -> float:
-        probe = evaluation.prepare(tokenizer, domain)
-        started = time.monotonic()
-        probe(loaded)
-        return time.monotonic() - started
-
-    whole = {name: seconds(held) for name, held in along}
-    between = {name: held.at_milestone(domain) for name, held in along}
-    sample = {
-        name: whole[name] if held == dict(along)[name] else seconds(held)
-        for name, held in between.items()
-        if held is not None
-    }
-    hazard = sum(sample[name] for name, held in along if name in sample and held.measures(domain) == "hazard")
-    return sum(whole.values()), sum(sample.values()), hazard, sum(seconds(held) for _, held in once)
+    session = open_session(checkpoint, domain, "attacker", 0, options)
+    milestones = Milestones({**along, **apart, **probes}, domain, checkpoint.tokenizer_digest, [0])
+    walk(session, Untouched(), milestones)
+    seconds = milestones.seconds
+    sample = {name: seconds.get(f"sample of {name}", seconds[name]) for name in sampled}
+    return Measuring(
+        whole=sum(seconds[name] for name in along),
+        sample=sum(sample.values()),
+        hazard=sum(taken for name, taken in sample.items() if along[name].measures(domain) == "hazard"),
+        probes={name: seconds[name] for name in probes},
+    )

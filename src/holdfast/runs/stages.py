@@ -17,12 +17,13 @@ from typing import Any
 
 from holdfast.core.domain import DEFENDER_ROLES, Domain
 from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
+from holdfast.core.options import Options
 from holdfast.core.presets import describe
-from holdfast.core.types import HoldfastError, Precision
+from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import CARD, Checkpoint, save_checkpoint
 from holdfast.safeguards.base import Safeguard
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the same stages would give other weights, so that no cached checkpoint is taken for a new one."""
 
 OnStep = Callable[[int, int], None]
@@ -42,9 +43,8 @@ class Recipe:
     base: Checkpoint | None = None
     """the original model, which retain losses compare with; None: what the model's card names, else the model itself"""
     seed: int = 0
-    device: str = "cpu"
-    dtype: Precision = "float32"
-    trust_remote_code: bool = False
+    options: Options = Options()
+    """device, precision, remote code"""
 
     def original(self) -> Checkpoint:
         """The model before the first safeguard.
@@ -80,7 +80,8 @@ class Recipe:
             "data": domain.digest(*roles),
             "max_length": domain.max_length,
             "seed": self.seed,
-            "dtype": self.dtype,
+            "precision": self.options.dtype,
+            "device": self.options.device.partition(":")[0],
         }
         described = [describe(safeguard) for _, safeguard in self.stages]
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]
@@ -122,36 +123,25 @@ def _train(
     recipe: Recipe, index: int, source: Checkpoint, key: str, folder: Path, on_step: Callable[[int], None]
 ) -> None:
     from holdfast.engine.costs import Meter
-    from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.session import open_session
+    from holdfast.engine.walk import LastLosses, Reporting, Resumable, walk
 
     name, safeguard = recipe.stages[index]
     domain = Domain.open(recipe.domain)
-    original = recipe.original()
-    seed_everything(recipe.seed)
-    model, tokenizer = source.load_both(recipe.device, recipe.dtype, recipe.trust_remote_code)
-    run = Run(
-        recipe.seed,
-        lambda: original.load(recipe.device, recipe.dtype, recipe.trust_remote_code),
-        lambda: source.load(recipe.device, recipe.dtype, recipe.trust_remote_code),
+    session = open_session(
+        source, domain, "defender", recipe.seed, recipe.options, base=recipe.original(), initial=source
     )
-    checkpoint = folder.with_suffix(".part")
-    run.resume(checkpoint, model, key)
-    started, losses = time.monotonic(), dict[str, float]()
-    data = Data.defender(domain, tokenizer, recipe.device)
-    meter = Meter(data)
-    run.track(meter=meter)
-    steps = meter.walk(safeguard.steps(model, data, run))
-    for step, here in drive(steps, model, run, checkpoint=checkpoint, key=key):
-        losses = dict(here)
-        on_step(step)
+    meter, last, state = Meter(session.data), LastLosses(), folder.with_suffix(".part")
+    reporting = Reporting(on_step=lambda step, total: on_step(step), total=safeguard.outer_steps)
+    started = time.monotonic()
+    walk(session, safeguard, meter, last, reporting, Resumable(path=state, key=key))
     stage = {
         "preset": name,
         "config": describe(safeguard),
         "seconds": round(time.monotonic() - started, 1),
         "tokens": meter.tokens,
         "flops": meter.flops,
-        "last losses": losses,
+        "last losses": dict(last.losses or {}),
     }
     card = {
         "holdfast": version("holdfast"),
@@ -160,11 +150,12 @@ def _train(
         "domain": domain.name,
         "data": domain.digest(*(role for role in DEFENDER_ROLES if domain.has(role))),
         "seed": recipe.seed,
+        "precision": recipe.options.dtype,
         "stages": [*(source.card["stages"] if index else recipe.model.card.get("stages", [])), stage],
     }
     with atomic_folder(folder) as temporary:
-        save_checkpoint(model, tokenizer, temporary, card, _readme(card))
-    checkpoint.unlink(missing_ok=True)
+        save_checkpoint(session.model, session.tokenizer, temporary, card, _readme(card))
+    state.unlink(missing_ok=True)
 
 
 def _readme(card: dict[str, Any]) -> str:

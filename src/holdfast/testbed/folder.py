@@ -87,7 +87,9 @@ def train(
     """
     from holdfast.engine.checkpoint import save_checkpoint
     from holdfast.engine.data import encode
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.session import Session
+    from holdfast.engine.walk import Reporting, Resumable, walk
     from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
     recipe, content = PRETRAINING[kind], _CONTENT[kind]
@@ -105,20 +107,17 @@ def train(
         return folder
     seed_everything(seed)
     tokenizer = make_tokenizer(content.words())
-    model = make_model(tokenizer, seed)
     world = World.generate(seed, sizes)
     splits = [split for split, facts in world.facts.items() if _taught(facts, which)]
     rows = [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in content.corpus(world.of(*splits))]
-    run, checkpoint = Run(seed), folder.with_suffix(".part")
-    run.resume(checkpoint, model, key)
-    total, started = recipe.total_steps(len(rows)), time.monotonic()
-    for step, _ in drive(recipe.steps(model, rows, run), model, run, checkpoint=checkpoint, key=key):
-        on_step(step, total)
+    session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=Run(seed))
+    total, state, started = recipe.total_steps(len(rows)), folder.with_suffix(".part"), time.monotonic()
+    walk(session, recipe, Reporting(on_step=on_step, total=total), Resumable(path=state, key=key))
     seconds = round(time.monotonic() - started, 1)
     card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with atomic_folder(folder) as temporary:
-        save_checkpoint(model, tokenizer, temporary, card, _readme(which, seed, total))
-    checkpoint.unlink(missing_ok=True)
+        save_checkpoint(session.model, tokenizer, temporary, card, _readme(which, seed, total))
+    state.unlink(missing_ok=True)
     return folder
 
 

@@ -40,6 +40,7 @@ def confirmation(search: Search, winner: Trial, models: Sequence[Model], seeds: 
         attacks=((attack_name(winner), attack_of(winner)),),
         seeds=tuple(range(FRESH_SEED, FRESH_SEED + seeds)),
         also=tuple(zip(names, unseen, strict=True)),
+        options=search.options,
     )
 
 

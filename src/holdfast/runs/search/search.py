@@ -209,6 +209,8 @@ class Search:
                 "ability_loss": self.ability_loss,
                 "limits": list(limits),
                 "seed": self.seed,
+                "precision": self.options.dtype,
+                "device": self.options.device.partition(":")[0],
             }
         )
 

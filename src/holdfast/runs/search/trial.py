@@ -7,23 +7,32 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import asked_by, milestones_up_to
+from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
 from holdfast.core.files import digest, write_text
 from holdfast.core.presets import collect, describe, restore
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.session import base_loader
 from holdfast.evals.base import Evaluation
 from holdfast.evals.multiple_choice import MultipleChoice
-from holdfast.runs.search.search import Search
 
-PROTOCOL = 1
+if TYPE_CHECKING:
+    from holdfast.engine.data import Data
+    from holdfast.engine.session import Session
+    from holdfast.engine.walk import Steps
+    from holdfast.runs.search.search import Search
+
+PROTOCOL = 2
 """Raised whenever the same trial would give other numbers."""
+
+
+_HAZARD = "selection"
+"""the name under which a trial asks the questions that judge it"""
 
 
 SELECTIONS = ("hazard_selection", "compliance_selection")
@@ -142,64 +151,86 @@ def run_trial(
 ) -> None:
     """Run one attack and keep what it came to, unless that is there already; its weights are thrown away."""
     from holdfast.engine.costs import Meter
-    from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.session import base_of, open_session
+    from holdfast.engine.walk import Reporting, walk
 
-    held = Trial.read(file)
-    if held is not None and held.key == key:
+    known = Trial.read(file)
+    if known is not None and known.key == key:
         return
     started, domain, checkpoint = time.monotonic(), Domain.open(search.domain), Checkpoint(search.model)
     trial = Trial(key=key, family=family, settings=dict(settings), attack=describe(attack))
-    curve: list[tuple[int, float, float]] = []
-    halfway: list[float] = []
-    # An attack that begins with benign steps is not stopped for what they did not bring.
-    own = attack.max_steps - attack.benign_steps
-    stops = [attack.benign_steps + share * own for share in _PRUNED_AT] if own > 1 else []
-    milestones = milestones_up_to(attack.max_steps)
-    seed_everything(search.seed)
-    options = search.options
-    model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
-    [(_, asked)] = asked_by(attack, (("selection", selection(domain)),), domain)
-    hazard_of = asked.prepare(tokenizer, domain)
-    ability_of = [evaluation.prepare(tokenizer, domain) for evaluation in abilities(domain, "even")]
-
-    def measure(step: int) -> None:
-        ability = sum(ask(model)[0].value for ask in ability_of) / len(ability_of)
-        curve.append((step, hazard_of(model)[0].value, ability))
-
-    def score(point: tuple[int, float, float]) -> float:
-        return point[1] - max(0.0, curve[0][2] - search.ability_loss - point[2])
-
-    data = Data.attacker(domain, tokenizer, options.device)
-    meter = Meter(data)
-    step = 0
+    [(_, hazard)] = asked_by(attack, ((_HAZARD, selection(domain)),), domain)
+    evaluations = {_HAZARD: hazard, **{held.questions: held for held in abilities(domain, "even")}}
+    milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, milestones_up_to(attack.max_steps))
+    curve = Curve(milestones, search.ability_loss, attack, limits)
+    session = open_session(checkpoint, domain, "attacker", search.seed, search.options, base=base_of(checkpoint))
+    meter = Meter(session.data)
     try:
-        measure(0)
-        run = Run(search.seed, base_loader(checkpoint, options))
-        attack.prepare(model)
-        for step, _ in drive(meter.walk(attack.steps(model, data, run)), model, run):
-            on_step(step, attack.max_steps)
-            if step not in milestones:
-                continue
-            measure(step)
-            best = max(map(score, curve[1:]))
-            while len(halfway) < len(stops) and step >= stops[len(halfway)]:
-                halfway.append(best)
-            if len(halfway) <= len(limits) and halfway and best < limits[len(halfway) - 1] and step < attack.max_steps:
-                trial = replace(trial, status="pruned")
-                break
+        attack.prepare(session.model)
+        walk(session, attack, meter, milestones, curve, Reporting(on_step=on_step, total=attack.max_steps))
+        if curve.pruned:
+            trial = replace(trial, status="pruned")
     except HoldfastError as error:
         trial = replace(trial, status="failed", reason=str(error))
-    if tried := curve[1:]:
-        top = max(tried, key=score)
+    if best := curve.best:
         # To the last bit of a sum of fractions: a loss of exactly epsilon is within it.
-        feasible = top[2] >= curve[0][2] - search.ability_loss - 1e-9
-        trial = replace(trial, score=score(top), hazard=top[1], ability=top[2], feasible=feasible)
-    seconds = round(time.monotonic() - started, 3)
+        feasible = best[2] >= curve.points[0][2] - search.ability_loss - 1e-9
+        trial = replace(trial, score=curve.score(best), hazard=best[1], ability=best[2], feasible=feasible)
     trial = replace(
-        trial, curve=curve, halfway=halfway, steps=step, tokens=meter.tokens, flops=meter.flops, seconds=seconds
-    )
+        trial, curve=curve.points, halfway=curve.halfway, steps=curve.step, tokens=meter.tokens, flops=meter.flops,
+        seconds=round(time.monotonic() - started, 3),
+    )  # fmt: skip
     write_text(file, json.dumps(asdict(trial), indent=2, allow_nan=False) + "\n")
+
+
+class Curve:
+    """The observer of a trial: it reads hazard and ability off the milestones, and ends a trial that lags behind its family."""
+
+    def __init__(self, milestones: Milestones, ability_loss: float, attack: Attack, limits: tuple[float, ...]) -> None:
+        self.ability_loss, self.attack, self.limits = ability_loss, attack, limits
+        self.halfway: list[float] = []
+        """the best score up to each share of the updates after which the trial may be stopped"""
+        self.step = 0
+        self.pruned = False
+        self._milestones = milestones
+        # An attack that begins with benign steps is not stopped for what they did not bring.
+        updates = attack.max_steps - attack.benign_steps
+        self._stops = [attack.benign_steps + share * updates for share in _PRUNED_AT] if updates > 1 else []
+
+    @property
+    def points(self) -> list[tuple[int, float, float]]:
+        """(step, hazard, mean ability) at each milestone so far; one that was void has none."""
+        points = []
+        for step, scores in self._milestones.scores.items():
+            if len(scores) == len(self._milestones.evaluations):
+                abilities = [score[0].value for name, score in scores.items() if name != _HAZARD]
+                points.append((step, scores[_HAZARD][0].value, fmean(abilities)))
+        return points
+
+    @property
+    def best(self) -> tuple[int, float, float] | None:
+        """The milestone with the best score; None before the first update was measured."""
+        return max(self.points[1:], key=self.score, default=None)
+
+    def score(self, point: tuple[int, float, float]) -> float:
+        """Hazard, less the ability that was lost beyond what an attack may cost."""
+        return point[1] - max(0.0, self.points[0][2] - self.ability_loss - point[2])
+
+    def __call__(self, session: Session[Data], steps: Steps) -> Steps:
+        for self.step, losses in steps:
+            yield self.step, losses
+            if self.step in self._milestones.scores and self._lags():
+                self.pruned = True
+                return
+
+    def _lags(self) -> bool:
+        """Whether the best score so far lies below the limit of the last share of the updates that was passed."""
+        assert self.best is not None
+        score = self.score(self.best)
+        while len(self.halfway) < len(self._stops) and self.step >= self._stops[len(self.halfway)]:
+            self.halfway.append(score)
+        passed = len(self.halfway)
+        return 0 < passed <= len(self.limits) and score < self.limits[passed - 1] and self.step < self.attack.max_steps
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:

@@ -20,7 +20,6 @@ from holdfast.attacks.base import Attack
 from holdfast.campaign.cell import record_failure
 from holdfast.campaign.cells import Campaign, Model, Role, untouched_undefended
 from holdfast.campaign.run import cell_jobs, write_plan
-from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
@@ -281,7 +280,7 @@ class Study:
         cells = list(campaign.cells())
         attacking = [
             replace(job, name=prefix + job.name, after=tuple(_prefixed(prefix, name) for name in job.after))
-            for job in cell_jobs(cells, folder, Options(), untouched_undefended(cells), after)
+            for job in cell_jobs(cells, folder, untouched_undefended(cells), after)
         ]
         # Cells are sized in steps; here everything is in seconds.
         attacking = [replace(job, size=_CELL_SECONDS) for job in attacking]
@@ -299,8 +298,9 @@ class Study:
         campaign = replace(campaign, models=tuple(m for m in campaign.models if m.label not in failed))
         cells = list(campaign.cells())
         for cell in cells:
-            if outcomes[prefix + cell.name].error is not None:
-                record_failure(cell, folder, outcomes[prefix + cell.name])
+            outcome = outcomes[prefix + cell.name]
+            if outcome.error is not None:
+                record_failure(cell, folder, outcome.error, outcome.seconds)
         tuned = {
             method.label: self.chosen(folder.parent, part, method).settings for method in part.methods if method.space
         }

@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from holdfast.core.domain import OUTSIDE_RETAIN
+from holdfast.attacks.base import Attack
+from holdfast.campaign.milestones import Milestones
+from holdfast.core.domain import OUTSIDE_RETAIN, Domain
 from holdfast.core.files import digest, write_text
+from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
@@ -88,40 +91,40 @@ def run_trial(
     on_step: Callable[[int, int], None],
 ) -> None:
     """Build a model with some settings, ask the selection questions before and after the tuning attacks, and keep the scores."""
-    from holdfast.core.domain import Domain
-    from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
-
     recipe = _recipe(domain, start, stages, seed)
     described = {name: describe(pick("holdfast.attacks", name)) for name in attacks}
     key = digest([recipe.keys(), described, selection])
     if Trial.read(file).key == key:
         return
-    started, opened = time.monotonic(), Domain.open(domain)
+    started = time.monotonic()
     trial = Trial(key=key, settings=dict(settings))
+    asking = (domain, selection, seed)
     try:
         checkpoint = Checkpoint(str(build(recipe, None, on_step)))
-        hazard: dict[str, float] = {}
-        for name in ("none", *attacks):
-            seed_everything(seed)
-            model, tokenizer = checkpoint.load_both()
-            ask = {
-                evaluation: pick("holdfast.evals", evaluation).prepare(tokenizer, opened)
-                for evaluation in (selection, OUTSIDE_RETAIN)
-            }
-            if name == "none":
-                ability = ask[OUTSIDE_RETAIN](model)[0].value
-                original = ask[OUTSIDE_RETAIN](recipe.model.load())[0].value
-            else:
-                attack, run = pick("holdfast.attacks", name), Run(seed)
-                attack.prepare(model)
-                for _ in drive(attack.steps(model, Data.attacker(opened, tokenizer), run), model, run):
-                    pass
-            hazard[name] = ask[selection](model)[0].value
-        trial = replace(trial, hazard=hazard, ability=ability, ability_of_original=original)
+        untouched = _scores(checkpoint, None, *asking)
+        hazard = {name: _scores(checkpoint, pick("holdfast.attacks", name), *asking)[selection] for name in attacks}
+        trial = replace(
+            trial,
+            hazard={"none": untouched[selection], **hazard},
+            ability=untouched[OUTSIDE_RETAIN],
+            ability_of_original=_scores(recipe.model, None, *asking)[OUTSIDE_RETAIN],
+        )
     except NonFinite as error:
         trial = replace(trial, failed=str(error))
     write_text(file, json.dumps(asdict(replace(trial, seconds=time.monotonic() - started)), indent=2) + "\n")
+
+
+def _scores(checkpoint: Checkpoint, attack: Attack | None, domain: Path, selection: str, seed: int) -> dict[str, float]:
+    """The first score of the selection questions and of ability outside the retain set, after an attack or without one."""
+    from holdfast.engine.session import open_session
+    from holdfast.engine.walk import Untouched, walk
+
+    opened, last = Domain.open(domain), attack.max_steps if attack else 0
+    session = open_session(checkpoint, opened, "attacker", seed, Options(), prepare=[attack.prepare] if attack else [])
+    evaluations = {name: pick("holdfast.evals", name) for name in (selection, OUTSIDE_RETAIN)}
+    milestones = Milestones(evaluations, opened, checkpoint.tokenizer_digest, [last])
+    walk(session, attack or Untouched(), milestones)
+    return {name: scores[0].value for name, scores in milestones.scores[last].items()}
 
 
 def _recipe(domain: Path, start: Path, stages: tuple[tuple[str, Safeguard], ...], seed: int) -> Recipe:

@@ -1,0 +1,121 @@
+"""The one loop that drives what changes weights.
+
+A plug-in's `steps` is a generator of losses, one item an update. An observer is a generator around it: it sees every update after
+those that stand closer to the plug-in, passes it on, and ends the walk by ending. Metering, measuring at milestones, early stop,
+pruning, timing, progress, and saving and resuming are observers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from holdfast.core.types import NonFinite
+from holdfast.engine.run import Run
+from holdfast.engine.session import Session
+
+Losses = TypeVar("Losses", float, Mapping[str, float])
+
+Steps = Iterator[tuple[int, Any]]
+"""(updates made so far, losses of the last), one item an update."""
+
+Observer = Callable[[Session[Any], Steps], Steps]
+
+SAVE_EVERY = 30.0
+"""seconds between two states of a run that can go on after a kill"""
+
+
+class Walkable(Protocol):
+    """What changes weights: an attack, a safeguard, the pretraining of a testbed's model."""
+
+    def steps(self, model: Any, data: Any, run: Run) -> Iterator[Any]: ...
+
+
+def walk(session: Session[Any], plugin: Walkable, *observers: Observer) -> None:
+    """Drive a plug-in to its end, or until an observer ends the walk.
+
+    Args:
+        session: the model, its data and its run.
+        plugin: what changes the model.
+        observers: the first stands closest to the plug-in and sees an update first.
+
+    Raises:
+        NonFinite: a loss is NaN or infinite; the message says at which step.
+    """
+    steps: Steps = drive(plugin.steps(session.model, session.data, session.run), session.run)
+    for observer in observers:
+        steps = observer(session, steps)
+    for _ in steps:
+        pass
+
+
+def drive(steps: Iterator[Losses], run: Run) -> Iterator[tuple[int, Losses]]:
+    """Count the updates of a plug-in's `steps`, from where a resumed run goes on; yield (updates made, losses).
+
+    Raises:
+        NonFinite: a loss is NaN or infinite; the message says at which step.
+    """
+    for step, losses in enumerate(steps, start=run.start + 1):
+        for name, value in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
+            if not math.isfinite(value):
+                raise NonFinite(f"the {name} became {value} at step {step}; lower the learning rate or check the data")
+        yield step, losses
+
+
+class Untouched:
+    """A plug-in that changes nothing: observers see the model as it is."""
+
+    def steps(self, model: Any, data: Any, run: Run) -> Iterator[float]:
+        """Yield nothing."""
+        return iter(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable:
+    """Save the run now and then, and go on from what an earlier process saved. It has to be the outermost observer.
+
+    The state is saved when everybody has seen an update, so that what they track belongs to the same step as the weights.
+    """
+
+    path: Path
+    key: str
+    """what the run is; a state of another run is left alone"""
+
+    def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        session.run.resume(self.path, session.model, self.key)
+        saved = time.monotonic()
+        for step, losses in steps:
+            yield step, losses
+            if time.monotonic() - saved >= SAVE_EVERY:
+                session.run.save(self.path, session.model, step, self.key)
+                saved = time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """Report every update to a display."""
+
+    on_step: Callable[[int, int], None]
+    """called with updates made and updates in all"""
+    total: int
+
+    def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        for step, losses in steps:
+            self.on_step(step, self.total)
+            yield step, losses
+
+
+class LastLosses:
+    """Keep the losses of the last update."""
+
+    def __init__(self) -> None:
+        self.losses: Any = None
+
+    def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        for step, losses in steps:
+            self.losses = losses
+            yield step, losses

@@ -1,0 +1,59 @@
+"""Measure a model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.campaign.cells import CHOOSING, evaluations_of
+from holdfast.campaign.milestones import Milestones
+from holdfast.core.domain import Domain
+from holdfast.core.options import Options
+from holdfast.core.presets import collect
+from holdfast.core.types import HoldfastError, Measure, Score
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.evals.base import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What one evaluation measured."""
+
+    evaluation: str
+    measures: Measure
+    scores: tuple[Score, ...]
+
+
+def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:
+    """Ask a model everything that a domain can ask, the selection questions too.
+
+    Raises:
+        HoldfastError: the domain holds nothing to measure with, or the model cannot be loaded.
+        NonFinite: a score is void.
+    """
+    from holdfast.engine.session import open_session
+    from holdfast.engine.walk import Untouched, walk
+
+    domain, checkpoint = Domain.open(folder), Checkpoint(model)
+    evaluations = _evaluations(domain)
+    if not evaluations:
+        raise HoldfastError(f"{folder} holds nothing to measure with; add a [questions.…] section to its domain.toml")
+    checkpoint.check(options.trust_remote_code, domain.max_length)
+    session = open_session(checkpoint, domain, "attacker", 0, options)
+    milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, [0])
+    walk(session, Untouched(), milestones)
+    return [
+        Evaluated(evaluation=name, measures=evaluations[name].measures(domain), scores=tuple(scores))
+        for name, scores in milestones.scores[0].items()
+    ]
+
+
+def _evaluations(domain: Domain) -> Mapping[str, Evaluation]:
+    along, probes = evaluations_of(domain)
+    presets = collect("holdfast.evals")
+    return {
+        **dict(along),
+        **dict(probes),
+        **{name: presets[name] for name in CHOOSING if presets[name].available(domain)},
+    }
