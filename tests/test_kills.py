@@ -25,9 +25,10 @@ from holdfast.core.records import CampaignPlan, CellResult, cell_path
 from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run
-from holdfast.jobs.local import Job, Outcome, run_jobs
+from holdfast.jobs.graph import Job, Outcome
+from holdfast.jobs.local import run_jobs
+from tests.campaign.test_campaign import content
 from tests.conftest import SmallTestbed
-from tests.test_campaign import content
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +121,7 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
     kill_at_random(tiny_testbed.folder, out, kills, seed)
     assert all(outcome.error is None for outcome in start(str(tiny_testbed.folder), str(undisturbed)))
     cells = CampaignPlan.read(out).cells
-    assert len(set(cells)) == len(cells) == 2 + 2 * 4 * 2
+    assert len(set(cells)) == len(cells) == 2 * (1 + 3) + 2 * 4 * 2
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert left == {"campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
     for cell in cells:
@@ -169,6 +170,6 @@ def test_a_job_whose_process_dies_is_begun_once_more_and_no_more(tmp_path: Path)
         Job(name="once", call=die_at_first, arguments={"marker": tmp_path / "marker"}),
         Job(name="always", call=always_die),
     ]
-    outcomes = run_jobs(jobs, 1)
+    outcomes = {job.name: outcome for job, outcome in run_jobs(jobs, 1).items()}
     assert outcomes["once"].result == "done"
     assert "died (signal 9)" in (outcomes["always"].error or "")

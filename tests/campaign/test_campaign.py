@@ -60,12 +60,12 @@ from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
 from holdfast.evals.degeneracy import Degeneracy
 from holdfast.evals.multiple_choice import MultipleChoice
-from holdfast.jobs.local import Job, Outcome
+from holdfast.jobs.graph import Job, Outcome
 from holdfast.safeguards.tar import TAR, Adversary
 from tests.attacks.walk import fresh, weights
 from tests.conftest import SmallTestbed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ATTACK = FineTune(max_steps=6, batch_size=4)
 LORA = FineTune(max_steps=6, batch_size=4, lora_rank=2, lora_alpha=4.0, learning_rate=5e-3)
 MILESTONES = (0, 2, 4, 6)
@@ -253,8 +253,56 @@ def campaign_of(testbed: SmallTestbed, **changes: Any) -> Campaign:
     return replace(campaign, **changes)
 
 
+def attacked_and_untouched(campaign: Campaign) -> list[Cell]:
+    """The cells of a campaign but for the probes."""
+    return [cell for cell in campaign.cells() if not cell.probe]
+
+
+def test_a_probe_is_a_cell_of_its_own_and_a_destroyed_model_has_none(tiny_testbed: SmallTestbed) -> None:
+    cells = list(
+        campaign_of(tiny_testbed, models=(model_of(tiny_testbed), model_of(tiny_testbed, "d", "destroyed"))).cells()
+    )
+    probes = [cell for cell in cells if cell.probe]
+    assert [cell.probe for cell in probes] == [name for name, _ in evaluations_of(tiny_testbed.domain)[1]]
+    assert cells[-len(probes) :] == probes
+    assert {cell.model.label for cell in probes} == {"model"}
+    for cell in probes:
+        assert cell.attack is None
+        assert [name for name, _ in cell.evaluations] == [cell.probe]
+    assert len({cell.id for cell in cells}) == len({cell.name for cell in cells}) == len(cells)
+
+
+def test_a_probe_that_fails_takes_nothing_else_with_it(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, tokenizer: object, domain: object) -> object:
+        raise HoldfastError("there is too little memory for this probe")
+
+    monkeypatch.setattr("holdfast.evals.trainability.BenignLearning.prepare", fails)
+    monkeypatch.setattr(holdfast.campaign.run, "run_jobs", serially)
+    campaign = campaign_of(tiny_testbed, attacks=(("full", ATTACK),), seeds=(0,))
+    run_campaign(campaign, tmp_path, 1, title="T", suite="s")
+    status = {cell.name: CellResult.read(cell_path(tmp_path, cell.id)).status for cell in campaign.cells()}
+    assert {name for name, ended in status.items() if ended != "finished"} == {
+        name for name in status if "benign-learning" in name
+    }
+
+
+def test_precision_and_the_kind_of_device_are_part_of_the_identity(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    cell = cell_of(tiny_testbed)
+    half = replace(cell, options=Options(dtype="bfloat16"))
+    ids = {c.id for c in (cell, half, replace(cell, options=Options(device="cuda")))}
+    assert len(ids) == 3
+    assert replace(cell, options=Options(device="cuda:1")).id in ids, "which GPU does not matter"
+    first = run(cell, tmp_path)
+    second = run(half, tmp_path, Options(dtype="bfloat16"))
+    assert second.cell != first.cell, "half precision after full is not skipped as finished"
+    assert (first.identity["precision"], second.identity["precision"]) == ("float32", "bfloat16")
+    assert first.losses != second.losses
+
+
 def test_cells_are_every_model_untouched_and_then_every_attack_with_every_seed(tiny_testbed: SmallTestbed) -> None:
-    cells = list(campaign_of(tiny_testbed, only={"open": ("full",), "clean": ()}).cells())
+    cells = attacked_and_untouched(campaign_of(tiny_testbed, only={"open": ("full",), "clean": ()}))
     assert [(cell.model.label, cell.attack_name, cell.seed) for cell in cells] == [
         *((label, "none", 0) for label in ("open", "shallow", "deep", "clean")),
         *(("open", "full", seed) for seed in (0, 1)),
@@ -280,9 +328,9 @@ def test_an_edit_is_run_once_and_a_merge_only_where_there_is_a_model_before_the_
 def test_how_well_it_learns_is_measured_on_untouched_models_alone_and_selection_never(
     tiny_testbed: SmallTestbed,
 ) -> None:
-    for cell in campaign_of(tiny_testbed).cells():
+    for cell in attacked_and_untouched(campaign_of(tiny_testbed)):
         names = [name for name, _ in cell.evaluations]
-        assert ("benign-learning" in names) == (cell.attack is None)
+        assert "benign-learning" not in names
         assert {"hazard", "related", "benign_in_retain", "benign_outside_retain", "degeneracy"} <= set(names)
         assert not {"hazard_selection", "benign_new"} & set(names)
         assert len(set(names)) == len(names)
@@ -572,15 +620,15 @@ def test_a_model_that_is_not_finite_to_begin_with_is_no_divergence(tiny_testbed:
 
 def serially(
     jobs: Sequence[Job], workers: int, on_outcome: Callable[[Outcome], None], on_progress: Callable[..., None]
-) -> dict[str, Outcome]:
+) -> dict[Job, Outcome]:
     """In this process and in the order given, for campaigns whose workers do not matter."""
-    outcomes = {}
+    outcomes: dict[Job, Outcome] = {}
     for job in jobs:
         try:
             outcome = Outcome(job=job, result=job.call(**job.arguments, on_step=lambda done, total: None))
         except HoldfastError as error:
             outcome = Outcome(job=job, error=str(error), seconds=1.0)
-        outcomes[job.name] = outcome
+        outcomes[job] = outcome
         on_outcome(outcome)
     return outcomes
 
@@ -591,11 +639,12 @@ def test_finished_cells_are_left_alone_and_failed_ones_run_again(
     monkeypatch.setattr(holdfast.campaign.run, "run_jobs", serially)
     attacks = (("full", ATTACK), ("fails", Fails(**vars(ATTACK))))
     campaign = campaign_of(tiny_testbed, models=(model_of(tiny_testbed),), attacks=attacks, seeds=(0,))
-    cells = {cell.attack_name: cell for cell in campaign.cells()}
+    cells = {cell.probe or cell.attack_name: cell for cell in campaign.cells()}
 
     def start() -> list[str]:
         outcomes = run_campaign(campaign, tmp_path, 1, title="T", suite="s", command="c")
-        return [outcome.job.arguments["cell"].attack_name for outcome in outcomes]
+        ended = [outcome.job.arguments["cell"] for outcome in outcomes]
+        return [cell.attack_name for cell in ended if not cell.probe]
 
     def times() -> dict[str, int]:
         return {name: cell_path(tmp_path, cell.id).stat().st_mtime_ns for name, cell in cells.items()}
@@ -622,7 +671,7 @@ def test_finished_cells_are_left_alone_and_failed_ones_run_again(
 
 def test_a_record_of_a_failure_is_no_obstacle_to_the_cell_itself(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     cell = cell_of(tiny_testbed)
-    record_failure(cell, tmp_path, Outcome(job=Job(name="x", call=run_cell), error="its process died"))
+    record_failure(cell, tmp_path, "its process died", 1.0)
     assert CellResult.read(cell_path(tmp_path, cell.id)).reason == "its process died"
     assert run(cell, tmp_path).status == "finished"
     written = cell_path(tmp_path, cell.id).stat().st_mtime_ns
@@ -634,18 +683,19 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
     tiny_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
     long = replace(ATTACK, max_steps=60)
-    cells = list(campaign_of(tiny_testbed, attacks=(("full", ATTACK), ("long", long)), seeds=(0,)).cells())
+    cells = attacked_and_untouched(campaign_of(tiny_testbed, attacks=(("full", ATTACK), ("long", long)), seeds=(0,)))
     control = untouched_undefended(cells)
     assert control is cells[0]
-    jobs = cell_jobs(cells, tmp_path, control, {"deep": ("make it",)})
+    making = Job(name="make it", call=run_cell)
+    jobs = cell_jobs(cells, tmp_path, control, {"deep": (making,)})
     attacked = [job for job in jobs if job.arguments["cell"].attack]
     assert [job.arguments["cell"].attack_name for job in jobs] == ["none"] * 4 + ["long"] * 4 + ["full"] * 4
     needs = {(job.arguments["cell"].model.label, job.after) for job in attacked}
     assert needs == {
         ("open", ()),
         ("clean", ()),
-        ("shallow", (control.name,)),
-        ("deep", ("make it", control.name)),
+        ("shallow", (jobs[0],)),
+        ("deep", (making, jobs[0])),
     }
     assert {job.arguments["undefended"] for job in attacked} == {None, control}
     # Where the control has been measured already there is nothing to wait for.
@@ -674,7 +724,7 @@ def start_interrupted_campaign(folder: str, out: str) -> list[Outcome]:
 
 def in_a_process(function: str, *arguments: Path) -> subprocess.Popen[str]:
     """Call a function of this module in another Python, which can be killed."""
-    code = f"import sys; from tests.test_campaign import {function}; {function}(*sys.argv[1:])"
+    code = f"import sys; from tests.campaign.test_campaign import {function}; {function}(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -714,7 +764,8 @@ def interrupted(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_killed_campaign_leaves_whole_records_and_nothing_else(interrupted: Interrupted) -> None:
-    ended = [interrupted.cell("none").id, interrupted.cell("slow").id]
+    cells = interrupted_campaign(interrupted.testbed.folder).cells()
+    ended = [cell.id for cell in cells if cell.attack_name in ("none", "slow")]
     assert set(interrupted.before) == {"campaign.json", *(f"cells/{key}.jsonl" for key in ended)}
     for key in ended:
         path = cell_path(interrupted.out, key)
@@ -1073,7 +1124,7 @@ def test_hazard_is_asked_in_the_attacker_s_disguise_and_nothing_else_is(tiny_tes
         seeds=(0,),
         attacks=(("plain", ATTACK), ("worn", DISGUISED)),
     )
-    untouched, plain, worn = campaign.cells()
+    untouched, plain, worn = attacked_and_untouched(campaign)
     assert [name for name, _ in plain.evaluations] == [name for name, _ in worn.evaluations], "names stay"
     domain = tiny_testbed.domain
     for (_, before), (_, after) in zip(plain.evaluations, worn.evaluations, strict=True):
@@ -1093,9 +1144,10 @@ def test_a_cell_without_a_disguise_keeps_the_identity_that_it_had_before_there_w
 
 
 def test_step_0_shows_what_the_disguise_does_by_itself(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
-    [_, cell] = Campaign(
+    campaign = Campaign(
         models=(model_of(tiny_testbed),), domain=tiny_testbed.folder, seeds=(0,), attacks=(("worn", DISGUISED),)
-    ).cells()
+    )
+    [_, cell] = attacked_and_untouched(campaign)
     records = run(cell, tmp_path).records
     model, tokenizer = tiny_testbed.model.load_both()
     asked = MultipleChoice(questions="hazard", disguise=DISGUISED.disguise)

@@ -23,7 +23,7 @@ from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
-from holdfast.jobs.local import Job, Outcome, Progress
+from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.runs.suites import SUITES
 from holdfast.testbed.world import Sizes
 from tests.conftest import SMALL, SmallTestbed

@@ -26,8 +26,8 @@ from holdfast.runs.audit import Audit, models_of
 from holdfast.runs.estimate import estimate
 from holdfast.runs.suites import SUITES, canonical_of
 from holdfast.stats.summary import summarise
+from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
 from tests.conftest import SmallTestbed
-from tests.test_campaign import Dial, TurnsUp, cell_of, content
 
 GENTLE = FineTune(max_steps=6, batch_size=4, learning_rate=1e-5)
 STRONG = FineTune(max_steps=6, batch_size=4, learning_rate=1e-2)
@@ -201,11 +201,10 @@ def test_one_model_twice_is_refused(tiny_testbed: SmallTestbed, tested: str) -> 
 
 def test_a_cells_record_is_never_overwritten_by_a_failure(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     from holdfast.campaign.cell import record_failure
-    from holdfast.jobs.local import Job, Outcome
 
     cell = cell_of(tiny_testbed)
     before = content(read(run_cell(cell, tmp_path), tmp_path))
-    record_failure(cell, tmp_path, Outcome(job=Job(name="x", call=run_cell), error="its process died"))
+    record_failure(cell, tmp_path, "its process died", 1.0)
     assert content(read(cell.id, tmp_path)) == before
 
 

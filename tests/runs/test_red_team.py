@@ -15,8 +15,8 @@ from holdfast.core.types import HoldfastError
 from holdfast.recipes.family_table import markdown, models_of, read_families
 from holdfast.recipes.studies import STUDIES, pick_study, run_study
 from holdfast.runs.study import red_team as module
+from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
-from holdfast.runs.study.study import Method
 from holdfast.safeguards.tar import Adversary
 from holdfast.stats.cells import hazard_scale
 from tests.conftest import SMALL

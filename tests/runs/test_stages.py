@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -16,22 +15,22 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import holdfast.engine.run
+import holdfast.engine.walk
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.domain import DEFENDER_ROLES
+from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run
-from holdfast.engine.walk import drive
 from holdfast.runs.stages import Recipe, build
 from holdfast.safeguards.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping
 from holdfast.safeguards.tar import TAR, Adversary
 from tests.conftest import SmallTestbed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MAPPING = RandomMapping(outer_steps=4, forget_batch_size=4, retain_batch_size=4)
 RESISTING = TAR(
     outer_steps=3,
@@ -81,12 +80,13 @@ def test_a_prefix_of_the_stages_has_the_key_of_that_prefix(tiny_testbed: SmallTe
     "changes",
     [
         {"seed": 1},
-        {"dtype": "bfloat16"},
+        {"options": Options(dtype="bfloat16")},
+        {"options": Options(device="cuda")},
         {"stages": (("random-mapping", replace(MAPPING, outer_steps=5)), BOTH[1])},
         {"stages": (("random-mapping", replace(MAPPING, retain=RetainLoss(representation_weight=2.0))), BOTH[1])},
         {"stages": BOTH[::-1]},
     ],
-    ids=["seed", "dtype", "a field", "a nested field", "order"],
+    ids=["seed", "precision", "kind of device", "a field", "a nested field", "order"],
 )
 def test_what_changes_the_first_stage_changes_every_key(changes: dict[str, Any], tiny_testbed: SmallTestbed) -> None:
     before, after = recipe_of(tiny_testbed).keys(), recipe_of(tiny_testbed, **changes).keys()
@@ -107,13 +107,13 @@ def test_model_and_original_model_are_part_of_the_key(tiny_testbed: SmallTestbed
     assert recipe_of(tiny_testbed, model=other).keys() == recipes[3].keys()
 
 
-def test_where_files_lie_the_names_of_presets_and_the_device_are_no_part_of_the_key(
+def test_where_files_lie_and_the_names_of_presets_are_no_part_of_the_key(
     tiny_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
     copy = SmallTestbed(tmp_path / "elsewhere")
     shutil.copytree(tiny_testbed.folder, copy.folder)
     stages = tuple((f"my-{name}", stage) for name, stage in BOTH)
-    moved = recipe_of(copy, stages=stages, device="cuda", trust_remote_code=True)
+    moved = recipe_of(copy, stages=stages, options=Options(trust_remote_code=True))
     assert moved.keys() == recipe_of(tiny_testbed).keys()
 
 
@@ -227,7 +227,7 @@ def kill_at(last: int) -> Callable[[int, int], None]:
 def test_a_killed_build_goes_on_to_the_very_same_weights(
     last: int, tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holdfast.engine.run, "drive", functools.partial(drive, every_seconds=0))
+    monkeypatch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
     recipe = recipe_of(tiny_testbed)
     with pytest.raises(Killed):
         build(recipe, tmp_path / "out", kill_at(last))
@@ -244,7 +244,7 @@ def test_a_killed_build_goes_on_to_the_very_same_weights(
 
 
 def build_until_killed(folder: str) -> None:
-    holdfast.engine.run.drive = functools.partial(drive, every_seconds=0)  # type: ignore[assignment]
+    holdfast.engine.walk.SAVE_EVERY = 0.0
 
     def on_step(step: int, total: int) -> None:
         print(step, flush=True)
@@ -256,7 +256,7 @@ def build_until_killed(folder: str) -> None:
 def test_a_build_survives_a_real_kill(
     tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys; from tests.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
+    code = "import sys; from tests.runs.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tiny_testbed.folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -274,7 +274,7 @@ def test_a_build_survives_a_real_kill(
 
 def test_a_part_of_another_recipe_is_not_gone_on_with(tiny_testbed: SmallTestbed, own_cache: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(holdfast.engine.run, "drive", functools.partial(drive, every_seconds=0))
+        patch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
         with pytest.raises(Killed):
             build(recipe_of(tiny_testbed), on_step=kill_at(3))
     other = recipe_of(tiny_testbed, seed=1, stages=BOTH[:1])

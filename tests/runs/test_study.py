@@ -17,7 +17,8 @@ from holdfast.engine.checkpoint import Checkpoint
 from holdfast.recipes import ablations, paper_tables
 from holdfast.recipes.method_table import markdown, read_study
 from holdfast.recipes.studies import STUDIES, pick_study, run_study
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.runs.study.tuning import Trial
 from holdfast.stats.cells import hazard_scale
 from tests.conftest import SMALL

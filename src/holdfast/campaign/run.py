@@ -12,7 +12,8 @@ from holdfast.core.domain import Domain
 from holdfast.core.files import clear_temporaries, environment, only_one
 from holdfast.core.records import CampaignPlan
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.local import run_jobs
 
 
 def run_campaign(
@@ -59,7 +60,8 @@ def cell_jobs(
     cells: Sequence[Cell],
     out: Path,
     control: Cell | None,
-    after: Mapping[str, tuple[str, ...]] | None = None,
+    after: Mapping[str, tuple[Job, ...]] | None = None,
+    title: str = "",
 ) -> list[Job]:
     """A job a cell: untouched models first, then long jobs before short ones. No job waits for a probe.
 
@@ -68,21 +70,27 @@ def cell_jobs(
         out: the campaign's folder.
         control: the cell of the undefended model as it is, which tells where a breach begins.
         after: by model label, the jobs that make the model.
+        title: stands before the names of the jobs.
     """
-    jobs = []
+
+    def job(cell: Cell, *needs: Job, compares: bool = False) -> Job:
+        return Job(
+            name=f"{title}{cell.name}",
+            call=run_cell,
+            arguments={"cell": cell, "out": out, "undefended": control if compares else None},
+            after=(*(after or {}).get(cell.model.label, ()), *needs),
+            size=_seconds(cell),
+        )
+
+    first = {cell.name: job(cell) for cell in cells if cell.attack is None and not cell.probe}
+    needs = [first[control.name]] if control is not None and control.name in first else []
+    rest = []
     for cell in cells:
-        needs = (after or {}).get(cell.model.label, ())
-        # The other controls need not wait to hear where a breach begins.
-        compares = cell.attack is not None and cell.model.role in ("defended", "peer", "reference")
-        if compares and control is not None and control in cells:
-            needs = (*needs, control.name)
-        arguments = {"cell": cell, "out": out, "undefended": control if compares else None}
-        jobs.append(Job(name=cell.name, call=run_cell, arguments=arguments, after=needs, size=_size(cell)))
-
-    def untouched(job: Job) -> bool:
-        return job.arguments["cell"].attack is None and not job.arguments["cell"].probe
-
-    return sorted(jobs, key=lambda job: (not untouched(job), -job.size))
+        if cell.name not in first:
+            # The other controls need not wait to hear where a breach begins.
+            compares = cell.attack is not None and cell.model.role in ("defended", "peer", "reference")
+            rest.append(job(cell, *(needs if compares else ()), compares=compares))
+    return [*first.values(), *sorted(rest, key=lambda job: -job.size)]
 
 
 def write_plan(
@@ -124,10 +132,12 @@ def _provenance(model: Model) -> dict[str, Any]:
     }
 
 
-def _size(cell: Cell) -> float:
-    """Rough duration: rows trained on, and a fixed part for each step and for what is measured."""
+def _seconds(cell: Cell) -> float:
+    """Roughly how long a cell takes on the testbed: by rows trained on, with a fixed part for each step and each measuring."""
+    if cell.probe:
+        return 3.0
+    measuring = 0.2 * len(cell.milestones) + 0.1 * len(cell.hazard_milestones)
     if cell.attack is None:
-        return 100.0
+        return 1.5
     rows = getattr(cell.attack, "batch_size", 16)
-    measured = 12 * len(cell.milestones) + 6 * len(cell.hazard_milestones)
-    return cell.attack.max_steps * (0.5 + rows / 32) + measured
+    return cell.attack.max_steps * (0.5 + rows / 32) / 60 + measuring

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from holdfast.jobs.local import Progress
+    from holdfast.jobs.graph import Progress
     from holdfast.runs.stages import OnStep
 
 _LOG_SECONDS = 15.0

@@ -32,7 +32,7 @@ def demo(
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
     console = _console()
     from holdfast.cli.display import show_jobs
-    from holdfast.recipes.demo import run_demo
+    from holdfast.recipes.studies import run_demo
 
     with show_jobs(console, "demo") as on_progress:
         outcomes = run_demo(out, seed, workers, _command(), on_progress)
@@ -61,7 +61,8 @@ def testbed(
     console = _console()
     from holdfast.cli.display import show_jobs
     from holdfast.core.files import claim_output
-    from holdfast.jobs.local import Job, run_jobs
+    from holdfast.jobs.graph import Job
+    from holdfast.jobs.local import run_jobs
     from holdfast.testbed.folder import MODELS, is_testbed, place, write_domain
     from holdfast.testbed.world import Sizes
 

@@ -275,24 +275,16 @@ def search(
 ) -> None:
     """Search for the attack that recovers most while ability is kept, and confirm it. Stop and restart at will."""
     console = _console()
-    import json
-
     from rich.table import Table
 
-    from holdfast.campaign.run import run_campaign
     from holdfast.cli.display import show_jobs
-    from holdfast.core.domain import Domain
-    from holdfast.core.files import claim_output, write_text
-    from holdfast.core.records import read_campaign
-    from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.page import build_report
     from holdfast.report.search_plot import draw_search
     from holdfast.runs.audit import models_of
-    from holdfast.runs.search.confirmation import confirmation, confirmed, describe_search, searched_classes
-    from holdfast.runs.search.search import Budget, Search, usable_families, write_suite
-    from holdfast.runs.search.trial import attack_name, best_trials
+    from holdfast.runs.search.attacker import search_and_confirm
+    from holdfast.runs.search.search import Budget, Search, usable_families
+    from holdfast.runs.search.trial import attack_name
 
-    options = _options(device, dtype, trust_remote_code)
     held_out = _names(hold_out)
     chosen = Search(
         model=model,
@@ -301,48 +293,33 @@ def search(
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=options,
+        options=_options(device, dtype, trust_remote_code),
     )
-    chosen.check()
-    models = models_of(model, undefended, reference, never_exposed)
-    for held in models:
-        Checkpoint(held.path).check(trust_remote_code, Domain.open(domain).max_length)
-    if not (out / "search.json").is_file():
-        claim_output(out, domain, *(Path(held.path) for held in models))
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
-        write_text(out / "search.json", json.dumps(describe_search(chosen, [], held_out, None), indent=2) + "\n")
-        tried = chosen.run(out, workers, on_progress)
-    write_suite(out, tried)
-    best = best_trials(tried)
-    winner = next(iter(best.values()))
-    campaign = confirmation(chosen, winner, models, confirm_seeds)
-    title = f"Confirmation of {attack_name(winner)} on {_label(model)}"
-    with show_jobs(console, title) as on_progress:
-        run_campaign(
-            campaign, out / "confirmation", workers,
-            title=title, suite=attack_name(winner), command=_command(), on_progress=on_progress,
-            searched=searched_classes(chosen.families), held_out=list(held_out),
+        found = search_and_confirm(
+            chosen, models_of(model, undefended, reference, never_exposed), out, label=_label(model),
+            held_out=held_out, seeds=confirm_seeds, workers=workers, command=_command(), on_progress=on_progress,
         )  # fmt: skip
-    _, results = read_campaign(out / "confirmation")
-    found = confirmed(results, _label(model))
-    described = describe_search(chosen, tried, held_out, found)
-    write_text(out / "search.json", json.dumps(described, indent=2) + "\n")
-    draw_search(described, out / "search.svg")
+    draw_search(found.description, out / "search.svg")
     build_report([out / "confirmation"], out / "confirmation" / "report.html")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("family", "trials", "hazard", "ability", "kept", "updates", "tokens", "FLOPs"):
         left = column == "family"
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
-    for family, trial in best.items():
-        count = sum(other.family == family for other in tried)
+    for family, trial in found.best.items():
+        count = sum(other.family == family for other in found.trials)
         figures = (f"{100 * trial.hazard:.0f} %", f"{100 * trial.ability:.0f} %", "yes" if trial.feasible else "no")
         table.add_row(family, str(count), *figures, f"{trial.steps:,}", f"{trial.tokens:,}", f"{trial.flops:.1e}")
     console.print(table)
-    ended = f"ended by the budget of {described['ended_by']}"
+    ended = f"ended by the budget of {found.description['ended_by']}"
     if held_out:
         ended += f"; held out: {', '.join(held_out)}"
-    console.print(f"{len(tried)} attacks tried on selection questions, {ended}.", highlight=False)
-    console.print(_confirmed(attack_name(winner), winner, found, ability_loss), soft_wrap=True, highlight=False)
+    console.print(f"{len(found.trials)} attacks tried on selection questions, {ended}.", highlight=False)
+    console.print(
+        _confirmed(attack_name(found.winner), found.winner, found.confirmed, ability_loss),
+        soft_wrap=True,
+        highlight=False,
+    )
     console.print(f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}", soft_wrap=True)
     _next(
         console,

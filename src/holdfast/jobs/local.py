@@ -1,4 +1,4 @@
-"""Jobs in crash-isolated worker processes, in the order their dependencies allow.
+"""Run a graph of jobs in crash-isolated worker processes on this machine.
 
 A worker is a fresh Python with one torch thread, reused from job to job. One that dies takes only its own job with it and
 is replaced; all of them die with the coordinator.
@@ -13,57 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from holdfast.core.types import HoldfastError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A call of a module-level function, which is also given `on_step(done, total)` to report progress with."""
-
-    name: str
-    call: Callable[..., Any]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    after: tuple[str, ...] = ()
-    """names of the jobs that must have succeeded before"""
-    size: float = 1.0
-    """how long it takes beside the others: for the order (dependencies first) and the estimate of the time left"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a job ended."""
-
-    job: Job
-    result: Any = None
-    error: str | None = None
-    """one sentence; None where it succeeded"""
-    details: str = ""
-    """the traceback, where the error was unexpected"""
-    seconds: float = 0.0
-
-
-@dataclass
-class Progress:
-    """Where a run of jobs stands, for a display."""
-
-    done: list[Outcome] = field(default_factory=list)
-    running: dict[str, float] = field(default_factory=dict)
-    """name -> share done"""
-    waiting: int = 0
-    share: float = 0.0
-    """of all work, by the jobs' sizes"""
-    seconds: float = 0.0
-    """since the start"""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The estimate; None before there is ground for one."""
-        return self.seconds * (1 - self.share) / self.share if self.share > 0.02 else None
+from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 
 
 def run_jobs(
@@ -71,7 +26,7 @@ def run_jobs(
     workers: int,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> dict[str, Outcome]:
+) -> dict[Job, Outcome]:
     """Run all jobs in at most `workers` processes; a job whose dependency failed is not run and fails too.
 
     A job whose process died, killed or out of memory, is begun once more; what it had finished is on disk.
@@ -82,60 +37,34 @@ def run_jobs(
         on_outcome: called as each job ends.
         on_progress: called several times a second.
     """
-    outcomes: dict[str, Outcome] = {}
-    died = set[str]()
-    known = {job.name for job in jobs}
-    if unknown := {name for job in jobs for name in job.after} - known:
-        raise ValueError(f"a job waits for {sorted(unknown)[0]!r}, which is no job of this run")
-    waiting, pool = list(jobs), list[_Worker]()
-    started, total = time.monotonic(), sum(job.size for job in jobs) or 1.0
-
-    def finish(outcome: Outcome) -> None:
-        outcomes[outcome.job.name] = outcome
-        on_outcome(outcome)
-
+    graph, pool, died = Graph(jobs, on_outcome), list[_Worker](), set[Job]()
     try:
-        while waiting or any(worker.job for worker in pool):
-            for job in [job for job in waiting if any(_failed(outcomes.get(name)) for name in job.after)]:
-                waiting.remove(job)
-                broken = next(name for name in job.after if _failed(outcomes.get(name)))
-                finish(Outcome(job=job, error=f"not run, because {broken} failed"))
-            ready = [job for job in waiting if all(_succeeded(outcomes.get(name)) for name in job.after)]
-            for job in ready:
-                worker = next((held for held in pool if held.job is None), None)
-                if worker is None and len(pool) < workers:
-                    pool.append(worker := _Worker())
-                if worker is None:
+        while graph.active:
+            idle = [worker for worker in pool if worker.job is None]
+            while idle or len(pool) < workers:
+                job = graph.start()
+                if job is None:
                     break
-                waiting.remove(job)
-                worker.start(job)
+                if not idle:
+                    pool.append(_Worker())
+                    idle.append(pool[-1])
+                idle.pop().start(job)
             busy = [worker for worker in pool if worker.job]
             for connection in wait([worker.connection for worker in busy], timeout=0.2):
-                worker = next(held for held in busy if held.connection is connection)
+                worker = next(worker for worker in busy if worker.connection is connection)
                 outcome = worker.read()
                 if not worker.alive:
                     pool.remove(worker)
-                if outcome is not None and not worker.alive and outcome.job.name not in died:
-                    died.add(outcome.job.name)
-                    waiting.insert(0, outcome.job)
+                if outcome is not None and not worker.alive and outcome.job not in died:
+                    died.add(outcome.job)
+                    graph.again(outcome.job)
                 elif outcome is not None:
-                    finish(outcome)
-            running = {worker.job.name: worker.share for worker in pool if worker.job}
-            partly = sum(worker.share * worker.job.size for worker in pool if worker.job)
-            share = (sum(outcome.job.size for outcome in outcomes.values()) + partly) / total
-            on_progress(Progress(list(outcomes.values()), running, len(waiting), share, time.monotonic() - started))
+                    graph.end(outcome)
+            on_progress(graph.progress({worker.job: worker.share for worker in pool if worker.job}))
     finally:
         for worker in pool:
             worker.stop()
-    return outcomes
-
-
-def _failed(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.error is not None
-
-
-def _succeeded(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.error is None
+    return graph.outcomes
 
 
 class _Worker:

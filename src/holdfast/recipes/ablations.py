@@ -10,7 +10,8 @@ from typing import Any
 
 from holdfast.core.presets import pick
 from holdfast.recipes.paper_tables import TUNING_WORLD
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
 from holdfast.safeguards.objective import RetainLoss
 

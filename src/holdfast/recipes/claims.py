@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from holdfast.recipes.paper_tables import TUNING_WORLD
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
 
 WORLDS = (51, 52, 53)

@@ -11,7 +11,8 @@ from typing import Any
 from holdfast.core.domain import OUTSIDE_RETAIN
 from holdfast.core.records import CampaignPlan, read_campaign
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.stats.seeds import t_interval
 from holdfast.stats.summary import CampaignSummary, ModelSummary, summarise
 from holdfast.testbed.folder import Kind

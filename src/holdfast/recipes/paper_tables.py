@@ -6,7 +6,8 @@ trials.
 
 from __future__ import annotations
 
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
 
 TUNING_WORLD = 100

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from holdfast.attacks.space import collect_families
 from holdfast.recipes.paper_tables import TUNING_WORLD
+from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
-from holdfast.runs.study.study import Method
 
 WORLDS = (31, 32, 33)
 MORE_WORLDS = (31, 32, 33, 34, 35)

@@ -21,7 +21,7 @@ from holdfast.core.options import Options
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.jobs.local import Outcome, Progress
+from holdfast.jobs.graph import Outcome, Progress
 from holdfast.stats.summary import summarise
 
 CONTROLS = ("undefended", "destroyed")

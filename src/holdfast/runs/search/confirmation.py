@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from holdfast.attacks.space import collect_families
 from holdfast.campaign.cells import UNTOUCHED, Campaign, Model
 from holdfast.core.domain import Domain
 from holdfast.core.records import CellResult
 from holdfast.core.types import HoldfastError
-from holdfast.engine.checkpoint import Checkpoint
 from holdfast.runs.search.search import Search
-from holdfast.runs.search.trial import FRESH_SEED, PROTOCOL, Trial, abilities, attack_name, attack_of, best_trials
+from holdfast.runs.search.trial import FRESH_SEED, Trial, abilities, attack_name, attack_of
 from holdfast.stats.cells import hazard_curve, hazard_scale
 from holdfast.stats.seeds import SEEDS_FOR_INTERVAL, Interval, t_interval
 
@@ -92,28 +90,3 @@ class Confirmed:
     """on the questions that the search did not ask"""
     ability: float
     """the same after the attack, mean over seeds"""
-
-
-def describe_search(
-    search: Search, trials: Sequence[Trial], held_out: Sequence[str], found: Confirmed | None
-) -> dict[str, Any]:
-    """All of a search as JSON: what was allowed, tried and found."""
-    best = best_trials(trials)
-    winner = next(iter(best.values()), None)
-    return {
-        "schema": 1,
-        "protocol": PROTOCOL,
-        "model": Checkpoint(search.model).digest,
-        "domain": Domain.open(search.domain).name,
-        "families": list(search.families),
-        "held_out": list(held_out),
-        "seed": search.seed,
-        "ability_loss": search.ability_loss,
-        "budget": asdict(search.budget),
-        "ended_by": search.budget.reached(trials),
-        "spent": {name: sum(getattr(t, name) for t in trials) for name in ("steps", "tokens", "flops", "seconds")},
-        "best": {family: trial.key for family, trial in best.items()},
-        "winner": winner.key if winner else None,
-        "confirmation": asdict(found) if found else None,
-        "trials": [asdict(trial) for trial in trials],
-    }

@@ -29,7 +29,8 @@ from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.local import run_jobs
 
 if TYPE_CHECKING:
     import optuna

@@ -17,10 +17,12 @@ from holdfast.attacks.base import Attack
 from holdfast.attacks.space import collect_families
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
-from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.local import run_jobs
 from holdfast.runs.search.confirmation import searched_classes
 from holdfast.runs.search.search import best_of, search_family
-from holdfast.runs.study.study import Method, Part, Study
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.study import Part, Study
 from holdfast.testbed.folder import write_domain
 from holdfast.testbed.world import Sizes
 
@@ -81,8 +83,6 @@ class RedTeam:
             methods=self.methods,
             suite="found by search",
             attacks=(),
-            tuning_attacks=(),
-            selection="hazard_selection",
         )
 
     def run(
@@ -93,34 +93,30 @@ class RedTeam:
         Raises:
             HoldfastError: a target or a search could not be made.
         """
-        study, part = self._study({}), self.part
-        folder = study.folder(out, part, self.tuning_world)
-        write_domain(folder / "testbed", self.tuning_world, study.sizes, part.kind)
-        making = {
-            method.label: study.making(out, part, self.tuning_world, method, {})
-            for method in self.methods
-            if method.label in self.targets
-        }
+        world = self._study({}).world(out, self.part, self.tuning_world)
+        write_domain(world.testbed, self.tuning_world, self.sizes, self.part.kind)
+        training = world.training()["model"]
+        targets = {method.label: method for method in self.methods if method.label in self.targets}
+        making = world.making(tuple(targets.values()), training, {}, {})
         searching = [
             Job(
                 name=f"search {family} on {target}",
                 call=search_family,
                 arguments={
-                    "model": str(folder / "models" / target),
-                    "domain": folder / "testbed",
+                    "model": str(world.model_of(targets[target])),
+                    "domain": world.testbed,
                     "family": family,
                     "trials": self.trials,
                     "out": self._searched(out, family, target),
                     "seed": self.tuning_world,
                 },
-                after=(making[target].name,),
+                after=(making[target],),
                 size=self.trials * _TRIAL_SECONDS,
             )
             for target in self.targets
             for family in self.families
         ]
-        jobs = [*study.testbed_jobs(out, part, self.tuning_world, ["model"]), *making.values(), *searching]
-        outcomes = list(run_jobs(jobs, workers, on_progress=on_progress).values())
+        outcomes = list(run_jobs([*making.values(), *searching], workers, on_progress=on_progress).values())
         if failed := [outcome for outcome in outcomes if outcome.error is not None]:
             raise HoldfastError(f"{failed[0].job.name} failed: {failed[0].error}")
         return [*outcomes, *self._study(self.found(out)).run(out, workers, command, on_progress)]

@@ -4,75 +4,28 @@
    space, and measured on the selection questions before and after the tuning attacks. The best trial's settings are kept.
 2. Claims: on every claim world each method is built with the settings kept and put through the suite, with the controls.
 
-Everything is a file under the study's folder, so a study that was stopped goes on, and a larger one starts from a smaller.
+All of it is one graph of jobs: a model is attacked as soon as it exists, while the next is still being made. Everything is a file
+under the study's folder, so a study that was stopped goes on, and a larger one starts from a smaller.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from holdfast.attacks.base import Attack
-from holdfast.campaign.cell import record_failure
-from holdfast.campaign.cells import Campaign, Model, Role, untouched_undefended
-from holdfast.campaign.run import cell_jobs, write_plan
+from holdfast.campaign.cells import Campaign, Model
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
-from holdfast.jobs.local import Job, Outcome, Progress, run_jobs
-from holdfast.runs.study.tuning import Settings, Trial, make, run_trial
-from holdfast.safeguards.base import Safeguard
-from holdfast.testbed.folder import Kind, place, write_domain
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.local import run_jobs
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.tuning import Trial, best_trial
+from holdfast.runs.study.world import BASE_SECONDS, CELL_SECONDS, World
+from holdfast.testbed.folder import Kind, write_domain
 from holdfast.testbed.world import Sizes
-
-_BASE_SECONDS, _CELL_SECONDS = 85.0, 4.5
-"""what training a base model and one attack take on one core, about"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A row of the table: stages, and what of the last one is tuned."""
-
-    label: str
-    """the row's name, and its model folder's"""
-    stages: tuple[str, ...]
-    """safeguard presets, in order"""
-    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """field of the last stage -> values that a trial draws from; empty: nothing is tuned"""
-    shorter: Settings = field(default_factory=dict)
-    """settings of the last stage in trials only, to save time"""
-    settings: Settings = field(default_factory=dict)
-    """settings of the last stage always, in place of the preset's"""
-    start: str | None = None
-    """label of the method whose model this one starts from and takes for the original; None: the undefended model"""
-    role: Role = "defended"
-    """`reference` for the shallow safeguard that attacks must break"""
-    size: float = 30.0
-    """seconds it takes to build on one core, for the estimate"""
-    seed: int | None = None
-    """of its training; None: the world's"""
-
-    def trial(self, index: int) -> dict[str, Any]:
-        """Settings of a trial: the preset's own at first, then draws that depend on the method and the number alone.
-
-        Drawn without replacement from all combinations of `space` but the preset's: no trial is spent on settings already tried.
-        """
-        if index == 0 or not self.space:
-            return {}
-        _, preset = self.built({})[-1]
-        own = tuple(getattr(preset, name) for name in self.space)
-        combinations = [held for held in itertools.product(*self.space.values()) if held != own]
-        drawn = random.Random(self.label).sample(combinations, len(combinations))[index - 1]
-        return dict(zip(self.space, drawn, strict=True))
-
-    def built(self, settings: Settings) -> tuple[tuple[str, Safeguard], ...]:
-        """The stages with settings applied to the last."""
-        stages = [(name, pick("holdfast.safeguards", name)) for name in self.stages]
-        name, last = stages[-1]
-        return (*stages[:-1], (name, replace(last, **{**self.settings, **settings})))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +38,17 @@ class Part:
     """name of the attacks of the claims, for the report"""
     attacks: tuple[str, ...]
     """attacks of the claims"""
-    tuning_attacks: tuple[str, ...]
+    tuning_attacks: tuple[str, ...] = ()
     """attacks of the trials; none of them is among the claims'"""
-    selection: str
+    selection: str = "hazard_selection"
     """the evaluation whose questions the trials are judged by"""
     found: Mapping[str, Attack] = field(default_factory=dict)
     """attacks of the claims that are no presets, by their names among `attacks`"""
+    canonical: str | None = None
+    """the attack that the undefended and a destroyed model go through, and no other; None: the undefended model goes through all,
+    and no destroyed model is made"""
+    dense: bool = False
+    """measure hazard between the milestones too, so that the cost of a breach is known closely"""
     details: Mapping[str, Any] = field(default_factory=dict)
     """what the plan of each world's campaign says besides"""
 
@@ -105,9 +63,11 @@ class Study:
 
     title: str
     parts: tuple[Part, ...]
-    tuning_world: int
     worlds: tuple[int, ...]
-    trials: int
+    tuning_world: int | None = None
+    """where the trials are made; None: nothing is tuned"""
+    trials: int = 0
+    """of each method that has a space"""
     seeds: tuple[int, ...] = (0,)
     """attack seeds of the claims"""
     sizes: Sizes = Sizes()
@@ -128,194 +88,127 @@ class Study:
         Returns:
             How every job ended.
         """
+        jobs, places = list[Job](), list[_Place]()
         for part in self.parts:
-            for world in (self.tuning_world, *self.worlds):
-                write_domain(self.folder(out, part, world) / "testbed", world, self.sizes, part.kind)
+            trials, trying = self._trials(out, part)
+            jobs += [job for tries in trying.values() for job in tries]
+            for seed in self.worlds:
+                world = self.world(out, part, seed)
+                write_domain(world.testbed, seed, self.sizes, part.kind)
+                training = world.training()
+                making = world.making(part.methods, training["model"], trials, trying)
+                campaign = self.campaign(out, part, seed)
+                attacking = world.attacking(campaign, training, making)
+                jobs += [*training.values(), *making.values()]
+                places.append(_Place(part, world, campaign, making, attacking))
+        # What others wait for comes first, and attacks when their model is there.
         outcomes = run_jobs(
-            [job for part in self.parts for job in self._trial_jobs(out, part)], workers, on_progress=on_progress
+            [*jobs, *(job for place in places for job in place.attacking)], workers, on_progress=on_progress
         )
-        failures = [outcome for outcome in outcomes.values() if outcome.error is not None]
-        if failures:
-            raise HoldfastError(f"{failures[0].job.name} failed: {failures[0].error}")
-        jobs, plans = list[Job](), dict[Path, Campaign]()
-        for part in self.parts:
-            for world in self.worlds:
-                folder = self.folder(out, part, world)
-                plans[folder] = self.campaign(out, part, world)
-                jobs += self._claim_jobs(out, part, world, plans[folder])
-        claims = run_jobs(sorted(jobs, key=lambda job: job.call != make), workers, on_progress=on_progress)
-        for (part, world), (folder, campaign) in zip(
-            ((part, world) for part in self.parts for world in self.worlds), plans.items(), strict=True
-        ):
-            self._write_plan(folder, campaign, part, world, claims, command)
-        return [*outcomes.values(), *claims.values()]
+        for place in places:
+            tuned = {m.label: self.chosen(out, place.part, m).settings for m in place.part.methods if self._tunes(m)}
+            place.world.record(
+                place.campaign, place.making, place.attacking, outcomes,
+                title=f"{self.title}: {place.part.kind}, world {place.world.seed}" if self._many else self.title,
+                suite=place.part.suite, command=command, tuned=tuned, **place.part.details,
+            )  # fmt: skip
+        return list(outcomes.values())
 
     @property
     def core_seconds(self) -> float:
         """About how long it takes on one core, from nothing."""
+        base = sum(BASE_SECONDS.values())
         total = 0.0
         for part in self.parts:
-            tuned = [method for method in part.methods if method.space]
-            trial = sum(_BASE_SECONDS / 2 if method.shorter else method.size for method in tuned)
-            total += self.trials * (trial + len(tuned) * _CELL_SECONDS * len(part.tuning_attacks))
-            cells = (len(part.methods) + 2) * (len(part.attacks) * len(self.seeds) + 1)
+            tuned = [method for method in part.methods if self._tunes(method)]
+            trial = sum(method.size / 3 if method.shorter else method.size for method in tuned)
+            total += self.trials * (trial + len(tuned) * CELL_SECONDS * len(part.tuning_attacks))
+            total += BASE_SECONDS["model"] * bool(tuned)
+            models = len(part.methods) + (1 if part.canonical else 2)
+            cells = models * (len(part.attacks) * len(self.seeds) + 1)
             built = sum(method.size for method in part.methods)
-            total += _BASE_SECONDS * bool(tuned)
-            total += len(self.worlds) * (1.45 * _BASE_SECONDS + built + cells * _CELL_SECONDS)
+            total += len(self.worlds) * (base + built + cells * CELL_SECONDS)
         return total
 
+    @property
+    def _many(self) -> bool:
+        """Whether there is more than one world to keep apart."""
+        return len(self.parts) * len(self.worlds) > 1 or self.tuning_world is not None
+
+    def _tunes(self, method: Method) -> bool:
+        return bool(method.space and self.trials)
+
     def folder(self, out: Path, part: Part, world: int) -> Path:
-        return out / f"{part.kind}-{world}"
+        """Where one world lies; a study of a single world lies in its folder itself."""
+        return out / f"{part.kind}-{world}" if self._many else out
 
     def first_folder(self, out: Path) -> Path:
         """The first of the campaigns that it is made of, which a report can be made from."""
         return self.folder(out, self.parts[0], self.worlds[0])
 
-    def campaign(self, out: Path, part: Part, world: int) -> Campaign:
+    def world(self, out: Path, part: Part, seed: int) -> World:
+        """One world of a part."""
+        title = f"{part.kind} world {seed}: " if self._many else ""
+        return World(folder=self.folder(out, part, seed), seed=seed, kind=part.kind, sizes=self.sizes, title=title)
+
+    def campaign(self, out: Path, part: Part, seed: int) -> Campaign:
         """The cells of one domain on one claim world; the models lie in its folder, or will."""
-        folder = self.folder(out, part, world)
+        world = self.world(out, part, seed)
+        undefended = Model(label="undefended", path=str(world.testbed / "model"), role="undefended")
+        destroyed = Model(label="destroyed", path=undefended.path, role="destroyed")
+        controls = (undefended, destroyed) if part.canonical else ()
         return Campaign(
             models=(
-                Model(label="undefended", path=str(folder / "testbed" / "model"), role="undefended"),
-                *(
-                    Model(label=method.label, path=str(folder / "models" / method.label), role=method.role)
-                    for method in part.methods
-                ),
-                Model(label="never-exposed", path=str(folder / "testbed" / "never_exposed"), role="never-exposed"),
+                undefended,
+                *(Model(label=m.label, path=str(world.model_of(m)), role=m.role) for m in part.methods),
+                Model(label="never-exposed", path=str(world.testbed / "never_exposed"), role="never-exposed"),
+                *controls[1:],
             ),
-            domain=folder / "testbed",
+            domain=world.testbed,
             attacks=tuple((name, part.found.get(name) or pick("holdfast.attacks", name)) for name in part.attacks),
             seeds=self.seeds,
+            only={model.label: (part.canonical,) for model in controls if part.canonical},
+            dense=part.dense,
         )
 
     def chosen(self, out: Path, part: Part, method: Method) -> Trial:
         """The best trial of a method: least hazard before and after the tuning attacks, among those that keep ability."""
-        trials = [Trial.read(self._trial_file(out, part, method, i)) for i in range(self._trials_of(method))]
-        return min(trials, key=lambda trial: trial.rank)
+        return best_trial(self._files(out, part, method))
 
-    def _trials_of(self, method: Method) -> int:
-        return self.trials if method.space else 0
+    def _files(self, out: Path, part: Part, method: Method) -> list[Path]:
+        tries = self.trials if self._tunes(method) else 0
+        return [out / "trials" / part.kind / f"{method.label}-{index}.json" for index in range(tries)]
 
-    def _trial_file(self, out: Path, part: Part, method: Method, index: int) -> Path:
-        return out / "trials" / part.kind / f"{method.label}-{index}.json"
-
-    def testbed_jobs(self, out: Path, part: Part, world: int, models: Sequence[str]) -> list[Job]:
-        """Jobs that train the base models of a world."""
-        arguments = {
-            "folder": self.folder(out, part, world) / "testbed",
-            "seed": world,
-            "sizes": self.sizes,
-            "kind": part.kind,
-        }
-        sizes = {"model": _BASE_SECONDS, "never_exposed": 0.45 * _BASE_SECONDS}
-        return [
-            Job(
-                name=f"{part.kind} world {world}: train {which}",
-                call=place,
-                arguments={**arguments, "which": which},
-                size=sizes[which],
+    def _trials(self, out: Path, part: Part) -> tuple[dict[str, list[Path]], dict[str, list[Job]]]:
+        """The trials of a part on the tuning world: by label, their files and the jobs that write them."""
+        tuned = [method for method in part.methods if self._tunes(method)]
+        if not tuned or self.tuning_world is None:
+            return {}, {}
+        world = self.world(out, part, self.tuning_world)
+        write_domain(world.testbed, self.tuning_world, self.sizes, part.kind)
+        training = world.training()["model"]
+        # Trials of a method that starts from another's model start from that one's preset.
+        starts = world.making(part.methods, training, {}, {})
+        files = {method.label: self._files(out, part, method) for method in tuned}
+        trying = {
+            method.label: world.trying(
+                method,
+                starts[method.start] if method.start else training,
+                files[method.label],
+                part.tuning_attacks,
+                part.selection,
             )
-            for which in models
-        ]
-
-    def making(self, out: Path, part: Part, world: int, method: Method, settings: Settings) -> Job:
-        """The job that builds a method's model in a world's folder."""
-        folder = self.folder(out, part, world)
-        origin = method.start or "model"
-        return Job(
-            name=f"{part.kind} world {world}: {method.label}",
-            call=make,
-            arguments={
-                "folder": folder,
-                "label": method.label,
-                "stages": method.built(settings),
-                "start": folder / "models" / method.start if method.start else folder / "testbed" / "model",
-                "seed": world if method.seed is None else method.seed,
-            },
-            after=(f"{part.kind} world {world}: {origin if method.start else 'train model'}",),
-            size=method.size,
-        )
-
-    def _trial_jobs(self, out: Path, part: Part) -> list[Job]:
-        tuned = [method for method in part.methods if method.space]
-        if not tuned:
-            return []
-        starts = {method.start for method in tuned if method.start}
-        jobs = self.testbed_jobs(out, part, self.tuning_world, ["model"])
-        jobs += [self.making(out, part, self.tuning_world, m, {}) for m in part.methods if m.label in starts]
-        for method in tuned:
-            for index in range(self.trials):
-                folder = self.folder(out, part, self.tuning_world)
-                settings = method.trial(index)
-                making = self.making(out, part, self.tuning_world, method, {**settings, **method.shorter})
-                jobs.append(
-                    Job(
-                        name=f"{making.name}, trial {index}",
-                        call=run_trial,
-                        arguments={
-                            "file": self._trial_file(out, part, method, index),
-                            "domain": folder / "testbed",
-                            "start": making.arguments["start"],
-                            "stages": making.arguments["stages"],
-                            "settings": settings,
-                            "attacks": part.tuning_attacks,
-                            "selection": part.selection,
-                            "seed": self.tuning_world,
-                        },
-                        after=making.after,
-                        size=method.size + _CELL_SECONDS * len(part.tuning_attacks),
-                    )
-                )
-        return jobs
-
-    def _claim_jobs(self, out: Path, part: Part, world: int, campaign: Campaign) -> list[Job]:
-        folder = self.folder(out, part, world)
-        making = [
-            self.making(out, part, world, m, self.chosen(out, part, m).settings if m.space else {})
-            for m in part.methods
-        ]
-        prefix = f"{part.kind} world {world}: "
-        after = {method.label: (prefix + method.label,) for method in part.methods}
-        after |= {"undefended": (prefix + "train model",), "never-exposed": (prefix + "train never_exposed",)}
-        cells = list(campaign.cells())
-        attacking = [
-            replace(job, name=prefix + job.name, after=tuple(_prefixed(prefix, name) for name in job.after))
-            for job in cell_jobs(cells, folder, untouched_undefended(cells), after)
-        ]
-        # Cells are sized in steps; here everything is in seconds.
-        attacking = [replace(job, size=_CELL_SECONDS) for job in attacking]
-        return [*self.testbed_jobs(out, part, world, ["model", "never_exposed"]), *making, *attacking]
-
-    def _write_plan(
-        self, folder: Path, campaign: Campaign, part: Part, world: int, outcomes: Mapping[str, Outcome], command: str
-    ) -> None:
-        prefix = f"{part.kind} world {world}: "
-        failed = {
-            method.label: outcome.error
-            for method in part.methods
-            if (outcome := outcomes[prefix + method.label]).error is not None
+            for method in tuned
         }
-        campaign = replace(campaign, models=tuple(m for m in campaign.models if m.label not in failed))
-        cells = list(campaign.cells())
-        for cell in cells:
-            outcome = outcomes[prefix + cell.name]
-            if outcome.error is not None:
-                record_failure(cell, folder, outcome.error, outcome.seconds)
-        tuned = {
-            method.label: self.chosen(folder.parent, part, method).settings for method in part.methods if method.space
-        }
-        write_plan(
-            campaign,
-            folder,
-            [cell.id for cell in cells],
-            title=f"{self.title}: {part.kind}, world {world}",
-            suite=part.suite,
-            command=command,
-            not_built=failed,
-            tuned=tuned,
-            **part.details,
-        )
+        return files, trying
 
 
-def _prefixed(prefix: str, name: str) -> str:
-    return name if name.startswith(prefix) else prefix + name
+@dataclass(frozen=True)
+class _Place:
+    """What a study does on one world."""
+
+    part: Part
+    world: World
+    campaign: Campaign
+    making: dict[str, Job]
+    attacking: list[Job]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,14 +19,12 @@ from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.runs.stages import Recipe, build
+from holdfast.runs.stages import OnStep, Recipe, build
+from holdfast.runs.study.method import Method, Settings
 from holdfast.safeguards.base import Safeguard
 
 ABILITY_LOST = 0.1
 """a trial whose ability outside the retain set falls by more than this is taken only if every trial's does"""
-
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +59,26 @@ class Trial:
             return cls(key="", settings={})
 
 
+def best_trial(files: Sequence[Path]) -> Trial:
+    """The trial with the least hazard before and after the tuning attacks, among those that keep ability."""
+    return min(map(Trial.read, files), key=lambda trial: trial.rank)
+
+
 def make(
-    folder: Path,
-    label: str,
-    stages: tuple[tuple[str, Safeguard], ...],
-    start: Path,
-    seed: int,
-    on_step: Callable[[int, int], None],
+    method: Method, trials: Sequence[Path], domain: Path, start: Path, out: Path, seed: int, on_step: OnStep
 ) -> None:
-    """Build one method's model in a world's folder, unless it is there."""
-    out = folder / "models" / label
-    recipe = _recipe(folder / "testbed", start, stages, seed)
+    """Build a method's model with the settings of its best trial, unless it is there.
+
+    Args:
+        method: what is built.
+        trials: the files of its trials; none: the method's own settings.
+        domain: the domain whose defender's rows are used.
+        start: the model to safeguard, which is taken for the original too.
+        out: the folder of the model.
+        seed: of the training.
+        on_step: called with updates done and updates in all.
+    """
+    recipe = _recipe(domain, start, method.built(best_trial(trials).settings if trials else {}), seed)
     if out.is_dir():
         if Checkpoint(str(out)).card.get("key") == recipe.keys()[-1]:
             return
@@ -88,7 +95,7 @@ def run_trial(
     attacks: tuple[str, ...],
     selection: str,
     seed: int,
-    on_step: Callable[[int, int], None],
+    on_step: OnStep,
 ) -> None:
     """Build a model with some settings, ask the selection questions before and after the tuning attacks, and keep the scores."""
     recipe = _recipe(domain, start, stages, seed)

@@ -1,0 +1,126 @@
+"""Jobs and what each waits for, as a value; whoever runs them asks the graph what may start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """A call of a module-level function, which is also given `on_step(done, total)` to report progress with."""
+
+    name: str
+    """for people; two jobs of one name are two jobs"""
+    call: Callable[..., Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    after: tuple[Job, ...] = ()
+    """the jobs that must have succeeded before; they are part of the graph even where nobody lists them"""
+    size: float = 1.0
+    """how long it takes beside the others: for the order (dependencies first) and the estimate of the time left"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended."""
+
+    job: Job
+    result: Any = None
+    error: str | None = None
+    """one sentence; None where it succeeded"""
+    details: str = ""
+    """the traceback, where the error was unexpected"""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a graph of jobs stands, for a display."""
+
+    done: list[Outcome] = field(default_factory=list)
+    running: dict[str, float] = field(default_factory=dict)
+    """name -> share done"""
+    waiting: int = 0
+    share: float = 0.0
+    """of all work, by the jobs' sizes"""
+    seconds: float = 0.0
+    """since the start"""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The estimate; None before there is ground for one."""
+        return self.seconds * (1 - self.share) / self.share if self.share > 0.02 else None
+
+
+class Graph:
+    """What may start, given what has ended."""
+
+    def __init__(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> None:
+        """Order the jobs.
+
+        Args:
+            jobs: in order of preference among those that may start.
+            on_outcome: called as each job ends, one that was never run included.
+
+        Raises:
+            graphlib.CycleError: a job waits for itself, by way of others or not.
+        """
+        self.outcomes: dict[Job, Outcome] = {}
+        self._on_outcome = on_outcome
+        self._sorter = TopologicalSorter[Job]()
+        self._preference: dict[Job, int] = {}
+        waiting = list(jobs)
+        for job in waiting:
+            if job not in self._preference:
+                self._preference[job] = len(self._preference)
+                self._sorter.add(job, *job.after)
+                waiting += job.after
+        self._sorter.prepare()
+        self._ready: list[Job] = []
+        self._started = time.monotonic()
+        self._total = sum(job.size for job in self._preference) or 1.0
+        self._find_ready()
+
+    @property
+    def active(self) -> bool:
+        """Whether a job has not ended yet."""
+        return self._sorter.is_active()
+
+    def start(self) -> Job | None:
+        """Take the next job that may start; None where all wait for others that run."""
+        return self._ready.pop(0) if self._ready else None
+
+    def again(self, job: Job) -> None:
+        """Put a job that was started back to the front."""
+        self._ready.insert(0, job)
+
+    def end(self, outcome: Outcome) -> None:
+        """Note how a job ended. What waits for a job that failed is never run, and fails too."""
+        self.outcomes[outcome.job] = outcome
+        self._on_outcome(outcome)
+        self._sorter.done(outcome.job)
+        self._find_ready()
+
+    def progress(self, running: Mapping[Job, float]) -> Progress:
+        """Where everything stands, given the shares that are done of the jobs that run."""
+        ended = sum(job.size for job in self.outcomes)
+        partly = sum(share * job.size for job, share in running.items())
+        return Progress(
+            done=list(self.outcomes.values()),
+            running={job.name: share for job, share in running.items()},
+            waiting=len(self._preference) - len(self.outcomes) - len(running),
+            share=(ended + partly) / self._total,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _find_ready(self) -> None:
+        for job in self._sorter.get_ready() if self._sorter.is_active() else ():
+            failed = next((needed for needed in job.after if self.outcomes[needed].error is not None), None)
+            if failed is None:
+                self._ready.append(job)
+            else:
+                self.end(Outcome(job=job, error=f"not run, because {failed.name} failed"))
+        self._ready.sort(key=lambda job: self._preference[job])

@@ -1,0 +1,120 @@
+"""Search for an attack and confirm what was found: the whole of the adaptive attacker in one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.campaign.cells import Model
+from holdfast.campaign.run import run_campaign
+from holdfast.core.domain import Domain
+from holdfast.core.files import write_text
+from holdfast.core.records import read_campaign
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.graph import Progress
+from holdfast.runs.search.confirmation import Confirmed, confirmation, confirmed, searched_classes
+from holdfast.runs.search.search import Search, write_suite
+from holdfast.runs.search.trial import PROTOCOL, Trial, attack_name, best_trials
+from holdfast.runs.standing import working_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search came to."""
+
+    trials: list[Trial]
+    """in the order in which they were proposed"""
+    best: Mapping[str, Trial]
+    """family -> its best trial, the best family first"""
+    winner: Trial
+    confirmed: Confirmed
+    description: dict[str, Any]
+    """all of it as JSON, as `search.json` holds it"""
+
+
+def search_and_confirm(
+    search: Search,
+    models: Sequence[Model],
+    out: Path,
+    *,
+    label: str,
+    held_out: Sequence[str] = (),
+    seeds: int = 5,
+    workers: int = 1,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Found:
+    """Search, write the best attack of every family as a suite, and confirm the winner on the claim questions.
+
+    What `out` holds of the same search is not run again.
+
+    Args:
+        search: the model, its families and the budget.
+        models: the model and the controls that the confirmation compares with.
+        out: the folder of the search; the confirmation lies in it.
+        label: of the searched model among `models`.
+        held_out: families that the search leaves out, for the record.
+        seeds: fresh seeds of the confirmation.
+        workers: processes at a time.
+        command: for the record.
+        on_progress: called with how the trials, and then the confirmation's cells, stand.
+
+    Raises:
+        HoldfastError: the folder holds something else, another process works in it, every trial failed, or the confirmation
+            could not be run.
+    """
+    domain, checkpoint = Domain.open(search.domain), Checkpoint(search.model)
+    search.check()
+    for model in models:
+        Checkpoint(model.path).check(search.options.trust_remote_code, domain.max_length)
+    what = {"model": checkpoint.digest[:16], "domain": domain.name}
+    inputs = (search.domain, *(Path(model.path) for model in models))
+    with working_in(out, "search", what, command, on_progress, inputs=inputs) as work:
+        trials = search.run(out, workers, work.progress)
+        write_suite(out, trials)
+        best = best_trials(trials)
+        winner = next(iter(best.values()))
+        _write(out, describe_search(search, trials, held_out, None))
+        folder = out / "confirmation"
+        run_campaign(
+            confirmation(search, winner, models, seeds), folder, workers,
+            title=f"Confirmation of {attack_name(winner)} on {label}", suite=attack_name(winner), command=command,
+            on_progress=work.progress, searched=searched_classes(search.families), held_out=list(held_out),
+        )  # fmt: skip
+        _, results = read_campaign(folder)
+        found = confirmed(results, label)
+        description = describe_search(search, trials, held_out, found)
+        _write(out, description)
+    return Found(trials=trials, best=best, winner=winner, confirmed=found, description=description)
+
+
+def describe_search(
+    search: Search, trials: Sequence[Trial], held_out: Sequence[str], found: Confirmed | None
+) -> dict[str, Any]:
+    """All of a search as JSON: what was allowed, tried and found."""
+    best = best_trials(trials)
+    winner = next(iter(best.values()), None)
+    return {
+        "schema": 1,
+        "protocol": PROTOCOL,
+        "model": Checkpoint(search.model).digest,
+        "domain": Domain.open(search.domain).name,
+        "families": list(search.families),
+        "held_out": list(held_out),
+        "seed": search.seed,
+        "ability_loss": search.ability_loss,
+        "budget": asdict(search.budget),
+        "ended_by": search.budget.reached(trials),
+        "spent": {name: sum(getattr(t, name) for t in trials) for name in ("steps", "tokens", "flops", "seconds")},
+        "best": {family: trial.key for family, trial in best.items()},
+        "winner": winner.key if winner else None,
+        "confirmation": asdict(found) if found else None,
+        "trials": [asdict(trial) for trial in trials],
+    }
+
+
+def _write(out: Path, description: Mapping[str, Any]) -> None:
+    write_text(out / "search.json", json.dumps(description, indent=2) + "\n")
