@@ -28,9 +28,9 @@ from transformers import (
 
 from holdfast.cli.app import main
 from holdfast.core.records import SCHEMA, CampaignPlan, CellResult
+from tests.cli.test_cli import run_here
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
-from tests.test_cli import run_here
 
 
 @dataclass(frozen=True)

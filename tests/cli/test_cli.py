@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from holdfast.cli.app import app, main
-from holdfast.cli.say import _next
+from holdfast.cli.say import say_next
 from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
@@ -97,10 +97,10 @@ def test_the_next_command_is_one_that_this_shell_finds(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(program)])
     monkeypatch.setenv("PATH", "/nowhere")
-    _next(Console(), "holdfast list tar")
+    say_next(Console(), "holdfast list tar")
     assert capsys.readouterr().out == "Next: .venv/bin/holdfast list tar\n"
     monkeypatch.setenv("PATH", str(program.parent))
-    _next(Console(), "holdfast list tar")
+    say_next(Console(), "holdfast list tar")
     assert capsys.readouterr().out == "Next: holdfast list tar\n"
 
 

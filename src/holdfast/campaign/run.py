@@ -9,8 +9,9 @@ from typing import Any
 from holdfast.campaign.cell import is_done, record_failure, run_cell
 from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
 from holdfast.core.domain import Domain
-from holdfast.core.files import clear_temporaries, environment, only_one
+from holdfast.core.files import claim_output, clear_temporaries, environment, only_one
 from holdfast.core.records import CampaignPlan
+from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.jobs.local import run_jobs
@@ -54,6 +55,30 @@ def run_campaign(
         pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
         jobs = cell_jobs(pending, out, untouched_undefended(cells))
         return list(run_jobs(jobs, workers, record, on_progress).values())
+
+
+def claim_campaign(campaign: Campaign, out: Path, title: str) -> None:
+    """See that a campaign's output may be written.
+
+    Raises:
+        HoldfastError: the folder holds something else, or is one of the inputs.
+    """
+    if not (out / "campaign.json").is_file():
+        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
+    elif (there := CampaignPlan.read(out).title) != title:
+        raise HoldfastError(f"{out} holds another run, {there!r}; give another --out")
+
+
+def check_campaign(campaign: Campaign) -> None:
+    """Read what a campaign will read, so that it does not fail in its last hour.
+
+    Raises:
+        HoldfastError: something that an attack or an evaluation reads is missing or malformed, or a model cannot be loaded.
+    """
+    campaign.check()
+    max_length = Domain.open(campaign.domain).max_length
+    for model in campaign.models:
+        Checkpoint(model.path).check(campaign.options.trust_remote_code, max_length)
 
 
 def cell_jobs(

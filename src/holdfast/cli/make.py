@@ -16,33 +16,35 @@ from holdfast.cli.options import (
     RemoteCodeOption,
     SeedOption,
     SetOption,
+    StatusOption,
     ThreadsOption,
-    _fail_if,
-    _options,
-    _start_torch,
+    run_options,
+    start_torch,
 )
-from holdfast.cli.say import _command, _console, _finish, _next, _q
+from holdfast.cli.say import finish, make_console, quoted, say_next, this_command
 
 
 def demo(
     out: OutOption = Path("runs/demo"),
     seed: SeedOption = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    status: StatusOption = None,
 ) -> None:
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
-    console = _console()
+    console = make_console()
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.studies import run_demo
 
     with show_jobs(console, "demo") as on_progress:
-        outcomes = run_demo(out, seed, workers, _command(), on_progress)
-    _finish(console, out, [outcome.error for outcome in outcomes])
-    model = out / "models" / "random-mapping"
-    _next(
+        outcomes = run_demo(out, seed, workers, this_command(), on_progress)
+    finish(console, out, [outcome.error for outcome in outcomes])
+    models, testbed_folder = out / "models", out / "testbed"
+    say_next(
         console,
-        f"holdfast audit --model {_q(out / 'models/tar')} --undefended {_q(out / 'testbed/model')} --reference {_q(model)} "
-        f"--never-exposed {_q(out / 'testbed/never_exposed')} --domain {_q(out / 'testbed')} --suite standard "
-        f"--seeds 5 --out {_q(out.parent / 'audit')}",
+        f"holdfast audit --model {quoted(models / 'tar')} --undefended {quoted(testbed_folder / 'model')} "
+        f"--reference {quoted(models / 'random-mapping')} --never-exposed {quoted(testbed_folder / 'never_exposed')} "
+        f"--domain {quoted(testbed_folder)} --suite standard "
+        f"--seeds 5 --out {quoted(out.parent / 'audit')}",
     )
 
 
@@ -58,32 +60,19 @@ def testbed(
     ] = "knowledge",
 ) -> None:
     """Write a testbed: a fictional domain, a model that knows all of it, and one never exposed to its hazard."""
-    console = _console()
+    console = make_console()
     from holdfast.cli.display import show_jobs
-    from holdfast.core.files import claim_output
-    from holdfast.jobs.graph import Job
-    from holdfast.jobs.local import run_jobs
-    from holdfast.testbed.folder import MODELS, is_testbed, place, write_domain
+    from holdfast.runs.testbed import make_testbed
     from holdfast.testbed.world import Sizes
 
-    sizes = Sizes(benign=benign)
-    if not is_testbed(folder, seed, sizes, kind):
-        claim_output(folder)
-    write_domain(folder, seed, sizes, kind)
-    arguments = {"folder": folder, "seed": seed, "sizes": sizes, "kind": kind}
-    jobs = [
-        Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=size)
-        for which, size in zip(MODELS, (2.4, 1.0), strict=True)
-    ]
     with show_jobs(console, "testbed") as on_progress:
-        outcomes = run_jobs(jobs, workers=2, on_progress=on_progress)
-    _fail_if([outcome.error for outcome in outcomes.values()])
+        make_testbed(folder, seed, Sizes(benign=benign), kind, on_progress)
     console.print(f"The testbed is in {folder}", soft_wrap=True, highlight=False)
     stages = "random-mapping tar" if kind == "knowledge" else "refusal-sft refusal-dpo"
-    _next(
+    say_next(
         console,
-        f"holdfast safeguard {stages} --model {_q(folder / 'model')} --domain {_q(folder)} "
-        f"--out {_q(folder.parent / stages.split()[-1])}",
+        f"holdfast safeguard {stages} --model {quoted(folder / 'model')} --domain {quoted(folder)} "
+        f"--out {quoted(folder.parent / stages.split()[-1])}",
     )
 
 
@@ -103,8 +92,8 @@ def safeguard(
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
     """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
-    console = _console()
-    _start_torch(threads, device, dtype)
+    console = make_console()
+    start_torch(threads, device, dtype)
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
@@ -120,7 +109,7 @@ def safeguard(
         stages=tuple((name, chosen[name]) for name in stages),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=_options(device, dtype, trust_remote_code),
+        options=run_options(device, dtype, trust_remote_code),
     )
     key = recipe.keys()[-1]
     finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key
@@ -134,8 +123,8 @@ def safeguard(
         highlight=False,
         soft_wrap=True,
     )
-    _next(
+    say_next(
         console,
-        f"holdfast audit --model {_q(out)} --undefended {_q(recipe.original().path)} --domain {_q(domain)} --suite quick-2 "
-        f"--seeds 5 --out {_q(out.parent / 'audit')}",
+        f"holdfast audit --model {quoted(out)} --undefended {quoted(recipe.original().path)} --domain {quoted(domain)} "
+        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
     )

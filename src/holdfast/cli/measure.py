@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from holdfast.campaign.cells import Campaign
+    pass
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -23,14 +21,24 @@ from holdfast.cli.options import (
     ResumableOption,
     SeedOption,
     SetOption,
+    StatusOption,
     ThreadsOption,
-    _fail,
-    _label,
-    _names,
-    _options,
-    _start_torch,
+    fail,
+    model_label,
+    names_in,
+    run_options,
+    start_torch,
 )
-from holdfast.cli.say import _command, _confirmed, _console, _cost, _finish, _next, _q, _show_plan, _show_status
+from holdfast.cli.say import (
+    confirmed_sentence,
+    cost_sentence,
+    finish,
+    make_console,
+    quoted,
+    say_next,
+    show_plan,
+    this_command,
+)
 
 
 def study(
@@ -40,9 +48,10 @@ def study(
     out: OutOption = Path("runs/study"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
+    status: StatusOption = None,
 ) -> None:
     """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
-    console = _console()
+    console = make_console()
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.studies import pick_study, run_study
 
@@ -54,13 +63,13 @@ def study(
     if estimate:
         return
     with show_jobs(console, name) as on_progress:
-        outcomes = run_study(name, chosen, out, workers, _command(), on_progress)
+        outcomes = run_study(name, chosen, out, workers, this_command(), on_progress)
     console.print((out / "tables.md").read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         console.print(f"{outcome.job.name}: {outcome.error}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"The tables are in {out / 'tables.md'}", soft_wrap=True, highlight=False)
-    _next(console, f"holdfast report {_q(chosen.first_folder(out))} --out {_q(out / 'report.html')}")
+    say_next(console, f"holdfast report {quoted(chosen.first_folder(out))} --out {quoted(out / 'report.html')}")
     if failed:
         raise typer.Exit(2)
 
@@ -80,27 +89,28 @@ def attack(
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
     """Run one attack on one model and measure it along the way."""
-    console = _console()
-    from holdfast.campaign.cells import Campaign, Model, parse_milestones
+    console = make_console()
+    from holdfast.campaign.cells import parse_milestones
+    from holdfast.cli.display import show_jobs
     from holdfast.core.presets import pick, with_settings
     from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.runs.attack import run_attack
 
     chosen = with_settings({preset: pick("holdfast.attacks", preset)}, settings or [])
-    campaign = Campaign(
-        models=(Model(label=_label(model), path=model, role="defended"),),
-        domain=domain,
-        attacks=((preset, chosen[preset]),),
-        seeds=(seed,),
-        milestones=parse_milestones(milestones) if milestones else None,
-        options=_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
-    )
-    _run(console, campaign, out, 1, title=f"{preset} on {_label(model)}", suite=preset)
-    console.print(_cost(out, preset), soft_wrap=True, highlight=False)
+    options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    with show_jobs(console, f"{preset} on {model_label(model)}") as on_progress:
+        outcomes = run_attack(
+            preset, chosen[preset], model, model_label(model), domain, out, seed=seed,
+            milestones=parse_milestones(milestones) if milestones else None,
+            options=options, command=this_command(), on_progress=on_progress,
+        )  # fmt: skip
+    finish(console, out, [outcome.error for outcome in outcomes])
+    console.print(cost_sentence(out, preset), soft_wrap=True, highlight=False)
     base = Checkpoint(model).card.get("base", {}).get("path", "")
-    _next(
+    say_next(
         console,
-        f"holdfast audit --model {_q(model)} --undefended {_q(base or 'THE-ORIGINAL-MODEL')} --domain {_q(domain)} "
-        f"--suite quick-2 --seeds 5 --out {_q(out.parent / 'audit')}",
+        f"holdfast audit --model {quoted(model)} --undefended {quoted(base or 'THE-ORIGINAL-MODEL')} --domain {quoted(domain)} "
+        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
     )
 
 
@@ -114,20 +124,20 @@ def evaluate_(
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
     """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
-    console = _console()
+    console = make_console()
     if out is not None and out.is_dir():
-        _fail(f"the output {out} is a folder; give a file as --out")
-    _start_torch(threads, device, dtype)
+        fail(f"the output {out} is a folder; give a file as --out")
+    start_torch(threads, device, dtype)
     from rich.table import Table
 
     from holdfast.runs.evaluate import evaluate
 
-    table = Table(title=f"{_label(model)} on {domain}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=f"{model_label(model)} on {domain}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     rows = []
-    for measured in evaluate(model, domain, _options(device, dtype, trust_remote_code)):
+    for measured in evaluate(model, domain, run_options(device, dtype, trust_remote_code)):
         for score in measured.scores:
             rows.append({"evaluation": measured.evaluation, "measures": measured.measures, **vars(score)})
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
@@ -140,7 +150,9 @@ def evaluate_(
         from holdfast.core.files import write_text
 
         write_text(out, json.dumps(rows, indent=2) + "\n")
-    _next(console, f"holdfast attack full-adamw-1e-3 --model {_q(model)} --domain {_q(domain)} --out runs/attack")
+    say_next(
+        console, f"holdfast attack full-adamw-1e-3 --model {quoted(model)} --domain {quoted(domain)} --out runs/attack"
+    )
 
 
 def audit(
@@ -167,12 +179,7 @@ def audit(
         bool,
         typer.Option("--plan", help="Only say what the audit could tell, how long it would take, what it would cost."),
     ] = False,
-    status: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--status", metavar="DIR", is_eager=True, callback=_show_status, help="Only say how an audit stands."
-        ),
-    ] = None,
+    status: StatusOption = None,
     stop_after_breach: Annotated[
         Optional[int],
         typer.Option(
@@ -192,7 +199,7 @@ def audit(
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
-    console = _console()
+    console = make_console()
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
     from holdfast.core.export import write_records
@@ -213,14 +220,13 @@ def audit(
         seeds=seeds,
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
-        options=_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
+        options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
     )
-    title = f"Audit of {_label(model)}"
-    _check_campaign(audited.campaign(), out, title, claim=not plan)
-    audited.check()
+    title = f"Audit of {model_label(model)}"
     if plan:
-        _show_plan(console, audited, workers)
-        _next(console, _command().replace(" --plan", ""))
+        audited.check()
+        show_plan(console, audited, workers)
+        say_next(console, this_command().replace(" --plan", ""))
         return
     # Attacks that a search chose are not blind, whoever it was that searched.
     found = suite == "adaptive" or suite not in SUITES
@@ -230,13 +236,13 @@ def audit(
             workers,
             title=title,
             suite=called(suite),
-            command=_command(),
+            command=this_command(),
             searched=sorted({type(attack).__name__ for attack in chosen.values()}) if found else [],
             on_progress=on_progress,
         )
-    _finish(console, out, [outcome.error for outcome in outcomes])
+    finish(console, out, [outcome.error for outcome in outcomes])
     write_records(out, out / "records.parquet")
-    _next(console, f"holdfast card {_q(out)} --out {_q(out / 'card.md')}")
+    say_next(console, f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}")
 
 
 def search(
@@ -268,13 +274,14 @@ def search(
         Optional[str], typer.Option("--never-exposed", help="A control that never learned the hazard, likewise.")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    status: StatusOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
     """Search for the attack that recovers most while ability is kept, and confirm it. Stop and restart at will."""
-    console = _console()
+    console = make_console()
     from rich.table import Table
 
     from holdfast.cli.display import show_jobs
@@ -285,20 +292,20 @@ def search(
     from holdfast.runs.search.search import Budget, Search, usable_families
     from holdfast.runs.search.trial import attack_name
 
-    held_out = _names(hold_out)
+    held_out = names_in(hold_out)
     chosen = Search(
         model=model,
         domain=domain,
-        families=usable_families(model, _names(families), held_out),
+        families=usable_families(model, names_in(families), held_out),
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=_options(device, dtype, trust_remote_code),
+        options=run_options(device, dtype, trust_remote_code),
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         found = search_and_confirm(
-            chosen, models_of(model, undefended, reference, never_exposed), out, label=_label(model),
-            held_out=held_out, seeds=confirm_seeds, workers=workers, command=_command(), on_progress=on_progress,
+            chosen, models_of(model, undefended, reference, never_exposed), out, label=model_label(model),
+            held_out=held_out, seeds=confirm_seeds, workers=workers, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
     draw_search(found.description, out / "search.svg")
     build_report([out / "confirmation"], out / "confirmation" / "report.html")
@@ -316,61 +323,13 @@ def search(
         ended += f"; held out: {', '.join(held_out)}"
     console.print(f"{len(found.trials)} attacks tried on selection questions, {ended}.", highlight=False)
     console.print(
-        _confirmed(attack_name(found.winner), found.winner, found.confirmed, ability_loss),
+        confirmed_sentence(attack_name(found.winner), found.winner, found.confirmed, ability_loss),
         soft_wrap=True,
         highlight=False,
     )
     console.print(f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}", soft_wrap=True)
-    _next(
+    say_next(
         console,
-        f"holdfast audit --model {_q(model)} --undefended {_q(undefended)} --domain {_q(domain)} --suite {_q(out)} "
-        f"--seeds 5 --out {_q(out.parent / 'audit-found')}",
+        f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
+        f"--suite {quoted(out)} --seeds 5 --out {quoted(out.parent / 'audit-found')}",
     )
-
-
-def _run(
-    console: Console,
-    campaign: Campaign,
-    out: Path,
-    workers: int,
-    *,
-    title: str,
-    suite: str,
-    **details: Any,
-) -> None:
-    """Check the input, run the campaign, print where it stands."""
-    from holdfast.campaign.run import run_campaign
-    from holdfast.cli.display import show_jobs
-
-    _check_campaign(campaign, out, title)
-    with show_jobs(console, title) as on_progress:
-        outcomes = run_campaign(
-            campaign,
-            out,
-            workers,
-            title=title,
-            suite=suite,
-            command=_command(),
-            on_progress=on_progress,
-            **details,
-        )
-    _finish(console, out, [outcome.error for outcome in outcomes])
-
-
-def _check_campaign(campaign: Campaign, out: Path, title: str, *, claim: bool = True) -> None:
-    """Read what a campaign will read, and see that its output may be written."""
-    from holdfast.core.domain import Domain
-    from holdfast.core.files import claim_output
-    from holdfast.core.records import CampaignPlan
-    from holdfast.engine.checkpoint import Checkpoint
-
-    campaign.check()
-    max_length = Domain.open(campaign.domain).max_length
-    for model in campaign.models:
-        Checkpoint(model.path).check(campaign.options.trust_remote_code, max_length)
-    if not claim:
-        return
-    if not (out / "campaign.json").is_file():
-        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
-    elif (held := CampaignPlan.read(out).title) != title:
-        _fail(f"{out} holds another run, {held!r}; give another --out")

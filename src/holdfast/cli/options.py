@@ -54,6 +54,18 @@ MilestonesOption = Annotated[
 ]
 
 
+def _status(folder: Optional[Path]) -> None:
+    from holdfast.cli.say import show_status
+
+    show_status(folder)
+
+
+StatusOption = Annotated[
+    Optional[Path],
+    typer.Option("--status", metavar="DIR", is_eager=True, callback=_status, help="Only say how a run stands."),
+]
+
+
 KeepOption = Annotated[
     bool,
     typer.Option(
@@ -70,39 +82,41 @@ ResumableOption = Annotated[
 ]
 
 
-def _fail(text: str) -> NoReturn:
+def fail(text: str) -> NoReturn:
     from holdfast.core.types import HoldfastError
 
     raise HoldfastError(text)
 
 
-def _fail_if(errors: Sequence[str | None]) -> None:
+def fail_if(errors: Sequence[str | None]) -> None:
     failed = [error for error in errors if error]
     if failed:
-        _fail(failed[0])
+        fail(failed[0])
 
 
-def _start_torch(threads: int, device: str, dtype: str) -> None:
+def start_torch(threads: int, device: str, dtype: str) -> None:
     import torch
 
-    _check_device(device, dtype)
+    check_device(device, dtype)
     torch.set_num_threads(threads)
 
 
-def _check_device(device: str, dtype: str) -> None:
+def check_device(device: str, dtype: str) -> None:
     import torch
 
     if dtype not in ("float32", "bfloat16", "float16"):
-        _fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
+        fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
     known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if device not in ("cpu", *known) and not (known and device == "cuda"):
-        _fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
+        fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
 
 
-def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool = False, resumable: bool = False) -> Options:
+def run_options(
+    device: str, dtype: str, trust_remote_code: bool, keep: bool = False, resumable: bool = False
+) -> Options:
     from holdfast.core.options import Options
 
-    _check_device(device, dtype)
+    check_device(device, dtype)
     return Options(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]
@@ -112,11 +126,11 @@ def _options(device: str, dtype: str, trust_remote_code: bool, keep: bool = Fals
     )
 
 
-def _names(text: str | None) -> tuple[str, ...]:
+def names_in(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
-def _label(model: str) -> str:
+def model_label(model: str) -> str:
     from holdfast.runs.audit import label_of
 
     return label_of(model)

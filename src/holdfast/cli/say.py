@@ -18,54 +18,80 @@ if TYPE_CHECKING:
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.confirmation import Confirmed
     from holdfast.runs.search.trial import Trial
-from holdfast.cli.options import _fail
+from holdfast.cli.options import fail
 
-_WIDE = 110
+WIDE = 110
 """columns of a terminal from which the verdict table names the worst attacks too"""
 
 
-def _show_status(folder: Optional[Path]) -> None:
-    """How the audit in a folder stands; it ends the command, so that nothing else has to be given."""
+def show_status(folder: Optional[Path]) -> None:
+    """Say how the run in a folder stands, and end the command, so that nothing else has to be given."""
     if folder is None:
         return
-    console = _console()
-    from rich.table import Table
-
     from holdfast.core.files import is_held
-    from holdfast.report.wording import count, duration
-    from holdfast.stats.progress import read_progress
+    from holdfast.runs.standing import MARKER
 
-    found = read_progress(folder)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "finished", "diverged", "failed"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for label, own in found.models.items():
-        table.add_row(label, str(own.finished), str(own.diverged), str(own.failed))
-    console.print(f"{found.title}, in {folder}", soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
-    ended = found.all.finished + found.all.diverged
-    told = f"{ended} of {count(found.all.planned, 'run')} ended, in {duration(found.seconds)} of work"
-    if found.all.left and found.seconds_left is not None:
-        told += f"; about {duration(found.seconds_left)} of work left, divided by the processes"
-    console.print(
-        f"{told}. {'A holdfast is running there.' if is_held(folder) else 'None is running there.'}", highlight=False
-    )
-    for reason in found.reasons[:3]:
-        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
-    if found.all.left and found.command:
-        _next(console, found.command)
-    else:
-        _next(console, f"holdfast report {_q(folder)} --out {_q(folder / 'report.html')}")
+    console = make_console()
+    show = _show_standing if (folder / MARKER).is_file() else _show_progress
+    command = show(console, folder)
+    console.print("A holdfast is running there." if is_held(folder) else "None is running there.", highlight=False)
+    say_next(console, command)
     raise typer.Exit
 
 
-def _console() -> Console:
+def _show_standing(console: Console, folder: Path) -> str:
+    """How a demo, a study or a search stands; returns the command to go on with."""
+    from holdfast.report.wording import count, duration
+    from holdfast.runs.standing import Standing
+
+    standing = Standing.read(folder)
+    ended = f"{count(standing.done, 'job')} ended, {standing.waiting + len(standing.running)} to go"
+    left = f"; about {duration(standing.seconds_left)} left" if standing.seconds_left else ""
+    sentence = f"The {standing.what} in {folder}: {ended}, {duration(standing.seconds)} so far{left}."
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    for name in standing.running:
+        console.print(f"Running: {name}", soft_wrap=True, highlight=False, markup=False)
+    for reason in standing.failed[:3]:
+        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if standing.waiting or standing.running or standing.failed:
+        return standing.command
+    return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+
+
+def _show_progress(console: Console, folder: Path) -> str:
+    """How an audit stands; returns the command to go on with."""
+    from rich.table import Table
+
+    from holdfast.report.wording import count, duration
+    from holdfast.stats.progress import read_progress
+
+    progress = read_progress(folder)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("model", "finished", "diverged", "failed"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for label, cells in progress.models.items():
+        table.add_row(label, str(cells.finished), str(cells.diverged), str(cells.failed))
+    console.print(f"{progress.title}, in {folder}", soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    ended = progress.all.finished + progress.all.diverged
+    sentence = f"{ended} of {count(progress.all.planned, 'run')} ended, in {duration(progress.seconds)} of work"
+    if progress.all.left and progress.seconds_left is not None:
+        sentence += f"; about {duration(progress.seconds_left)} of work left, divided by the processes"
+    console.print(f"{sentence}.", highlight=False)
+    for reason in progress.reasons[:3]:
+        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if progress.all.left and progress.command:
+        return progress.command
+    return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+
+
+def make_console() -> Console:
     from rich.console import Console
 
     return Console()
 
 
-def _show_plan(console: Console, audited: Audit, workers: int) -> None:
+def show_plan(console: Console, audited: Audit, workers: int) -> None:
     """What the audit can tell with more or fewer seeds, and what it takes."""
     from dataclasses import replace
 
@@ -121,7 +147,7 @@ def _show_plan(console: Console, audited: Audit, workers: int) -> None:
     )  # fmt: skip
 
 
-def _cost(out: Path, preset: str) -> str:
+def cost_sentence(out: Path, preset: str) -> str:
     """What an attack took, in one sentence."""
     from holdfast.core.records import read_campaign
     from holdfast.report.wording import duration
@@ -139,7 +165,7 @@ def _cost(out: Path, preset: str) -> str:
     return f"The attack took {', '.join(parts)}, measuring left out."
 
 
-def _confirmed(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:
+def confirmed_sentence(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:
     """What was found and what of it held on the claim questions, in one sentence, and whether ability did."""
     from holdfast.runs.search.trial import attack_of
 
@@ -159,7 +185,7 @@ def _confirmed(name: str, winner: Trial, found: Confirmed, ability_loss: float) 
     return told
 
 
-def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
+def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     """Write the report; print the verdicts, the verdict table and the report's path.
 
     Raises:
@@ -174,11 +200,11 @@ def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
 
     _, results = read_campaign(out)
     if all(result.status == "failed" for result in results):
-        _fail(f"every cell failed, the first because: {results[0].reason}")
+        fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build_report([out], page).sections
     table = Table(title=Text(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    wide = console.width >= _WIDE
+    wide = console.width >= WIDE
     for column in ("model", "verdict", *(("worst attack",) if wide else ())):
         table.add_column(column, overflow="fold")
     for column in ("hazard\nbefore", "mean\nafter", "worst\nafter", "ability\nthere", "\nresisted"):
@@ -195,19 +221,19 @@ def _finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     console.print(f"The report is {page}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _command() -> str:
+def this_command() -> str:
     return shlex.join(["holdfast", *sys.argv[1:]])
 
 
-def _next(console: Console, command: str) -> None:
+def say_next(console: Console, command: str) -> None:
     """Suggest the next command, in words that this shell understands: the environment may not be on its path."""
     import shutil
 
     started = Path(sys.argv[0])
     if started.name == "holdfast" and shutil.which("holdfast") is None:
-        command = _q(os.path.relpath(started)) + command.removeprefix("holdfast")
+        command = quoted(os.path.relpath(started)) + command.removeprefix("holdfast")
     console.print(f"Next: {command}", soft_wrap=True, highlight=False)
 
 
-def _q(path: Path | str) -> str:
+def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))

@@ -7,8 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from holdfast.cli.options import _fail
-from holdfast.cli.say import _console, _next, _q
+from holdfast.cli.options import fail
+from holdfast.cli.say import make_console, quoted, say_next
 
 
 def report(
@@ -19,15 +19,15 @@ def report(
     ] = False,
 ) -> None:
     """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
-    console = _console()
+    console = make_console()
     from holdfast.report.page import build_report
 
     build_report(folders, out, public=public)
     console.print(f"The report is {out}", soft_wrap=True, highlight=False)
     if public:
-        _next(console, f"holdfast card {_q(folders[0])} --out {_q(out.with_name('card.md'))}")
+        say_next(console, f"holdfast card {quoted(folders[0])} --out {quoted(out.with_name('card.md'))}")
     else:
-        _next(console, f"holdfast report {_q(folders[0])} --public --out {_q(out.with_name('public.html'))}")
+        say_next(console, f"holdfast report {quoted(folders[0])} --public --out {quoted(out.with_name('public.html'))}")
 
 
 def compare(
@@ -35,14 +35,14 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
 ) -> None:
     """Lay audits side by side: what may be compared, what ties, what is unreliable."""
-    console = _console()
+    console = make_console()
     from holdfast.report.compare import compare_audits
 
     groups = compare_audits(folders, out)
     for group in groups:
         console.print(f"{group.title}: {len(group.table.rows)} models", soft_wrap=True, highlight=False, markup=False)
     console.print(f"The comparison is {out}", soft_wrap=True, highlight=False)
-    _next(console, f"holdfast report {_q(folders[0])} --out {_q(out.with_name('report.html'))}")
+    say_next(console, f"holdfast report {quoted(folders[0])} --out {quoted(out.with_name('report.html'))}")
 
 
 def card(
@@ -50,12 +50,12 @@ def card(
     out: Annotated[Path, typer.Option("--out", help="Markdown file; a README.md is given the section in its place.")],
 ) -> None:
     """Write the section for a Hugging Face model card from the public form: Markdown and `model-index`."""
-    console = _console()
+    console = make_console()
     from holdfast.report.card import write_card
 
     write_card(folder, out)
     console.print(f"The card is {out}", soft_wrap=True, highlight=False)
-    _next(console, f"holdfast report {_q(folder)} --public --out {_q(out.with_name('public.html'))}")
+    say_next(console, f"holdfast report {quoted(folder)} --public --out {quoted(out.with_name('public.html'))}")
 
 
 def records(
@@ -63,12 +63,12 @@ def records(
     out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl or .parquet.")],
 ) -> None:
     """Write all records of an audit as one table, a row a measured value: JSON lines or Parquet."""
-    console = _console()
+    console = make_console()
     from holdfast.core.export import write_records
 
     count = write_records(folder, out)
     console.print(f"{count:,} records are in {out}", soft_wrap=True, highlight=False)
-    _next(console, f"holdfast report {_q(folder)} --out {_q(out.with_name('report.html'))}")
+    say_next(console, f"holdfast report {quoted(folder)} --out {quoted(out.with_name('report.html'))}")
 
 
 def list_(
@@ -77,7 +77,7 @@ def list_(
     ] = None,
 ) -> None:
     """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
-    console = _console()
+    console = make_console()
     from rich.padding import Padding
     from rich.table import Table
 
@@ -109,4 +109,4 @@ def list_(
         console.print(table)
     if what is not None and what not in (*presets, "suites") and not found:
         known = [*presets, "suites", *(name for held in presets.values() for name in held)]
-        _fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")
+        fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")

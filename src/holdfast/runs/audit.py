@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
-from holdfast.campaign.run import run_campaign
+from holdfast.campaign.run import check_campaign, claim_campaign, run_campaign
 from holdfast.core.options import Options
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -52,9 +52,13 @@ class Audit:
         return (*held, Model(label="destroyed", path=self.undefended, role="destroyed"))
 
     def check(self) -> None:
-        """Raises:
-        HoldfastError: two of the models have the same weights, so that their runs could not be told apart.
+        """Read what the audit will read.
+
+        Raises:
+            HoldfastError: something that is read is missing or malformed, or two of the models have the same weights, so that
+                their runs could not be told apart.
         """
+        check_campaign(self.campaign())
         seen: dict[str, str] = {}
         for model in self.models():
             if model.role == "destroyed":
@@ -100,7 +104,12 @@ class Audit:
 
         Returns:
             How each cell's job ended.
+
+        Raises:
+            HoldfastError: as `check`, or the folder holds something else.
         """
+        self.check()
+        claim_campaign(self.campaign(), out, title)
         told: dict[str, Any] = {
             "searched": list(searched),
             "canonical": self.canonical,
