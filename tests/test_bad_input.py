@@ -508,17 +508,17 @@ def test_the_run_of_another_command(command: Command, place: Place, capsys: pyte
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seed": "one"}'])
 def test_a_damaged_marker(content: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.out.mkdir()
-    (place.out / "demo.json").write_text(content)
+    (place.out / "run.json").write_text(content)
     sentence = sentence_of(place, capsys, ["demo", "--out", str(place.out)])
-    assert "demo.json is damaged" in sentence
+    assert "run.json is damaged" in sentence
     assert "--out" in sentence
-    (place.out / "demo.json").rename(place.out / "testbed.json")
+    (place.out / "run.json").rename(place.out / "testbed.json")
     assert "already holds something else" in sentence_of(place, capsys, ["testbed", str(place.out)])
 
 
 def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.out.mkdir()
-    (place.out / "demo.json").write_text('{"seed": 7}\n')
+    (place.out / "run.json").write_text('{"what": "demo", "settings": {"seed": 7}}\n')
     sentence = sentence_of(place, capsys, ["demo", "--out", str(place.out), "--seed", "0"])
     assert "seed 7" in sentence
     assert "--out" in sentence

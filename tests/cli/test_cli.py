@@ -222,11 +222,11 @@ def test_testbed_of_the_refusal_kind_holds_requests(
 ) -> None:
     placed: list[dict[str, Any]] = []
 
-    def run_nothing(jobs: Sequence[Job], workers: int, **how: Any) -> dict[str, Outcome]:
+    def run_nothing(jobs: Sequence[Job], workers: int, **how: Any) -> dict[Job, Outcome]:
         placed.extend(job.arguments for job in jobs)
-        return {job.name: Outcome(job=job) for job in jobs}
+        return {job: Outcome(job=job) for job in jobs}
 
-    monkeypatch.setattr("holdfast.jobs.local.run_jobs", run_nothing)
+    monkeypatch.setattr("holdfast.runs.testbed.run_jobs", run_nothing)
     folder = tmp_path / "bed"
     said = run(capsys, "testbed", folder, "--kind", "refusal", "--benign", SMALL.benign)
     assert next_command(said)[:3] == ["safeguard", "refusal-sft", "refusal-dpo"]

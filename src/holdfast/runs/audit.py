@@ -108,8 +108,8 @@ class Audit:
         Raises:
             HoldfastError: as `check`, or the folder holds something else.
         """
-        self.check()
         claim_campaign(self.campaign(), out, title)
+        self.check()
         told: dict[str, Any] = {
             "searched": list(searched),
             "canonical": self.canonical,
