@@ -19,7 +19,8 @@ from holdfast.core.domain import Domain
 from holdfast.core.presets import collect, pick
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.safeguards.base import Safeguard
 from tests.attacks.walk import distinct
 
@@ -63,7 +64,7 @@ def run_all(folder: Path, shard: Callable[[PreTrainedModel], None], out: Path) -
 
         run = Run(0, base)
         data = Data.attacker(domain, tokenizer) if isinstance(plugin, Attack) else Data.defender(domain, tokenizer)
-        for _ in drive(plugin.steps(model, data, run), model, run):
+        for _ in drive(plugin.steps(model, data, run), run):
             pass
         weights = {
             key: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone().contiguous()

@@ -23,7 +23,8 @@ from holdfast.core.presets import collect, describe, fields, with_settings
 from holdfast.core.records import read_campaign
 from holdfast.core.types import NonFinite
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.safeguards.objective import RetainLoss
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_the_attack_of_the_docs(tiny_testbed: SmallTestbed, tmp_path: Path, monk
         model, tokenizer = tiny_testbed.model.load_both()
         data = Data.attacker(tiny_testbed.domain, tokenizer).renamed(**{name: (name,) for name in attack.reads()})
         run, losses = Run(3), []
-        for _, loss in drive(attack.steps(model, data, run), model, run):
+        for _, loss in drive(attack.steps(model, data, run), run):
             assert not model.training
             losses.append(loss)
             for parameter in model.parameters() if dirty else ():
@@ -106,7 +107,7 @@ def test_the_safeguard_of_the_docs(tiny_testbed: SmallTestbed, tmp_path: Path, m
         model, tokenizer = tiny_testbed.model.load_both()
         run = Run(0, tiny_testbed.model.load)
         steps = safeguard.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run)
-        return list(drive(steps, model, run)), weights(model)
+        return list(drive(steps, run)), weights(model)
 
     untouched = weights(tiny_testbed.model.load())
     walked, after = train(plain)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from holdfast.core.types import HoldfastError, NonFinite, Score
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive
+    from holdfast.engine.run import Run
+    from holdfast.engine.walk import drive
     from holdfast.evals.base import Evaluation
     from holdfast.report.page import build_report
     from holdfast.runs.stages import Recipe, build

@@ -15,7 +15,8 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Batch, Data, Encoded
 from holdfast.engine.losses import distillation_loss
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from tests.attacks.walk import fresh, same, walk, weights
 from tests.conftest import SmallTestbed
 
@@ -94,14 +95,14 @@ def test_it_resumes_within_the_kick_at_its_end_and_after_it(
     seed_everything(3)
     model, data = fresh(tiny_testbed)
     run = Run(3)
-    for step, _ in drive(attack.steps(model, data, run), model, run):
+    for step, _ in drive(attack.steps(model, data, run), run):
         if step == stop:
             break
     run.save(tmp_path / "state", model, stop, "it")
     model, data = fresh(tiny_testbed)
     run = Run(3)
     run.resume(tmp_path / "state", model, "it")
-    for _ in drive(attack.steps(model, data, run), model, run):
+    for _ in drive(attack.steps(model, data, run), run):
         pass
     assert torch.equal(weights(model), walk(attack, tiny_testbed)[-1])
 

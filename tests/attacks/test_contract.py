@@ -16,7 +16,8 @@ from holdfast.attacks.transfer import Transfer
 from holdfast.core.presets import collect
 from holdfast.engine.data import Data
 from holdfast.engine.losses import next_token_loss
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from tests.attacks.walk import distinct, fresh, same, shortened, walk, weights
 from tests.conftest import SmallTestbed
 
@@ -110,7 +111,7 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny_testbed: Sma
     model, data = fresh(tiny_testbed)
     attack.prepare(model)
     run = Run(3, tiny_testbed.never_exposed.load)
-    for step, _ in drive(attack.steps(model, data, run), model, run):
+    for step, _ in drive(attack.steps(model, data, run), run):
         if step == max(attack.max_steps - 2, 1):
             break
     run.save(tmp_path / "state", model, step, "it")
@@ -119,7 +120,7 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny_testbed: Sma
     attack.prepare(model)
     run = Run(3, tiny_testbed.never_exposed.load)
     run.resume(tmp_path / "state", model, "it")
-    for _ in drive(attack.steps(model, data, run), model, run):
+    for _ in drive(attack.steps(model, data, run), run):
         pass
     assert torch.equal(weights(model), path_of(name, tiny_testbed)[-1])
 
@@ -147,6 +148,6 @@ def test_the_attacker_s_own_objective_improves(name: str, tiny_testbed: SmallTes
     # A transferred update lowers the loss of the model it was computed on, and so that of its like.
     base = tiny_testbed.model if isinstance(attack, Transfer) else tiny_testbed.never_exposed
     run, before = Run(3, base.load), objective(model, data, attack)
-    losses = [loss for _, loss in drive(attack.steps(model, data, run), model, run)]
+    losses = [loss for _, loss in drive(attack.steps(model, data, run), run)]
     assert objective(model, data, attack) < before
     assert min(losses[-3:]) < losses[0]

@@ -18,7 +18,8 @@ from holdfast.core.domain import Domain
 from holdfast.core.presets import describe
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from tests.conftest import SmallTestbed
 
 _NUMBERS = ("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "lora_alpha", "rows")
@@ -71,7 +72,7 @@ def walk(
     attack.prepare(model)
     run = Run(seed, testbed.never_exposed.load)
     path = []
-    for _ in drive(attack.steps(model, data, run), model, run):
+    for _ in drive(attack.steps(model, data, run), run):
         path.append(weights(model))
         at_yield(model)
     return path

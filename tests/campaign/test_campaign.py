@@ -56,7 +56,8 @@ from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
 from holdfast.evals.degeneracy import Degeneracy
 from holdfast.evals.multiple_choice import MultipleChoice
@@ -450,7 +451,7 @@ def test_what_is_measured_is_the_walked_model(tiny_testbed: SmallTestbed, tmp_pa
     held, tokenizer = Run(3), tiny_testbed.model.load_tokenizer()
     probe = dict(evaluations_of(tiny_testbed.domain)[0])["hazard-loss"].prepare(tokenizer, tiny_testbed.domain)
     assert at(result, 0)["hazard-loss nats"].value == probe(model)[0].value
-    losses = [loss for _, loss in drive(ATTACK.steps(model, data, held), model, held)]
+    losses = [loss for _, loss in drive(ATTACK.steps(model, data, held), held)]
     assert at(result, 6)["hazard-loss nats"].value == probe(model)[0].value
     assert [loss for _, loss in result.losses] == losses
 

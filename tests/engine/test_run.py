@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.types import HoldfastError, NonFinite
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from tests.attacks.walk import fresh, weights
 from tests.conftest import SmallTestbed
 
@@ -24,7 +25,7 @@ from tests.conftest import SmallTestbed
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(bad: float) -> None:
     run = Run(0)
     run.start = 3
-    walked = drive(iter([1.0, bad]), nn.Linear(1, 1), run)
+    walked = drive(iter([1.0, bad]), run)
     assert next(walked) == (4, 1.0)
     with pytest.raises(NonFinite, match=r"loss became -?(nan|inf) at step 5"):
         next(walked)
@@ -32,7 +33,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(bad: float) -
 
 def test_of_several_losses_the_error_names_the_one() -> None:
     with pytest.raises(NonFinite, match="the retain loss became nan at step 1"):
-        list(drive(iter([{"tamper-resistance loss": 1.0, "retain loss": math.nan}]), nn.Linear(1, 1), Run(0)))
+        list(drive(iter([{"tamper-resistance loss": 1.0, "retain loss": math.nan}]), Run(0)))
 
 
 def test_a_diverged_step_is_not_saved(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def begin(attack: FineTune, prepared: bool, testbed: SmallTestbed) -> tuple[PreT
 def test_a_killed_run_goes_on_to_the_same_weights(name: str, tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     attack, prepared = RESUMED[name]
     whole, data, run = begin(attack, prepared, tiny_testbed)
-    losses = [loss for _, loss in drive(attack.steps(whole, data, run), whole, run)]
+    losses = [loss for _, loss in drive(attack.steps(whole, data, run), run)]
 
     killed, data, run = begin(attack, prepared, tiny_testbed)
     steps = attack.steps(killed, data, run)
@@ -159,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(name: str, tiny_testbed: Small
 
     resumed, data, run = begin(attack, prepared, tiny_testbed)
     run.resume(tmp_path / "run", resumed, "k")
-    rest = list(drive(attack.steps(resumed, data, run), resumed, run))
+    rest = list(drive(attack.steps(resumed, data, run), run))
     assert rest == list(enumerate(losses, start=1))[3:]
     assert torch.equal(weights(resumed), weights(whole))
 

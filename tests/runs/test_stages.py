@@ -23,7 +23,8 @@ from holdfast.core.presets import describe, pick
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive
+from holdfast.engine.run import Run
+from holdfast.engine.walk import drive
 from holdfast.runs.stages import Recipe, build
 from holdfast.safeguards.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping

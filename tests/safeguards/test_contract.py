@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.presets import collect
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
@@ -94,7 +95,7 @@ def walk(
     if resume is not None:
         run.resume(resume, model, "it")
     path, losses = [], []
-    for _, here in drive(safeguard.steps(model, Data.defender(testbed.domain, tokenizer), run), model, run):
+    for _, here in drive(safeguard.steps(model, Data.defender(testbed.domain, tokenizer), run), run):
         path.append(weights(model))
         losses.append(dict(here))
         at_yield(model, run)

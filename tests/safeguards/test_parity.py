@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from holdfast.core.presets import pick
 from holdfast.engine.data import Batch, Data, Stream
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.safeguards.forgetting import Forgetting
 from holdfast.safeguards.pairs import Pairs, dpo
 from holdfast.safeguards.tar import TAR
@@ -173,7 +174,7 @@ def step_of(safeguard: Any, scene: Scene) -> list[torch.Tensor]:
     seed_everything(0)
     model = scene.model
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    for _ in drive(safeguard.steps(model, scene.data, scene.run), model, scene.run):
+    for _ in drive(safeguard.steps(model, scene.data, scene.run), scene.run):
         break
     return [old - parameter.detach() for old, parameter in zip(before, model.parameters(), strict=True)]
 

@@ -14,7 +14,8 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder_layers
 from holdfast.engine.data import Data
 from holdfast.engine.losses import next_token_loss
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.engine.sharded import Snapshot
 from holdfast.safeguards.distillation import Distillation
 from holdfast.safeguards.generated import generate_rows
@@ -183,7 +184,7 @@ def test_undo_distils_the_teacher_that_it_names(teacher: Any, tiny_testbed: Smal
     model, tokenizer = tiny_testbed.model.load_both()
     undo = UNDO(outer_steps=1, shrink=0.0, teacher=teacher, distillation=Distillation(text=("retain",), batch_size=8))
     run = Run(0, tiny_testbed.never_exposed.load, tiny_testbed.model.load)
-    [(_, losses)] = drive(undo.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run), model, run)
+    [(_, losses)] = drive(undo.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run), run)
     if teacher == "unlearned":
         assert losses["retain loss"] == pytest.approx(0.0, abs=1e-6)
     else:

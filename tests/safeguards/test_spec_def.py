@@ -13,7 +13,8 @@ from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.adjacent import adjacent_maps
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.spec_def import SpecDef
 from tests.conftest import SmallTestbed
@@ -25,7 +26,7 @@ def defended(testbed: SmallTestbed, **settings: Any) -> tuple[PreTrainedModel, d
     model, tokenizer = testbed.model.load_both()
     run = Run(0, testbed.model.load)
     safeguard = SpecDef(**settings)
-    steps = drive(safeguard.steps(model, Data.defender(testbed.domain, tokenizer), run), model, run)
+    steps = drive(safeguard.steps(model, Data.defender(testbed.domain, tokenizer), run), run)
     return model, dict([losses for _, losses in steps][-1])
 
 
@@ -71,7 +72,7 @@ def test_it_stands_against_plain_fine_tuning_and_falls_to_folding(small_testbed:
         attack = pick("holdfast.attacks", name)
         data = Data.attacker(small_testbed.domain, small_testbed.model.load_tokenizer())
         run = Run(1)
-        held = [loss for _, loss in drive(replace(attack, max_steps=40).steps(model, data, run), model, run)]
+        held = [loss for _, loss in drive(replace(attack, max_steps=40).steps(model, data, run), run)]
         ask = MultipleChoice(questions="benign_in_retain").prepare(data.tokenizer, small_testbed.domain)
         return [held[-1], ask(model)[0].value]
 

@@ -15,7 +15,8 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.safeguards.objective import RetainLoss
 from holdfast.safeguards.tar import TAR, Adversary
 from tests.conftest import SmallTestbed
@@ -41,7 +42,7 @@ def _run(tar: TAR, testbed: SmallTestbed, seed: int = 3) -> tuple[dict[str, torc
     model, tokenizer = testbed.model.load_both()
     run = Run(seed, testbed.never_exposed.load)
     losses = [
-        dict(here) for _, here in drive(tar.steps(model, Data.defender(testbed.domain, tokenizer), run), model, run)
+        dict(here) for _, here in drive(tar.steps(model, Data.defender(testbed.domain, tokenizer), run), run)
     ]
     return {name: p.detach().clone() for name, p in model.named_parameters()}, losses
 

@@ -14,7 +14,8 @@ from holdfast.core.presets import pick
 from holdfast.core.types import Score
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
-from holdfast.engine.run import Run, drive, seed_everything
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.runs.suites import SUITES
 from holdfast.safeguards.base import Safeguard
@@ -51,13 +52,13 @@ class Instrument:
         if safeguard is not None:
             seed_everything(0)
             run = Run(0, checkpoint.load)
-            for _ in drive(safeguard.steps(model, Data.defender(self.domain, tokenizer), run), model, run):
+            for _ in drive(safeguard.steps(model, Data.defender(self.domain, tokenizer), run), run):
                 pass
         seed_everything(0)
         scores = {0: probe(model)[0]}
         attack.prepare(model)
         run = Run(0)
-        for step, _ in drive(attack.steps(model, Data.attacker(self.domain, tokenizer), run), model, run):
+        for step, _ in drive(attack.steps(model, Data.attacker(self.domain, tokenizer), run), run):
             if step % 20 == 0 or step == attack.max_steps:
                 scores[step] = probe(model)[0]
         return scores

@@ -41,7 +41,8 @@ def run_cell(
     """
     from holdfast.engine.costs import Memory, Meter, gradient_norm, update_size
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
 
     identity = cell.identity()
     key = digest(identity)[:16]

@@ -80,7 +80,8 @@ def _along(cell: Cell, sample: float, hazard: float) -> float:
 def _pace(attack: Attack, domain: Domain, model: Model, options: Options) -> Pace:
     from holdfast.engine.costs import Meter
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
 
     started = time.monotonic()
     seed_everything(0)

@@ -123,7 +123,8 @@ def _train(
 ) -> None:
     from holdfast.engine.costs import Meter
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
 
     name, safeguard = recipe.stages[index]
     domain = Domain.open(recipe.domain)

@@ -87,7 +87,8 @@ def train(
     """
     from holdfast.engine.checkpoint import save_checkpoint
     from holdfast.engine.data import encode
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
     from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
     recipe, content = PRETRAINING[kind], _CONTENT[kind]

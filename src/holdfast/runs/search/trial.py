@@ -143,7 +143,8 @@ def run_trial(
     """Run one attack and keep what it came to, unless that is there already; its weights are thrown away."""
     from holdfast.engine.costs import Meter
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
 
     held = Trial.read(file)
     if held is not None and held.key == key:
@@ -177,7 +178,7 @@ def run_trial(
         measure(0)
         run = Run(search.seed, base_loader(checkpoint, options))
         attack.prepare(model)
-        for step, _ in drive(meter.walk(attack.steps(model, data, run)), model, run):
+        for step, _ in drive(meter.walk(attack.steps(model, data, run)), run):
             on_step(step, attack.max_steps)
             if step not in milestones:
                 continue

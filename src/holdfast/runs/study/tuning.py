@@ -90,7 +90,8 @@ def run_trial(
     """Build a model with some settings, ask the selection questions before and after the tuning attacks, and keep the scores."""
     from holdfast.core.domain import Domain
     from holdfast.engine.data import Data
-    from holdfast.engine.run import Run, drive, seed_everything
+    from holdfast.engine.run import Run, seed_everything
+    from holdfast.engine.walk import drive
 
     recipe = _recipe(domain, start, stages, seed)
     described = {name: describe(pick("holdfast.attacks", name)) for name in attacks}
@@ -115,7 +116,7 @@ def run_trial(
             else:
                 attack, run = pick("holdfast.attacks", name), Run(seed)
                 attack.prepare(model)
-                for _ in drive(attack.steps(model, Data.attacker(opened, tokenizer), run), model, run):
+                for _ in drive(attack.steps(model, Data.attacker(opened, tokenizer), run), run):
                     pass
             hazard[name] = ask[selection](model)[0].value
         trial = replace(trial, hazard=hazard, ability=ability, ability_of_original=original)
