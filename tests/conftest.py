@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 
 import pytest
 import torch
+from filelock import FileLock
 
 from holdfast.core.domain import Domain
 from holdfast.engine.checkpoint import Checkpoint
@@ -21,6 +23,9 @@ torch.set_num_threads(1)
 
 SMALL = Sizes(forget=6, forget_heldout=4, attack=6, selection=4, claims=8, benign=8, new=4)
 """A world of 240 facts, which a model learns in some 200 steps."""
+
+SMALLEST = Sizes(forget=2, forget_heldout=1, attack=2, selection=2, claims=3, benign=2, new=1)
+"""A world of 72 facts, on which a model is trained in seconds: enough wherever what the model knows does not matter."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,19 @@ def usual_arithmetic() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_testbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SmallTestbed:
-    """A testbed of the smallest world, its models trained."""
+    """A testbed of the smallest world, its models trained: once, by the first of the test processes that needs them."""
     from holdfast.testbed.folder import MODELS, place, write_domain
 
-    folder = tmp_path_factory.mktemp("testbed") / "small"
-    write_domain(folder, 5, SMALL)
-    for which in MODELS:
-        place(folder, which, 5, SMALL)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, trained = shared / "small", shared / "small-cache"
+    with FileLock(shared / "small.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLDFAST_CACHE", str(trained))
+        write_domain(folder, 5, SMALL)
+        for which in MODELS:
+            place(folder, which, 5, SMALL)
+    shutil.copytree(trained, cache, dirs_exist_ok=True)
     return SmallTestbed(folder)
 
 

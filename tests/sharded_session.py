@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import Domain
 from holdfast.core.presets import collect, pick
+from holdfast.engine import data
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
@@ -25,6 +26,11 @@ from holdfast.safeguards.base import Safeguard
 from tests.attacks.walk import distinct
 
 STEPS = 4
+IDENTICAL = (
+    "full-adamw-1e-4", "lora-r4-adamw-5e-3", "full-muon-5e-4", "full-schedule-free-1e-3", "latent-pgd-three-layers",
+    "refold-then-full-adamw-1e-3", "abliterate", "clipped", "random-mapping", "tar",
+)  # fmt: skip
+"""One preset of each way to take a step."""
 
 
 def plugins() -> dict[str, Attack | Safeguard]:
@@ -48,9 +54,14 @@ def plugins() -> dict[str, Attack | Safeguard]:
     }
 
 
-def run_all(folder: Path, shard: Callable[[PreTrainedModel], None], out: Path) -> None:
+def run_all(
+    folder: Path, shard: Callable[[PreTrainedModel], None], out: Path, names: Collection[str] | None = None
+) -> None:
+    """Run these presets, or all, and save the weights that each leaves."""
     domain, checkpoint = Domain.open(folder), Checkpoint(str(folder / "model"))
     for name, plugin in plugins().items():
+        if names is not None and name not in names:
+            continue
         seed_everything(0)
         model, tokenizer = checkpoint.load_both()
         if isinstance(plugin, Attack):
@@ -63,8 +74,8 @@ def run_all(folder: Path, shard: Callable[[PreTrainedModel], None], out: Path) -
             return held
 
         run = Run(0, base)
-        data = Data.attacker(domain, tokenizer) if isinstance(plugin, Attack) else Data.defender(domain, tokenizer)
-        for _ in drive(plugin.steps(model, data, run), run):
+        rows = Data.attacker(domain, tokenizer) if isinstance(plugin, Attack) else Data.defender(domain, tokenizer)
+        for _ in drive(plugin.steps(model, rows, run), run):
             pass
         weights = {
             key: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone().contiguous()
@@ -80,16 +91,14 @@ def fsdp(model: PreTrainedModel) -> None:
     fully_shard(model)
 
 
-def main(rank: int, port: int, folder: Path, out: Path, identical: bool) -> None:
-    """With `identical`, both ranks see the whole batch, as one process does; else each sees its half."""
+def main(rank: int, port: int, folder: Path, out: Path) -> None:
+    """Under `split`, each rank sees its half of a batch; under `identical`, both see the whole, as one process does."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    if identical:
-        import holdfast.engine.data as data
-
-        whole = data.collate
-        data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]
-    run_all(folder, fsdp, out)
+    run_all(folder, fsdp, out / "split")
+    whole = data.collate
+    data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]
+    run_all(folder, fsdp, out / "identical", IDENTICAL)
     dist.barrier()  # gloo aborts a rank whose peer has hung up on it
     dist.destroy_process_group()

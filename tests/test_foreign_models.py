@@ -26,6 +26,7 @@ from transformers import (
 from holdfast.cli.app import main
 from holdfast.core.records import read_campaign
 from holdfast.engine.checkpoint import Checkpoint
+from tests.cli.test_cli import run_here
 
 THINGS = ("lantern", "harbour", "quarry", "orchard", "windmill", "foundry", "granary", "causeway")
 COLOURS = ("amber", "crimson", "olive", "violet")
@@ -138,7 +139,10 @@ def run(*arguments: str | Path) -> None:
 
 
 @pytest.mark.parametrize("made", ["qwen", "neox"])
-def test_the_whole_way(made: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_the_whole_way(
+    made: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     foreign: Foreign = request.getfixturevalue(made)
     shallow, tar, common = tmp_path / "shallow", tmp_path / "tar", ("--domain", foreign.domain)
     short = ("--set", "random-mapping.outer_steps=3")
@@ -165,7 +169,7 @@ def test_the_whole_way(made: str, request: pytest.FixtureRequest, tmp_path: Path
             "full-adamw-1e-4", "full-adamw-1e-3", "full-adamw-1e-3-ood", "full-adamw-1e-3-coin-flip",
             "full-adamw-1e-3-mixed", "full-sgd-nesterov-1e-1", "full-adamw-1e-3-sgdr", "lora-r4-adamw-5e-3",
         )
-        for text in ("--set", f"{name}.max_steps=10")
+        for text in ("--set", f"{name}.max_steps=4")
     ]  # fmt: skip
     run(
         "audit", "--model", tar, "--undefended", foreign.model, "--reference", shallow, *common, "--suite", "quick",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -19,14 +18,13 @@ from transformers import PreTrainedModel
 from holdfast.attacks.finetune import FineTune
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.run import run_campaign
-from holdfast.core.files import is_held, only_one
+from holdfast.core.files import is_held
 from holdfast.core.options import Options
 from holdfast.core.records import CampaignPlan, CellResult, cell_path
 from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run
-from holdfast.jobs.graph import Job, Outcome
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.graph import Outcome
 from tests.campaign.test_campaign import content
 from tests.conftest import SmallTestbed
 
@@ -112,7 +110,8 @@ def kill_at_random(folder: Path, out: Path, kills: int, seed: int) -> None:
     assert coordinator(folder, out).wait(timeout=240) == 0
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(3, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_campaign.py kills a coordinator once, and test_jobs.py workers
+@pytest.mark.parametrize(("kills", "seed"), [(3, 1), (50, 2)])
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_whatever_is_killed_no_record_is_lost_or_doubled(
     kills: int, seed: int, tiny_testbed: SmallTestbed, tmp_path: Path
@@ -132,17 +131,18 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
         assert len(set(records)) == len(records)
 
 
-def hold(folder: str) -> None:
-    with only_one(Path(folder)):
-        print("held", flush=True)
-        time.sleep(60)
+HOLD = """
+import sys, time
+from pathlib import Path
+from holdfast.core.files import only_one
+with only_one(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_folder_is_held_by_one_process_until_it_dies(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
-    code = "import sys; from tests.test_kills import hold; hold(sys.argv[1])"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert is_held(tmp_path)
@@ -151,25 +151,3 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tiny_testbed: SmallTestbe
         holder.kill()
     assert not is_held(tmp_path)
     assert not (tmp_path / "campaign.json").exists()
-
-
-def die_at_first(marker: Path, on_step: Any) -> str:
-    """A job whose process is killed the first time."""
-    if not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
-
-
-def always_die(on_step: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_job_whose_process_dies_is_begun_once_more_and_no_more(tmp_path: Path) -> None:
-    jobs = [
-        Job(name="once", call=die_at_first, arguments={"marker": tmp_path / "marker"}),
-        Job(name="always", call=always_die),
-    ]
-    outcomes = {job.name: outcome for job, outcome in run_jobs(jobs, 1).items()}
-    assert outcomes["once"].result == "done"
-    assert "died (signal 9)" in (outcomes["always"].error or "")

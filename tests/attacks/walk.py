@@ -22,28 +22,32 @@ from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from tests.conftest import SmallTestbed
 
-_NUMBERS = ("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "lora_alpha", "rows")
 
-
-def distinct(attacks: Mapping[str, Attack]) -> set[str]:
-    """The first preset of each kind of fine-tuning, and every other attack: rates and lengths alone make no other code run."""
+def distinct(presets: Mapping[str, Any]) -> set[str]:
+    """The first preset of each kind: a number makes no other code run, unless it is zero."""
     kinds: dict[str, str] = {}
-    for name, attack in attacks.items():
-        described = describe(attack)
-        fine_tuning = described["class"] == "FineTune"
-        kind = {k: v for k, v in described.items() if not (fine_tuning and k in _NUMBERS)}
-        kinds.setdefault(json.dumps([kind, bool(described.get("rows"))]), name)
+    for name, preset in presets.items():
+        kinds.setdefault(json.dumps(_without_numbers(describe(preset))), name)
     return set(kinds.values())
 
 
+def _without_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_numbers(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_numbers(held) for held in value]
+    return value != 0 if isinstance(value, int | float) else value
+
+
 @cache
-def _loaded(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Domain]:
+def loaded(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Domain]:
+    """The undefended model of a testbed, to be copied and not to be changed."""
     return *Checkpoint(str(path / "model")).load_both(), Domain.open(path)
 
 
 def fresh(testbed: SmallTestbed) -> tuple[PreTrainedModel, Data]:
     """The undefended model, not yet tampered with, and the attacker's data."""
-    model, tokenizer, domain = _loaded(testbed.folder)
+    model, tokenizer, domain = loaded(testbed.folder)
     return copy.deepcopy(model), Data.attacker(domain, tokenizer)
 
 

@@ -201,7 +201,7 @@ _OF_THE_MOMENT = ("seconds", "evaluation_seconds", "environment", "peak_memory")
 
 
 def content(result: CellResult) -> dict[str, Any]:
-    """All that must not depend on when and where it was measured."""
+    """All that must not depend on when it was measured, and in which process: one machine gives one computation the same bits."""
     return {k: v for k, v in asdict(result).items() if k not in _OF_THE_MOMENT}
 
 

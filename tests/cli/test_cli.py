@@ -37,9 +37,9 @@ def run_here(
     workers: int,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> dict[str, Outcome]:
+) -> dict[Job, Outcome]:
     """`run_jobs` without its processes, each of which takes seconds to start; test_jobs.py and the tour have those."""
-    outcomes = {}
+    outcomes: dict[Job, Outcome] = {}
     for job in jobs:
         try:
             outcome = Outcome(job=job, result=job.call(**job.arguments, on_step=lambda done, total: None))
@@ -47,7 +47,7 @@ def run_here(
             outcome = Outcome(job=job, error=str(error))
         except Exception as error:
             outcome = Outcome(job=job, error=f"{type(error).__name__}: {error}")
-        outcomes[job.name] = outcome
+        outcomes[job] = outcome
         on_outcome(outcome)
     return outcomes
 
@@ -118,7 +118,9 @@ def test_list_shows_everything_there_is(capsys: pytest.CaptureFixture[str], monk
     assert re.search(r"inner_steps +24 +K, updates in a trajectory", shown)
 
 
-def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tour(
+    tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Safeguard, evaluate, attack, audit, report: each makes what the next reads, and a second run makes nothing twice."""
     model, domain = tiny_testbed.folder / "model", tiny_testbed.folder
     shallow, tar = tmp_path / "shallow", tmp_path / "tar"
@@ -153,10 +155,12 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     }
 
     one = tmp_path / "one"
-    printed = run(
-        capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
-        "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5",
-    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("holdfast.campaign.run.run_jobs", run_here)
+        printed = run(
+            capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
+            "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5",
+        )  # fmt: skip
     suggested = next_command(printed)
     assert suggested[0] == "audit"
     assert suggested[suggested.index("--undefended") + 1] == str(model)
@@ -165,11 +169,11 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     assert attacked.seed == 1
 
     audit = tmp_path / "audit"
-    steps = [text for name in SUITES["quick"].attacks for text in ("--set", f"{name}.max_steps=9")]
+    steps = [text for name in SUITES["demo-2"].attacks for text in ("--set", f"{name}.max_steps=5")]
     audited = (
         "audit", "--model", tar, "--undefended", model, "--reference", shallow,
-        "--never-exposed", tiny_testbed.folder / "never_exposed", "--domain", domain, "--suite", "quick", "--seeds", 1,
-        "--workers", 2, "--out", audit, *steps,
+        "--never-exposed", tiny_testbed.folder / "never_exposed", "--domain", domain, "--suite", "demo-2", "--seeds", 1,
+        "--workers", 1, "--out", audit, *steps,
     )  # fmt: skip
     printed = run(capsys, *audited)
     assert next_command(printed)[0] == "card"
@@ -180,13 +184,14 @@ def test_the_tour(tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.Cap
     plan, results = read_campaign(audit)
     assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
     # Every attack on three models; on the undefended and the destroyed one the canonical and the worst, which may be one.
-    assert len(results) in (5 + 3 * 8 + 2 * 1, 5 + 3 * 8 + 2 * 2)
+    assert len(results) in (5 + 3 * 4 + 2 * 1, 5 + 3 * 4 + 2 * 2)
     assert {result.status for result in results} == {"finished"}
 
     files = {path: path.stat().st_mtime_ns for path in (audit / "cells").iterdir()}
     lost = sorted(files)[0]
     content = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
     lost.unlink()
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     run(capsys, *audited)
     assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
     again = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
@@ -205,6 +210,7 @@ def test_testbed_writes_a_domain_and_two_models(
     small_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the size that tests use, whose models are in the cache."""
+    monkeypatch.setattr("holdfast.runs.testbed.run_jobs", run_here)
     monkeypatch.setattr(Sizes.__init__, "__kwdefaults__", asdict(SMALL))
     folder = tmp_path / "bed"
     command = ("testbed", folder, "--seed", 5, "--benign", SMALL.benign)

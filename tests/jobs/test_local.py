@@ -74,6 +74,14 @@ def die(on_step: OnStep) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_at_first(marker: Path, on_step: OnStep) -> str:
+    """Killed the first time."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
 def hang(on_step: OnStep) -> NoReturn:
     print("at work", flush=True)
     time.sleep(600)
@@ -203,6 +211,11 @@ def test_a_killed_worker_takes_only_its_own_job(seen: Seen) -> None:
     # These two can only have ended if there were two workers again.
     assert seen.outcomes["left again"].error is None
     assert seen.outcomes["right again"].error is None
+
+
+def test_a_job_whose_process_dies_is_begun_once_more(tmp_path: Path) -> None:
+    job = Job(name="once", call=die_at_first, arguments={"marker": tmp_path / "marker"})
+    assert run_jobs([job], 1)[job].result == "done"
 
 
 def test_two_workers_are_reused_and_the_dead_one_replaced(seen: Seen) -> None:

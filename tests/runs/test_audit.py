@@ -27,6 +27,7 @@ from holdfast.runs.estimate import estimate
 from holdfast.runs.suites import SUITES, canonical_of
 from holdfast.stats.summary import summarise
 from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
+from tests.cli.test_cli import run_here
 from tests.conftest import SmallTestbed
 
 GENTLE = FineTune(max_steps=6, batch_size=4, learning_rate=1e-5)
@@ -165,8 +166,9 @@ def test_controls_go_through_the_canonical_attack_and_then_the_worst(tiny_testbe
 
 
 def test_an_audit_runs_in_two_parts_and_goes_on_where_it_was(
-    tiny_testbed: SmallTestbed, tested: str, tmp_path: Path
+    tiny_testbed: SmallTestbed, tested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     audit = audit_of(tiny_testbed, tested, attacks={"gentle": GENTLE, "strong": STRONG}, seeds=1)
     said = {"suite": "own", "command": "audit", "title": "Audit"}
     outcomes = audit.run(tmp_path, 2, **said)
@@ -228,7 +230,10 @@ def test_every_attack_says_its_family_and_no_family_tells_a_setting() -> None:
 # The plan
 
 
-def test_a_plan_counts_what_the_audit_will_run(tiny_testbed: SmallTestbed, tested: str, tmp_path: Path) -> None:
+def test_a_plan_counts_what_the_audit_will_run(
+    tiny_testbed: SmallTestbed, tested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     audit = audit_of(tiny_testbed, tested, attacks={"gentle": GENTLE, "edit": Quantise(bits=8)}, seeds=2)
     campaign = audit.planned()
     model = next(held for held in campaign.models if held.role == "defended")

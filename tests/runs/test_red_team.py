@@ -19,7 +19,7 @@ from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.safeguards.tar import Adversary
 from holdfast.stats.cells import hazard_scale
-from tests.conftest import SMALL
+from tests.conftest import SMALLEST
 
 SHALLOW = Method(label="shallow", stages=("random-mapping",), settings={"outer_steps": 3}, role="reference", size=1)
 DEEP = Method(label="deep", stages=("max-entropy",), settings={"outer_steps": 3}, size=1)
@@ -33,14 +33,14 @@ TEAM = RedTeam(
     worlds=(2,),
     seeds=(0,),
     held_out=("quantisation",),
-    sizes=SMALL,
+    sizes=SMALLEST,
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("red-team") / "out"
-    outcomes = run_study("red-team", TEAM, out, 2, "holdfast study red-team", lambda progress: None)
+    outcomes = run_study("red-team", TEAM, out, 1, "holdfast study red-team", lambda progress: None)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     return out
 

@@ -21,6 +21,7 @@ from holdfast.runs.search.confirmation import UNSEEN, confirmation
 from holdfast.runs.search.search import Budget, Search, usable_families, write_suite
 from holdfast.runs.search.trial import FRESH_SEED, Trial, abilities, attack_of, best_trials, run_trial, thresholds
 from holdfast.runs.suites import attacks_of, load_suite
+from tests.cli.test_cli import run_here
 from tests.conftest import SmallTestbed
 
 FAMILIES = {
@@ -95,6 +96,7 @@ def test_processes_change_nothing(tiny_testbed: SmallTestbed, tmp_path: Path, mo
     monkeypatch.undo()  # a worker has the families of the package
     wanted = searched(tiny_testbed, families=("pruning", "quantisation"))
     one, two = wanted.run(tmp_path / "one"), wanted.run(tmp_path / "two", workers=2)
+    # Each trial is one computation of the same shapes, in whichever process of this machine.
     assert untimed(one) == untimed(two)
 
 
@@ -246,6 +248,7 @@ def test_the_command_finds_confirms_and_says_so(
     tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     folder, out = str(tiny_testbed.folder), tmp_path / "out"
     command = [
         "search", "--model", f"{folder}/never_exposed", "--undefended", f"{folder}/model", "--domain", folder, "--out", str(out),

@@ -21,7 +21,7 @@ from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.study.tuning import Trial
 from holdfast.stats.cells import hazard_scale
-from tests.conftest import SMALL
+from tests.conftest import SMALLEST
 
 MAPPING = Method(
     label="mapping", stages=("random-mapping",), space={"learning_rate": (1e-3, 2e-3), "outer_steps": (3, 4)}, size=1
@@ -37,13 +37,13 @@ PART = Part(
     tuning_attacks=("full-sgd-3e-1",),
     selection="hazard_selection",
 )
-STUDY = Study(title="A small study", parts=(PART,), tuning_world=1, worlds=(2,), trials=2, sizes=SMALL)
+STUDY = Study(title="A small study", parts=(PART,), tuning_world=1, worlds=(2,), trials=2, sizes=SMALLEST)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
-    outcomes = run_study("paper-tables", STUDY, out, 2, "holdfast study", lambda progress: None)
+    outcomes = run_study("paper-tables", STUDY, out, 1, "holdfast study", lambda progress: None)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     return out
 
@@ -97,19 +97,17 @@ def test_the_table_says_what_the_records_say(finished: Path) -> None:
     assert json.loads((finished / "tables.json").read_text(encoding="utf-8"))["knowledge"][0]["label"] == rows[0].label
 
 
-def test_a_second_run_does_nothing_again(finished: Path) -> None:
+def test_a_second_run_does_nothing_again_and_a_method_that_cannot_be_built_leaves_the_others_their_rows(
+    finished: Path,
+) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
     stamps |= {path: path.stat().st_mtime_ns for path in (finished / "trials").rglob("*.json")}
     weights = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
-    run_study("paper-tables", STUDY, finished, 2, "holdfast study", lambda progress: None)
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert {path: path.stat().st_mtime_ns for path in weights} == weights
-
-
-def test_a_method_that_cannot_be_built_leaves_the_others_their_rows(finished: Path) -> None:
     broken = Method(label="broken", stages=("grad-diff",), settings={"learning_rate": 1e30, "outer_steps": 3}, size=1)
     study = replace(STUDY, parts=(replace(PART, methods=(*PART.methods, broken)),))
-    outcomes = run_study("paper-tables", study, finished, 2, "holdfast study", lambda progress: None)
+    outcomes = run_study("paper-tables", study, finished, 1, "holdfast study", lambda progress: None)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert any(outcome.error and "became" in outcome.error for outcome in outcomes)
     tables = read_study(study, finished)
     [row] = [row for row in tables["knowledge"] if row.label == "broken"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +23,23 @@ from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
 from holdfast.safeguards.rmu import RMU
 from holdfast.safeguards.tar import TAR
-from tests.attacks.walk import weights
+from tests.attacks.walk import distinct, loaded, weights
 from tests.conftest import SmallTestbed
 
 SAFEGUARDS: Mapping[str, Safeguard] = collect("holdfast.safeguards")
-every_safeguard = pytest.mark.parametrize("name", SAFEGUARDS)
+DISTINCT = distinct(SAFEGUARDS)
+
+
+FIRST = {type(safeguard): name for name, safeguard in reversed(SAFEGUARDS.items())}.values()
+
+
+def each(names: Iterable[str], usual: Collection[str] = DISTINCT) -> pytest.MarkDecorator:
+    """The default run has the usual ones: of several presets that differ in numbers alone, one."""
+    marked = [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+every_safeguard = each(SAFEGUARDS)
 Walked = tuple[list[torch.Tensor], list[dict[str, float]]]
 _paths: dict[str, Walked] = {}
 
@@ -90,12 +102,13 @@ def walk(
     """The weights after every outer step, and the losses of each."""
     testbed = testbeds.of(safeguard)
     seed_everything(seed)
-    model, tokenizer = testbed.model.load_both()
-    run = Run(seed, testbed.model.load)
+    original, tokenizer, domain = loaded(testbed.folder)
+    model = copy.deepcopy(original)
+    run = Run(seed, lambda: copy.deepcopy(original))
     if resume is not None:
         run.resume(resume, model, "it")
     path, losses = [], []
-    for _, here in drive(safeguard.steps(model, Data.defender(testbed.domain, tokenizer), run), run):
+    for _, here in drive(safeguard.steps(model, Data.defender(domain, tokenizer), run), run):
         path.append(weights(model))
         losses.append(dict(here))
         at_yield(model, run)
@@ -114,15 +127,6 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 
 @every_safeguard
-def test_the_same_seed_gives_the_same_path_and_another_seed_another(name: str, tiny: Testbeds) -> None:
-    path, losses = path_of(name, tiny)
-    again, repeated = walk(shortened(name), tiny)
-    assert same(path, again)
-    assert losses == repeated
-    assert same(path, walk(shortened(name), tiny, seed=4)[0]) is not SAFEGUARDS[name].trains
-
-
-@every_safeguard
 def test_every_outer_step_changes_the_weights_and_names_its_losses(name: str, tiny: Testbeds) -> None:
     path, losses = path_of(name, tiny)
     assert len(path) == shortened(name).outer_steps
@@ -131,7 +135,12 @@ def test_every_outer_step_changes_the_weights_and_names_its_losses(name: str, ti
 
 
 @every_safeguard
-def test_dirty_gradients_and_an_evaluation_at_every_yield_change_no_later_weight(name: str, tiny: Testbeds) -> None:
+def test_the_same_seed_gives_the_same_path_whatever_happens_at_a_yield_and_another_seed_another(
+    name: str, tiny: Testbeds
+) -> None:
+    """To the bit, which a process promises to itself over batches of the same shape; and the original model stays as it is."""
+    bases: list[PreTrainedModel] = []
+
     def disturb(model: PreTrainedModel, run: Run) -> None:
         assert not any(module.training for module in model.modules())
         assert all(parameter.requires_grad for parameter in model.parameters())
@@ -139,18 +148,13 @@ def test_dirty_gradients_and_an_evaluation_at_every_yield_change_no_later_weight
             model(input_ids=torch.arange(20).view(2, 10))
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 1e3)
-
-    assert same(path_of(name, tiny)[0], walk(shortened(name), tiny, at_yield=disturb)[0])
-
-
-@every_safeguard
-def test_the_original_model_stays_as_it_is_and_frozen(name: str, tiny: Testbeds) -> None:
-    bases: list[PreTrainedModel] = []
-
-    def look(model: PreTrainedModel, run: Run) -> None:
         bases.append(run.base)
 
-    walk(shortened(name), tiny, at_yield=look)
+    path, losses = path_of(name, tiny)
+    again, repeated = walk(shortened(name), tiny, at_yield=disturb)
+    assert same(path, again)
+    assert losses == repeated
+    assert same(path, walk(shortened(name), tiny, seed=4)[0]) is not SAFEGUARDS[name].trains
     assert torch.equal(weights(bases[-1]), weights(tiny.of(shortened(name)).model.load()))
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in bases[-1].parameters())
 
@@ -192,13 +196,13 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny: Testbeds, t
 
 @every_safeguard
 def test_in_microbatches_it_takes_the_same_first_step(name: str, tiny: Testbeds) -> None:
-    _, [whole] = walk(shortened(name, 1), tiny)
+    whole = path_of(name, tiny)[1][0]
     _, [parts] = walk(replace(shortened(name, 1), micro_batch=1), tiny)
     # What an edit that trains nothing reports is rounding itself.
     assert parts == pytest.approx(whole, rel=1e-4, abs=None if SAFEGUARDS[name].trains else 1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, safeguard in SAFEGUARDS.items() if safeguard.trains])
+@each((name for name, safeguard in SAFEGUARDS.items() if safeguard.trains), usual=FIRST)
 def test_its_own_objective_is_what_it_lowers(
     name: str, small_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed
 ) -> None:
