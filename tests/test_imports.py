@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "search",
         "jobs",
         "stats",
+        "report",
         "recipes",
     },
 }

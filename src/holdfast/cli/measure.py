@@ -304,7 +304,7 @@ def search(
     from holdfast.core.records import read_campaign
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.page import build_report
-    from holdfast.report.search_plot import draw_search
+    from holdfast.report.studies.search_plot import draw_search
     from holdfast.runs.audit import models_of
     from holdfast.runs.search.confirmation import confirmation, confirmed, describe_search, searched_classes
     from holdfast.runs.search.search import Budget, Search, usable_families, write_suite

@@ -33,7 +33,7 @@ def _show_status(folder: Optional[Path]) -> None:
     from rich.table import Table
 
     from holdfast.core.files import is_held
-    from holdfast.report.wording import count, duration
+    from holdfast.report.words.numbers import count, duration
     from holdfast.stats.progress import read_progress
 
     found = read_progress(folder)
@@ -75,7 +75,7 @@ def _show_plan(console: Console, audited: Audit, options: Options, workers: int)
     from holdfast.campaign.cells import evaluations_of
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
-    from holdfast.report.wording import duration
+    from holdfast.report.words.numbers import duration
     from holdfast.runs.estimate import estimate
     from holdfast.stats.power import SEED_SPREAD, detectable
 
@@ -125,7 +125,7 @@ def _show_plan(console: Console, audited: Audit, options: Options, workers: int)
 def _cost(out: Path, preset: str) -> str:
     """What an attack took, in one sentence."""
     from holdfast.core.records import read_campaign
-    from holdfast.report.wording import duration
+    from holdfast.report.words.numbers import duration
     from holdfast.stats.suspicion import mean_costs
 
     _, results = read_campaign(out)
