@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.types import HoldfastError
+from holdfast.report.blocks import Gallery
 from holdfast.report.page import Report, build_report
 from tests.report.synthetic import audited, cell, plan, record, write
 
@@ -92,9 +93,10 @@ def test_the_verdict_comes_first_and_no_forbidden_word_is_used(report: Report) -
 
 def test_every_attack_has_a_picture_with_its_numbers(report: Report) -> None:
     [section] = report.sections
-    assert len(section.curves) == 9
+    [gallery] = [block for chapter in section.chapters for block in chapter.shown if isinstance(block, Gallery)]
+    assert len(gallery.figures) == 9
     parsed = tags(report.html)
-    assert parsed.tags.count("figure") == len(section.curves) + 2  # the frontier and the overview
+    assert parsed.tags.count("figure") == len(gallery.figures) + 2  # the frontier and the overview
     assert parsed.tags.count("figcaption") == parsed.tags.count("figure")
     assert parsed.tags.count("details") == parsed.tags.count("figure") + 1  # and the means behind the verdict
 

@@ -3,17 +3,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.core.records import CampaignPlan, CellResult
-from holdfast.report import tables
-from holdfast.report.release import names_of
-from holdfast.report.wording import NOTHING, Finding, findings, warnings
-from holdfast.stats.audit import figures
-from holdfast.stats.summary import summarise
+from holdfast.report.audited import audited as read
+from holdfast.report.tables import attacks, models
+from holdfast.report.tables import audit as audit_tables
+from holdfast.report.tables.provenance import provenance
+from holdfast.report.tables.verdict import intervals, verdict, verdict_rows
+from holdfast.report.words.numbers import NOTHING
+from holdfast.report.words.verdict import Finding, findings
+from holdfast.report.words.warnings import warnings
 from tests.report.synthetic import audited, cell, plan, record
 
 
 def told(campaign: CampaignPlan, results: list[CellResult]) -> tuple[Finding, ...]:
-    summary = summarise(campaign, results)
-    return findings(summary, figures(campaign, results, summary), campaign.suite, names_of(results, public=False))
+    return findings(read(campaign, results))
 
 
 def test_the_verdict_table_by_hand() -> None:
@@ -28,7 +30,7 @@ def test_the_verdict_table_by_hand() -> None:
         for model, (hazard, ability) in curves.items()
         for seed in range(5)
     ]
-    rows = tables.verdict_table(plan(results), results)
+    rows = verdict_rows(read(plan(results), results))
     assert [row.model for row in rows] == ["base", "random-mapping", "tar", "never-exposed"]
     assert [row.verdict for row in rows] == ["", "breached", "not recovered", ""]
     assert [row.resisted for row in rows] == [NOTHING, "0 of 1", "1 of 1", NOTHING]
@@ -39,18 +41,26 @@ def test_the_verdict_table_by_hand() -> None:
 
 def test_every_row_of_every_table_is_as_wide_as_its_heading() -> None:
     campaign, results = audited()
-    summary = summarise(campaign, results)
+    audit = read(campaign, results)
     made = [
-        tables.verdict(summary),
-        tables.intervals(summary),
-        tables.attack_by_model(summary),
-        tables.steps_to_breach(summary),
-        tables.overview(summary),
-        tables.costs(campaign, summary),
-        tables.cells(summary),
-        tables.attacks(summary),
-        tables.provenance(campaign, summary, results),
-        *(tables.curve(summary, attack.name) for attack in summary.attacks),
+        verdict(audit),
+        intervals(audit),
+        attacks.attack_by_model(audit),
+        attacks.by_family(audit),
+        attacks.steps_to_breach(audit),
+        attacks.overview(audit),
+        attacks.cells(audit),
+        attacks.attacks(audit),
+        attacks.attack_costs(audit),
+        models.costs(audit),
+        models.refusals(audit),
+        provenance(audit),
+        audit_tables.decisions(audit),
+        audit_tables.work_factors(audit),
+        audit_tables.breach_costs(audit),
+        audit_tables.losses(audit),
+        audit_tables.relearning(audit),
+        *(attacks.curve(audit, attack.name) for attack in audit.summary.attacks),
     ]
     for table in made:
         assert table.rows
@@ -59,7 +69,7 @@ def test_every_row_of_every_table_is_as_wide_as_its_heading() -> None:
 
 def test_steps_to_breach_are_intervals_or_lower_bounds() -> None:
     campaign, results = audited(1)
-    table = tables.steps_to_breach(summarise(campaign, results))
+    table = attacks.steps_to_breach(read(campaign, results))
     rows = {row[0].text: [entry.text for entry in row[1:]] for row in table.rows}
     assert rows["mixed-3e-4-long"] == ["64 to 160", "> 1,000"]
 
@@ -67,16 +77,16 @@ def test_steps_to_breach_are_intervals_or_lower_bounds() -> None:
 def test_too_few_seeds_are_said_to_be_too_few() -> None:
     for seeds, few in ((2, True), (5, False)):
         campaign, results = audited(seeds, diverged=False)
-        texts = [row[4].text for row in tables.intervals(summarise(campaign, results)).rows]
+        texts = [row[4].text for row in intervals(read(campaign, results)).rows]
         assert all((text == "too few seeds for an interval") == few for text in texts)
 
 
 def test_void_runs_and_weak_attacks_are_said() -> None:
     campaign, results = audited()
-    told = " ".join(warnings(summarise(campaign, results)))
+    told = " ".join(warnings(read(campaign, results)))
     assert "1 run did not finish (1 diverged, 0 failed)" in told
     assert "benign-finetune" in told
-    unfinished = " ".join(warnings(summarise(campaign, results[:-2])))
+    unfinished = " ".join(warnings(read(campaign, results[:-2])))
     assert "Provisional: 2 planned runs have not ended" in unfinished
 
 
@@ -90,13 +100,14 @@ def test_a_breach_names_the_cheapest_attack_and_its_cost() -> None:
     ]
     [found] = told(plan(results, {"base": "undefended", "tar": "defended"}), results)
     assert found.headline == (
-        "tar was breached by early at a cost of 1 to 8 updates, with an ability of 40 % left; 1 other attack breached it too."
+        "tar was breached by early at a cost of 1 to 8 updates, with an ability of 40 % left at its last step; "
+        "1 other attack breached it too."
     )
 
 
 def test_costs_tell_benign_learning_and_seconds() -> None:
     campaign, results = audited(1)
-    table = tables.costs(campaign, summarise(campaign, results))
+    table = models.costs(read(campaign, results))
     tar = dict(zip(table.columns, table.rows[2], strict=True))
     assert (tar["Benign learning"].text, tar["Benign learning"].note) == ("≥ 400 steps", "≥ 5.0 times undefended")
     assert (tar["Built in"].text, tar["Built in"].note) == ("102 s", "121 % of undefended")
@@ -136,7 +147,7 @@ def test_checks_for_masking_as_a_table() -> None:
     made = cell("tar", "none", hazard={0: 0.37})
     bare = cell("base", "none", hazard={0: 1.0})
     results = [bare, replace(made, records=[*made.records, *records])]
-    table = tables.masking(plan(results), results)
+    table = models.masking(read(plan(results), results))
     [row] = table.rows
     assert len(row) == len(table.columns)
     assert [entry.text for entry in row] == [
@@ -144,5 +155,20 @@ def test_checks_for_masking_as_a_table() -> None:
     ]  # fmt: skip
     assert row[-2].note == "± 2.8 %, layer 3"
     norm_only = replace(made, records=[records[1]])
-    assert [entry.text for entry in tables.masking(plan([norm_only]), [norm_only]).rows[0][3:]] == [NOTHING] * 5
-    assert tables.masking(plan([bare]), [bare]).rows == ()
+    assert [entry.text for entry in models.masking(read(plan([norm_only]), [norm_only])).rows[0][3:]] == [NOTHING] * 5
+    assert models.masking(read(plan([bare]), [bare])).rows == ()
+
+
+def test_flags_of_a_run_in_words() -> None:
+    curve = {"hazard": {0: 0.3, 8: 0.4}, "ability": {0: 0.9, 8: 0.9}}
+    results = [
+        cell("tar", "a", status="failed", reason="out of memory"),
+        cell("tar", "b", status="diverged", seen_in_training=True, **curve),
+        cell("tar", "c", first_loss=1.0, last_loss=2.0, stopped="the loss stood still", **curve),
+    ]
+    table = attacks.cells(read(plan(results), results))
+    assert [row[table.columns.index("Flags")].text for row in table.rows] == [
+        "failed: out of memory",
+        "non-finite: stopped after step 8; seen in training",
+        "the attack's own loss never fell; the loss stood still",
+    ]

@@ -12,8 +12,9 @@ from holdfast.attacks.space import Family, collect_families
 from holdfast.core.presets import describe, pick
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
-from holdfast.recipes.family_table import markdown, models_of, read_families
-from holdfast.recipes.studies import STUDIES, pick_study, run_study
+from holdfast.recipes.studies import STUDIES, Described, pick_study, run_study
+from holdfast.report.studies import study as report
+from holdfast.report.studies.families import chapters, read_families
 from holdfast.runs.study import red_team as module
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
@@ -59,8 +60,12 @@ def test_what_was_found_on_any_target_is_turned_on_every_model(finished: Path) -
 
 
 def test_the_table_says_what_the_records_say(finished: Path) -> None:
-    study, found = TEAM.study(finished), TEAM.found(finished)
-    rows = {row.family: row for row in read_families(study, found, finished)}
+    found = TEAM.found(finished)
+    described = Described(title="t", command="c", seconds=60.0, workers=2)
+    study = described.study(TEAM.study(finished), finished, TEAM.trials, {})
+    [part] = study.parts
+    settings = {family: {name: describe(attack) for name, attack in of.items()} for family, of in found.items()}
+    rows = {row.family: row for row in read_families(part, settings)}
     _, results = read_campaign(finished / "knowledge-2")
     [evaluation] = hazard_scale(results).evaluations
     for family, attacks in found.items():
@@ -74,16 +79,16 @@ def test_the_table_says_what_the_records_say(finished: Path) -> None:
         if spot.kept:
             kept = [r for r in results if r.model == "deep" and r.attack == spot.attack]
             assert len(kept) == 1
-    text = markdown(study, list(rows.values()), 60.0, 2, TEAM.trials, "red-team.svg")
+    text = report.markdown(study, chapters(study, part, list(rows.values()), "red-team.svg"))
     assert "The weakest spot of deep" in text
     assert all(f"| {family} |" in text for family in found)
     assert (finished / "red-team.svg").read_text(encoding="utf-8").count("<svg") == 1
     assert json.loads((finished / "tables.json").read_text(encoding="utf-8"))
-    assert models_of(study) == ["undefended", "shallow", "deep", "never-exposed"]
+    assert [method.label for method in part.methods] == ["undefended", "shallow", "deep", "never-exposed"]
 
 
 def test_a_family_that_was_held_out_is_blind_in_the_report(finished: Path) -> None:
-    from holdfast.report.wording import blindness
+    from holdfast.report.words.warnings import blindness
     from holdfast.stats.summary import summarise
 
     told = " ".join(blindness(summarise(*read_campaign(finished / "knowledge-2"))))

@@ -15,8 +15,10 @@ from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.recipes import ablations, paper_tables
-from holdfast.recipes.method_table import markdown, read_study
+from holdfast.recipes.pages import Described
 from holdfast.recipes.studies import STUDIES, pick_study, run_study
+from holdfast.report.studies import study as report
+from holdfast.report.studies.methods import MethodTable, chapter, read_methods
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.study.tuning import Trial
@@ -38,6 +40,15 @@ PART = Part(
     selection="hazard_selection",
 )
 STUDY = Study(title="A small study", parts=(PART,), tuning_world=1, worlds=(2,), trials=2, sizes=SMALLEST)
+
+
+def described(study: Study, out: Path, **not_run: list[str]) -> report.Study:
+    return Described(title="t", command="c", seconds=60.0, workers=2).study(study, out, study.trials, not_run)
+
+
+def read(study: Study, out: Path) -> MethodTable:
+    [part] = described(study, out).parts
+    return read_methods(part)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +81,7 @@ def test_the_claim_models_are_built_with_the_settings_kept(finished: Path) -> No
 
 
 def test_the_table_says_what_the_records_say(finished: Path) -> None:
-    [rows] = read_study(STUDY, finished).values()
+    rows = read(STUDY, finished).rows
     assert {row.label for row in rows[:2]} == {"undefended", "never-exposed"}
     _, results = read_campaign(finished / "knowledge-2")
     scale = hazard_scale(results)
@@ -109,12 +120,14 @@ def test_a_second_run_does_nothing_again_and_a_method_that_cannot_be_built_leave
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert any(outcome.error and "became" in outcome.error for outcome in outcomes)
-    tables = read_study(study, finished)
-    [row] = [row for row in tables["knowledge"] if row.label == "broken"]
+    table = read(study, finished)
+    [row] = [row for row in table.rows if row.label == "broken"]
     assert row.worlds[0].after is None
     assert "became" in row.worlds[0].failed
-    assert "broken on world 2 could not be built" in markdown(study, tables, {"knowledge": ["other"]}, 60.0, 2)
-    assert "| other | not run |" in markdown(study, tables, {"knowledge": ["other"]}, 60.0, 2)
+    values = described(study, finished, knowledge=["other"])
+    text = report.markdown(values, [chapter(values, values.parts[0], table, "knowledge.svg")])
+    assert "broken on world 2 could not be built" in text
+    assert "| other | not run |" in text
 
 
 def test_a_trial_that_ruins_ability_is_not_taken_where_another_does_not() -> None:

@@ -76,11 +76,11 @@ def test_flags_say_what_is_wrong() -> None:
     assert summarised(fine).flags == ()
     assert summarised(cell(**curves)).flags == ("ability destroyed",)  # under (0.25 + 0.95) / 2
     flat = replace(fine, first_loss=2.0, last_loss=2.0, seen_in_training=True)
-    assert summarised(flat).flags == ("the attack's own loss never fell", "seen in training")
+    assert summarised(flat).flags == ("loss never fell", "seen in training")
     assert summarised(replace(fine, first_loss=None)).flags == ()
-    assert summarised(replace(fine, status="diverged")).flags == ("non-finite: stopped after step 8",)
+    assert summarised(replace(fine, status="diverged")).flags == ("diverged",)
     failed = replace(cell(), status="failed", reason="out of memory", records=[], first_loss=None)
-    assert summarised(failed).flags == ("failed: out of memory",)
+    assert summarised(failed).flags == ("failed",)
 
 
 @given(st.integers(1, 1000), st.data())

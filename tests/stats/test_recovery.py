@@ -93,7 +93,8 @@ def test_pairing_takes_out_what_a_seed_does_to_both_models() -> None:
 
 
 def test_the_first_breach_is_an_interval_of_milestones() -> None:
-    assert first_breach(curve({0: 0.9, 8: 0.3, 64: 0.6, 160: 0.2}), 0.6, 1) == Breach(after=8, by=64)
+    assert first_breach(curve({0: 0.5, 8: 0.3, 64: 0.6, 160: 0.2}), 0.6, 1) == Breach(after=8, by=64)
     assert first_breach(curve({0: 0.3, 8: 0.7}), 0.6, 1) == Breach(after=0, by=8)
-    assert first_breach(curve({0: 0.9, 8: 0.59}), 0.6, 1) is None
+    assert first_breach(curve({0: 0.5, 8: 0.59}), 0.6, 1) is None
+    assert first_breach(curve({0: 0.9, 8: 0.59}), 0.6, 1) == Breach(after=0, by=0)  # before any attack
     assert first_breach(curve({0: 3.0, 8: 2.0, 64: 1.2}), 1.5, -1) == Breach(after=8, by=64)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from holdfast.core.files import digest
 from holdfast.core.records import CellResult
-from holdfast.stats.summary import CampaignSummary, compare, summarise
+from holdfast.stats.compare import compare
+from holdfast.stats.figures import CampaignSummary
+from holdfast.stats.summary import summarise
 from tests.report.synthetic import ROLES, audited, cell, plan, record
 
 

@@ -1,4 +1,4 @@
-"""A broken attack is said to be one, and a sound one is not."""
+"""The figures of the checks of the attacks; their sentences have tests of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import pytest
 
 from holdfast.core.records import CampaignPlan, CellResult, Record
 from holdfast.stats.summary import summarise
-from holdfast.stats.suspicion import Suspicion, growth, mean_costs, suspicions
+from holdfast.stats.suspicion import (
+    Control,
+    Gradients,
+    Losses,
+    Suspicion,
+    Sweep,
+    Updates,
+    growth,
+    mean_costs,
+    suspicions,
+)
 
 MODELS = {"undefended": "undefended", "shallow": "reference", "deep": "defended", "clean": "never-exposed"}
 
@@ -50,80 +60,55 @@ SOUND = (
 )
 
 
-def fired(found: list[Suspicion]) -> list[str]:
-    return [held.text for held in found if held.fires]
+def only(kind: type, *cells: CellResult) -> Any:
+    [check] = [check for check in campaign(*cells) if isinstance(check, kind)]
+    return check
 
 
-def test_sound_attacks_raise_no_suspicion_and_say_why() -> None:
-    found = campaign(*SOUND)
-    assert fired(found) == []
-    told = " ".join(held.text for held in found)
-    assert "fell in all 3 runs" in told
-    assert "norms from 2 to 3" in told
-    assert "between 10 and 10 %" in told
-    assert "Every attack breaks the shallow control" in told
+def test_sound_attacks_raise_no_suspicion() -> None:
+    checks = campaign(*SOUND)
+    assert [check for check in checks if check.fires] == []
+    assert only(Losses, *SOUND) == Losses(fires=False, runs=3, rose=())
+    gradients = only(Gradients, *SOUND)
+    assert (gradients.runs, gradients.least, gradients.greatest) == (3, 2.0, 3.0)
+    assert only(Control, *SOUND) == Control(fires=False, weak=(), strong=("a",))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "kind", "field"),
     [
-        ({"last_loss": 3.5}, "never fell in 1 of 3 runs: deep under a (seed 0)"),
-        ({"gradient_norms": [(1, 0.0), (2, 0.0), (3, 0.0)]}, "Gradients were zero in deep under a"),
-        ({"gradient_norms": [(1, 1.0), (2, 1.0), (3, 2e3)]}, "Gradients grew more than 1,000 times in deep under a"),
-        ({"status": "diverged"}, "The run became non-finite in deep under a"),
-        ({"update_size": 1e-7}, "hardly moved the weights in deep under a"),
-        ({"update_size": 1.4}, "more than their own length in deep under a"),
+        ({"last_loss": 3.5}, Losses, "rose"),
+        ({"gradient_norms": [(1, 0.0), (2, 0.0), (3, 0.0)]}, Gradients, "vanished"),
+        ({"gradient_norms": [(1, 1.0), (2, 1.0), (3, 2e3)]}, Gradients, "exploding"),
+        ({"status": "diverged"}, Gradients, "stopped"),
+        ({"update_size": 1e-7}, Updates, "idle"),
+        ({"update_size": 1.4}, Updates, "replaced"),
     ],
 )
-def test_each_check_fires(changes: dict[str, Any], said: str) -> None:
-    found = campaign(SOUND[0], replace(SOUND[1], **changes), SOUND[2])
-    assert any(said in text for text in fired(found))
+def test_each_check_names_the_run(changes: dict[str, Any], kind: type, field: str) -> None:
+    broken = replace(SOUND[1], **changes)
+    check = only(kind, SOUND[0], broken, SOUND[2])
+    assert getattr(check, field) == (broken,)
+    assert check.fires
 
 
-def test_ability_that_was_lost_and_an_attack_that_breaks_nothing_fire() -> None:
-    ruined = cell("deep", "a", (0.26, 0.26), ability=(1.0, 0.4))
-    weak = cell("shallow", "a", (0.3, 0.31))
-    assert any("Ability was lost in 1 of 2 pairs" in text for text in fired(campaign(SOUND[0], ruined, SOUND[2])))
-    assert any(
-        "1 of 1 attacks do not break the shallow control: a" in text for text in fired(campaign(weak, *SOUND[1:]))
-    )
-
-
-def sweep(hazards: tuple[float, ...]) -> list[Suspicion]:
+@pytest.mark.parametrize(
+    ("hazards", "shape"),
+    [
+        ((0.3, 0.4, 0.6), "still rising"),
+        ((0.6, 0.4, 0.3), "still falling"),
+        ((0.26, 0.8, 0.26), "one rate alone"),
+        ((0.3, 0.5, 0.6, 0.5), "closed"),
+    ],
+)
+def test_the_shape_of_a_sweep(hazards: tuple[float, ...], shape: str) -> None:
     cells = [
         cell("deep", f"rate-{place}", (0.26, hazard),
              attack_config={"class": "FineTune", "learning_rate": 10.0 ** (place - 5), "max_steps": 10 + place})
         for place, hazard in enumerate(hazards)
     ]  # fmt: skip
-    return [held for held in campaign(*cells) if "over the rates" in held.text]
-
-
-@pytest.mark.parametrize(
-    ("hazards", "said", "fires"),
-    [
-        ((0.3, 0.4, 0.6), "The highest rate is the worst: a higher one may do more", True),
-        ((0.6, 0.4, 0.3), "The lowest rate is the worst: a lower one may do more", True),
-        ((0.26, 0.8, 0.26), "One rate stands out alone", True),
-        ((0.3, 0.5, 0.6, 0.5), "The worst rate lies inside the sweep", False),
-    ],
-)
-def test_a_sweep_of_rates_is_closed_or_open_or_one_artefact(hazards: tuple[float, ...], said: str, fires: bool) -> None:
-    [found] = sweep(hazards)
-    assert said in found.text
-    assert found.fires is fires
-
-
-def test_two_rates_are_no_sweep() -> None:
-    assert sweep((0.3, 0.6)) == []
-
-
-def test_an_update_from_the_base_that_does_more_than_the_models_own_gradients_fires() -> None:
-    transfer = {"class": "Transfer"}
-    for hazard, fires in ((0.9, True), (0.27, False)):
-        moved = cell("deep", "moved", (0.26, hazard), attack_config=transfer)
-        [found] = [held for held in campaign(*SOUND, moved) if "computed on the base model" in held.text]
-        assert f"brings hazard to {100 * hazard:.0f} %" in found.text
-        assert found.fires is fires
+    sweep = only(Sweep, *cells)
+    assert (sweep.shape, sweep.hazards) == (shape, hazards)
 
 
 def test_growth_is_over_the_first_gradients_that_are_there() -> None:

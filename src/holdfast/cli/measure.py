@@ -286,7 +286,7 @@ def search(
 
     from holdfast.cli.display import show_jobs
     from holdfast.report.page import build_report
-    from holdfast.report.search_plot import draw_search
+    from holdfast.report.studies.search_plot import draw_search
     from holdfast.runs.audit import models_of
     from holdfast.runs.search.attacker import search_and_confirm
     from holdfast.runs.search.search import Budget, Search, usable_families

@@ -41,7 +41,7 @@ def show_status(folder: Optional[Path]) -> None:
 
 def _show_standing(console: Console, folder: Path) -> str:
     """How a demo, a study or a search stands; returns the command to go on with."""
-    from holdfast.report.wording import count, duration
+    from holdfast.report.words.numbers import count, duration
     from holdfast.runs.standing import Standing
 
     standing = Standing.read(folder)
@@ -62,7 +62,7 @@ def _show_progress(console: Console, folder: Path) -> str:
     """How an audit stands; returns the command to go on with."""
     from rich.table import Table
 
-    from holdfast.report.wording import count, duration
+    from holdfast.report.words.numbers import count, duration
     from holdfast.stats.progress import read_progress
 
     progress = read_progress(folder)
@@ -100,7 +100,7 @@ def show_plan(console: Console, audited: Audit, workers: int) -> None:
     from holdfast.campaign.cells import evaluations_of
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
-    from holdfast.report.wording import duration
+    from holdfast.report.words.numbers import duration
     from holdfast.runs.estimate import estimate
     from holdfast.stats.power import SEED_SPREAD, detectable
 
@@ -150,7 +150,7 @@ def show_plan(console: Console, audited: Audit, workers: int) -> None:
 def cost_sentence(out: Path, preset: str) -> str:
     """What an attack took, in one sentence."""
     from holdfast.core.records import read_campaign
-    from holdfast.report.wording import duration
+    from holdfast.report.words.numbers import duration
     from holdfast.stats.suspicion import mean_costs
 
     _, results = read_campaign(out)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import write_text
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Outcome, Progress
-from holdfast.recipes import ablations, claims, claims_table, demo, family_table, method_table, paper_tables, red_team
-from holdfast.recipes.family_plot import draw_families
-from holdfast.recipes.method_plot import draw_study
+from holdfast.recipes import ablations, claims, demo, paper_tables, red_team
+from holdfast.recipes.pages import Described, claims_page, families_page, methods_page
 from holdfast.runs.standing import working_in
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Study
@@ -73,32 +71,13 @@ def run_study(
     family = name.removesuffix("-full")
     with working_in(out, f"study {family}", {}, command, on_progress) as work:
         outcomes = study.run(out, workers, command, work.progress)
+        described = Described(title=study.title, command=command, seconds=work.seconds, workers=workers)
         if isinstance(study, RedTeam):
-            text, table = _families(study, family, out, work.seconds, workers)
+            text, table = families_page(study, family, out, described)
         elif family == "claims":
-            claimed = claims_table.read_claims(study, out)
-            text, table = claims_table.markdown(study, claimed, work.seconds, workers), claims_table.as_json(claimed)
+            text, table = claims_page(study, out, described)
         else:
-            text, table = _methods(study, family, out, work.seconds, workers)
-        write_text(out / "tables.md", f"# {study.title}\n\nMade by `{command}`.\n\n{text}")
+            text, table = methods_page(study, family, out, described)
+        write_text(out / "tables.md", text)
         write_text(out / "tables.json", json.dumps(table, indent=2) + "\n")
     return outcomes
-
-
-def _methods(study: Study, family: str, out: Path, seconds: float, workers: int) -> tuple[str, Any]:
-    """Safeguards beside each other: the tables as text and as JSON, the pictures beside them."""
-    tables = method_table.read_study(study, out)
-    left = {} if family == "ablations" else paper_tables.not_run(study)
-    for part in study.parts:
-        draw_study(tables[part.kind], out / f"{part.kind}.svg", part.kind)
-    return method_table.markdown(study, tables, left, seconds, workers), method_table.as_json(tables)
-
-
-def _families(team: RedTeam, family: str, out: Path, seconds: float, workers: int) -> tuple[str, Any]:
-    """Families of attack by model: the table as text and as JSON, the picture beside it."""
-    study = team.study(out)
-    rows = family_table.read_families(study, team.found(out), out)
-    picture = f"{family}.svg"
-    draw_families(rows, family_table.models_of(study), out / picture)
-    text = family_table.markdown(study, rows, seconds, workers, team.trials, picture)
-    return text, family_table.as_json(rows)

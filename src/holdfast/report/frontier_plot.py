@@ -7,10 +7,10 @@ from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
 from holdfast.report.plots import QUIET, Picture, Style, drawing, label_of, scale_axis, styles, svg
-from holdfast.report.wording import amount, power_of_ten, spent
+from holdfast.report.words.numbers import amount, power_of_ten, spent
 from holdfast.stats.audit import AuditFigures
+from holdfast.stats.figures import CampaignSummary
 from holdfast.stats.frontier import Reached
-from holdfast.stats.summary import CampaignSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,15 +21,15 @@ def draw(summary: CampaignSummary, figures: AuditFigures, name: str) -> Picture 
 
     What costs no training stands at the left end. `name` makes the ids unique on the page.
     """
-    drawn = {model.label: held for model in figures.models if (held := model.frontier or model.unbounded)}
-    costs = [reached.cost for held in drawn.values() for reached in held if reached.cost > 0]
+    drawn = {model.label: frontier for model in figures.models if (frontier := model.frontier or model.unbounded)}
+    costs = [reached.cost for frontier in drawn.values() for reached in frontier if reached.cost > 0]
     if not costs:
         return None
     left, right = min(costs) / 4, max(max(costs), figures.budget) * 1.15
     with drawing(name, width=5.6, height=3.2) as (figure, axes):
         look = styles(summary)
-        for label, held in drawn.items():
-            _line(axes, held, look[label], left, right)
+        for label, frontier in drawn.items():
+            _line(axes, frontier, look[label], left, right)
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         powers = range(ceil(log10(left)), floor(log10(right)) + 1)
@@ -52,25 +52,25 @@ def draw(summary: CampaignSummary, figures: AuditFigures, name: str) -> Picture 
         return Picture(svg=svg(figure, name, alt), alt=alt)
 
 
-def _line(axes: Axes, held: Sequence[Reached], style: Style, left: float, right: float) -> None:
-    xs = [max(reached.cost, left) for reached in held] + [right]
-    ys = [reached.hazard for reached in held] + [held[-1].hazard]
+def _line(axes: Axes, frontier: Sequence[Reached], style: Style, left: float, right: float) -> None:
+    xs = [max(reached.cost, left) for reached in frontier] + [right]
+    ys = [reached.hazard for reached in frontier] + [frontier[-1].hazard]
     axes.plot(xs, ys, style.dashes, drawstyle="steps-post", color=style.colour, linewidth=1.7, clip_on=False)
     every = max(1, len(xs) // 6)
     axes.plot(
         xs[:-1:every], ys[:-1:every], style.marker, color=style.colour, markersize=4.5, linestyle="none", clip_on=False
     )
-    bands = [(max(reached.cost, left), reached.interval) for reached in held if reached.interval is not None]
+    bands = [(max(reached.cost, left), reached.interval) for reached in frontier if reached.interval is not None]
     if bands:
         bands.append((right, bands[-1][1]))
-        edges, found = zip(*bands, strict=True)
-        lows, highs = [one.low for one in found], [one.high for one in found]
+        edges, intervals = zip(*bands, strict=True)
+        lows, highs = [one.low for one in intervals], [one.high for one in intervals]
         axes.fill_between(edges, lows, highs, step="post", color=style.colour, alpha=0.14, linewidth=0)
 
 
 def _alt(drawn: Mapping[str, Sequence[Reached]], summary: CampaignSummary, figures: AuditFigures) -> str:
     ends = [
-        f"{label} {amount(held[-1].hazard, summary.hazard)} from {spent(held[-1].cost, figures.unit)} on"
-        for label, held in drawn.items()
+        f"{label} {amount(frontier[-1].hazard, summary.hazard)} from {spent(frontier[-1].cost, figures.unit)} on"
+        for label, frontier in drawn.items()
     ]
     return f"Breach frontier: the greatest hazard reached with ability kept, by cost. At the largest budget: {', '.join(ends)}."

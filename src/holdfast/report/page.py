@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.core.files import write_text
-from holdfast.core.records import CampaignPlan, CellResult, read_campaign
+from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
-from holdfast.report import markdown
+from holdfast.report.render import render
 from holdfast.report.section import Section, section
-from holdfast.report.wording import INTERNAL, PUBLIC
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from holdfast.report.words.masking import sentences
+from holdfast.report.words.names import INTERNAL, PUBLIC
+from holdfast.report.words.suspicion import Remark, remark
+from holdfast.report.words.warnings import blindness, comparison
+from holdfast.stats.masking import checked
 
 SCHEMA = 2
 """of the JSON beside the page; 2 added the first page's figures, and those of `stats.audit`"""
@@ -46,83 +47,65 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
         raise HoldfastError(f"the report {out} needs a name that ends in .html; .md and .json are written beside it")
     if not folders:
         raise HoldfastError("a report needs the folder of at least one audit")
-    read = [read_campaign(folder) for folder in folders]
     sections = tuple(
-        section(plan, results, f"c{place}", public=public) for place, (plan, results) in enumerate(read, 1)
+        section(*read_campaign(folder), f"c{place}", public=public) for place, folder in enumerate(folders, 1)
     )
-    title = sections[0].title if len(sections) == 1 else f"{len(sections)} audits"
     report = Report(html=out, markdown=out.with_suffix(".md"), json=out.with_suffix(".json"), sections=sections)
     if any(report.json.resolve() == (folder / "campaign.json").resolve() for folder in folders):
         raise HoldfastError(f"the report's {report.json} is the campaign itself; give --out another name")
-    texts = {
-        report.html: _printable(_html(title, sections, public)),
-        report.markdown: _printable(markdown.render(title, sections)),
-        report.json: _json(read, sections, public),
+    values = {
+        "title": sections[0].title if len(sections) == 1 else f"{len(sections)} audits",
+        "intro": "",
+        "sections": sections,
+        "public": public,
+        "mark": PUBLIC if public else INTERNAL,
     }
-    for path, text in texts.items():
-        write_text(path, text)
+    write_text(report.html, render("page.html.j2", **values))
+    write_text(report.markdown, render("page.md.j2", **values))
+    write_text(report.json, as_json(sections, public))
     return report
 
 
-def _html(title: str, sections: Sequence[Section], public: bool) -> str:
-    return (
-        environment()
-        .get_template("page.html.j2")
-        .render(title=title, sections=sections, public=public, mark=PUBLIC if public else INTERNAL)
-    )
+def as_json(sections: Sequence[Section], public: bool) -> str:
+    """The figures: in public those of the first page, else all of them."""
+    campaigns = [_first_page(section) if public else _first_page(section) | _internal(section) for section in sections]
+    table = {"schema": SCHEMA, "public": public, "campaigns": campaigns}
+    return json.dumps(_plain(table), indent=1, allow_nan=False) + "\n"
 
 
-def environment() -> Environment:
-    """The templates of this folder; whatever they show is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _first_page(section: Section) -> dict[str, Any]:
+    page = section.page
+    return {
+        "title": section.title,
+        "findings": [asdict(finding) for finding in page.findings],
+        "facts": {fact.term: fact.value for fact in page.facts},
+        "identity": {fact.term: fact.value for fact in page.identity},
+        "flags": page.flags,
+        "untested": page.untested,
+        "models": page.models.records(),
+    }
 
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
-
-def _json(read: Sequence[tuple[CampaignPlan, list[CellResult]]], sections: Sequence[Section], public: bool) -> str:
-    campaigns = []
-    for (plan, _), held in zip(read, sections, strict=True):
-        told: dict[str, Any] = {
-            "title": held.title,
-            "findings": [asdict(found) for found in held.findings],
-            "facts": {fact.term: fact.value for fact in held.release.facts},
-            "identity": {fact.term: fact.value for fact in held.release.identity},
-            "flags": held.release.flags,
-            "untested": held.release.untested,
-            "models": [
-                dict(zip(held.release.models.columns, (entry.text for entry in row), strict=True))
-                for row in held.release.models.rows
-            ],
-        }
-        if not public:
-            told |= {
-                "plan": asdict(plan),
-                "comparisons": held.comparisons,
-                "warnings": held.warnings,
-                "suspicions": [asdict(suspicion) for suspicion in held.suspicions],
-                "summary": asdict(held.summary),
-                "figures": asdict(held.figures),
-            }
-        campaigns.append(told)
-    held_out = {"schema": SCHEMA, "public": public, "campaigns": campaigns}
-    return json.dumps(_plain(held_out), indent=1, allow_nan=False) + "\n"
+def _internal(section: Section) -> dict[str, Any]:
+    audit = section.audit
+    return {
+        "plan": asdict(audit.plan),
+        "comparisons": [comparison(difference, audit.summary.hazard) for difference in audit.summary.comparisons],
+        "warnings": section.warnings,
+        "suspicions": [
+            *(asdict(remark(check, audit.summary.hazard)) for check in audit.suspicions),
+            *(asdict(Remark(text=text)) for text in sentences(checked(audit.plan, audit.results))),
+            *(asdict(Remark(text=text)) for text in blindness(audit.summary)),
+        ],
+        "summary": asdict(audit.summary),
+        "figures": asdict(audit.figures),
+    }
 
 
 def _plain(value: Any) -> Any:
     """As JSON can hold it: keys are texts, and an end without a bound is null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(held) for key, held in value.items()}
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(held) for held in value]
+        return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _printable(text: str) -> str:
-    """The text without what UTF-8 cannot hold; a label read from JSON may carry half a character."""
-    return text.encode("utf-8", "replace").decode("utf-8")

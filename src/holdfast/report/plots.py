@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from holdfast.report.wording import amount
+from holdfast.report.words.numbers import amount
 from holdfast.stats.cells import CellSummary, Scale
-from holdfast.stats.summary import CampaignSummary, Pair
+from holdfast.stats.figures import CampaignSummary, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,13 +99,13 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
 
 def overview(summary: CampaignSummary, name: str) -> Picture | None:
     """Hazard against ability after each attack, a dot an attack: a ruined model is not a safe one."""
-    found = [pair for pair in summary.pairs if pair.after is not None and pair.ability_after is not None]
-    if not found:
+    pairs = [pair for pair in summary.pairs if pair.after is not None and pair.ability_after is not None]
+    if not pairs:
         return None
     with drawing(name, width=4.9, height=3.7) as (figure, axes):
         _chance_lines(axes, summary)
         for label, style in styles(summary).items():
-            _draw_dots(axes, [pair for pair in found if pair.model == label], style)
+            _draw_dots(axes, [pair for pair in pairs if pair.model == label], style)
         for model in summary.models:
             if model.before is not None and model.ability_before is not None:
                 style = styles(summary)[model.label]
@@ -115,7 +115,7 @@ def overview(summary: CampaignSummary, name: str) -> Picture | None:
         scale_axis(axes, summary.ability, "x")
         axes.set_xlabel(label_of("ability after attack", summary.ability))
         axes.set_ylabel(label_of("hazard after attack", summary.hazard))
-        alt = f"Scatter of hazard against ability after attack, {len(found)} dots. {_extremes(found, summary)}"
+        alt = f"Scatter of hazard against ability after attack, {len(pairs)} dots. {_extremes(pairs, summary)}"
         return Picture(svg=svg(figure, name, alt), alt=alt)
 
 

@@ -30,7 +30,7 @@ class Reached:
     """the attack that reached it"""
     step: int
     ability: float | None
-    """after it, mean over seeds, where it was measured there"""
+    """after it, mean over seeds, where it was measured there in every run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,9 @@ def _stops(cells: Sequence[CellSummary], sign: int, unit: Unit, least_ability: f
             points = [point for cell in runs if (point := cell.at(step)) is not None]
             costs = [cell.cost(step, unit) for cell in runs]
             known = [cost for cost in costs if cost is not None]
-            abilities = [value for cell in runs if (value := dict(cell.ability_curve).get(step)) is not None]
-            ability = fmean(abilities) if abilities else None
+            # Of some runs alone it would be beside the hazard of others.
+            abilities = [value for cell in runs if (value := cell.ability_at(step)) is not None]
+            ability = fmean(abilities) if len(abilities) == len(runs) else None
             if len(known) < len(runs) or len(points) < len(runs):
                 continue
             if least_ability is not None and (ability is None or ability < least_ability - 1e-9):

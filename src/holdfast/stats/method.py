@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-from holdfast.stats.seeds import ALPHA, Interval, Spread, spread
+from holdfast.stats.seeds import ALPHA, Interval, Spread, partners, spread
 
 WORLDS_FOR_INTERVAL = 3
 """below this nothing is said of a method; with three the Student-t quantile is 4.3"""
+
+
+Nested = Mapping[int, Mapping[int, Mapping[int, float]]]
+"""World -> safeguard seed -> attack seed -> a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,8 @@ class MethodClaim:
     """standard deviation between attack seeds on one trained model; 0 with one"""
 
 
-def method_claim(values: Mapping[int, Mapping[int, Sequence[float]]]) -> MethodClaim:
-    """From world -> safeguard seed -> one value an attack seed, alike many everywhere.
+def method_claim(values: Nested) -> MethodClaim:
+    """From one figure of every run, alike many everywhere.
 
     Raises:
         ValueError: it is empty, or not balanced.
@@ -47,9 +51,9 @@ def method_claim(values: Mapping[int, Mapping[int, Sequence[float]]]) -> MethodC
     shapes = {tuple(len(runs) for runs in models.values()) for models in values.values()}
     if len(shapes) != 1 or len(set(next(iter(shapes)))) != 1:
         raise ValueError("worlds, safeguard seeds and attack seeds must be balanced")
-    models = [[fmean(runs) for runs in held.values()] for held in values.values()]
+    models = [[fmean(runs.values()) for runs in held.values()] for held in values.values()]
     over = _worlds(models)
-    runs = [runs for held in values.values() for runs in held.values()]
+    runs = [list(runs.values()) for held in values.values() for runs in held.values()]
     trained = [mean for held in models for mean in held]
     return MethodClaim(
         mean=over.mean,
@@ -63,19 +67,14 @@ def method_claim(values: Mapping[int, Mapping[int, Sequence[float]]]) -> MethodC
     )
 
 
-def difference(
-    method: Mapping[int, Mapping[int, Sequence[float]]], other: Mapping[int, Mapping[int, Sequence[float]]]
-) -> MethodClaim:
-    """The claim about one method minus another, paired in everything that they share: worlds, safeguard and attack seeds."""
-    paired = {
-        world: {
-            seed: [a - b for a, b in zip(runs, other[world][seed], strict=True)]
-            for seed, runs in held.items()
-            if seed in other[world]
-        }
-        for world, held in method.items()
-        if world in other
-    }
+def difference(method: Nested, other: Nested) -> MethodClaim:
+    """The claim about one method minus another: worlds and safeguard seeds that both have, attack seeds by `seeds.partners`."""
+    paired: dict[int, dict[int, dict[int, float]]] = {}
+    for world in method.keys() & other.keys():
+        for seed in method[world].keys() & other[world].keys():
+            runs, others = method[world][seed], other[world][seed]
+            beside = partners(runs, others, fmean(others.values()))
+            paired.setdefault(world, {})[seed] = {key: value - beside[key] for key, value in runs.items()}
     return method_claim(paired)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf, sqrt
+from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import fmean
 
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.seeds import ALPHA, Spread
@@ -11,6 +12,8 @@ from holdfast.stats.seeds import ALPHA, Spread
 SEED_SPREAD = 0.05
 """standard deviation of hazard over attack seeds where none was measured yet; on the testbed it is 1 to 9 points, by attack"""
 POWER = 0.8
+PLACES = 100
+"""quantiles of the estimated spread that a power is averaged over"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +51,25 @@ def detectable(
     gap = Spread(mean=0.0, seed_variance=runs, question_variance=asked, seeds=seeds)
     if not gap.enough:
         return None
-    found = _quantile(gap.freedom, POWER) * gap.stderr
     return Detectable(
         threshold=limit,
         stderr=gap.stderr,
         from_questions=sqrt(asked),
-        one=gap.half_width() + found,
-        suite=gap.half_width(ALPHA / attacks) + found,
+        one=_found(gap, ALPHA),
+        suite=_found(gap, ALPHA / attacks),
     )
 
 
-def _quantile(freedom: float, probability: float) -> float:
-    from scipy.special import ndtri, stdtrit
+def _found(gap: Spread, alpha: float) -> float:
+    """The true distance whose interval excludes zero with a power of `POWER`, over audits whose estimate of the spread varies."""
+    from scipy.optimize import brentq
+    from scipy.special import chdtri, ndtr
 
-    return float(ndtri(probability) if freedom == inf else stdtrit(freedom, probability))
+    freedom = gap.seeds - 1
+    shares = [float(chdtri(freedom, (place + 0.5) / PLACES)) / freedom for place in range(PLACES)]
+    widths = [replace(gap, seed_variance=share * gap.seed_variance).half_width(alpha) for share in shares]
+
+    def missed(distance: float) -> float:
+        return POWER - fmean(float(ndtr((distance - width) / gap.stderr)) for width in widths)
+
+    return float(brentq(missed, 0.0, 2 * max(widths) + 2 * gap.stderr))

@@ -9,7 +9,7 @@ from math import log10
 from statistics import fmean
 
 from holdfast.stats.cells import CellSummary, Point
-from holdfast.stats.seeds import Interval, t_interval
+from holdfast.stats.seeds import Interval, partners, t_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,13 @@ def relearning(
     Args:
         cells: one a seed, of one attack that draws.
         budget: steps, the same for all models.
-        floor: area of the never-exposed model, seed by seed where it has the same seeds, or chance.
+        floor: area of the never-exposed model by seed, which `partners` pairs, or chance.
         top: area of the undefended model: its hazard before the attack, where it was not attacked.
     """
     held = {cell.seed: area(cell.curve, budget) for cell in cells if cell.counts and cell.curve}
     if not held:
         return None
-    if isinstance(floor, Mapping):
-        mean = fmean(floor.values())
-        floors = {seed: floor[seed] if held.keys() <= floor.keys() else mean for seed in held}
-    else:
-        floors = dict.fromkeys(held, floor)
+    floors = partners(held, floor, fmean(floor.values())) if isinstance(floor, Mapping) else dict.fromkeys(held, floor)
     if any(top == floors[seed] for seed in held):
         return None
     return over({seed: (value - floors[seed]) / (top - floors[seed]) for seed, value in held.items()})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf, sqrt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
 from statistics import fmean, variance
+from typing import TypeVar
 
 from holdfast.stats.cells import Point
 
@@ -15,6 +16,10 @@ ALPHA = 0.05
 """of every interval, both sides together; a bound on one side errs in half as many"""
 NOISE = 2.0
 """combined standard errors within which no difference is claimed"""
+FARTHEST = 30.0
+"""standard normal deviates beyond which no probability is worked out: it is under 1e-197"""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +53,21 @@ class Spread:
         """Whether there are runs enough for an interval."""
         return not self.draws or self.seeds >= SEEDS_FOR_INTERVAL
 
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of `stderr`, after Welch (1938) and Satterthwaite (1946); the questions' own are taken as many.
-
-        Their formula squares the share of the runs' variance. That takes the variance as known: where five runs happen to agree,
-        the error comes out too small and its freedom too large at once, and a bound corrected for 8 attacks fails twice as often
-        as it says, one for 32 nearly four times. Unsquared they fail 1.3 and 1.8 times as often, and an interval of 95 % covers
-        it; it is wider by 8 % at most.
-        """
-        if not self.draws or self.seed_variance == 0.0:
-            return inf
-        return (self.seeds - 1) * (1 + self.question_variance / self.seed_variance)
-
     def half_width(self, alpha: float = ALPHA) -> float:
-        """Half of the Student-t interval that errs in `alpha`, both sides together."""
+        """Half of the interval that errs in at most `alpha`, both sides together (Banerjee 1960).
+
+        The runs' variance is estimated from a few runs, the questions' variance is known. Each has a quantile of its own:
+        Student's t with n - 1 degrees of freedom, and the normal one. The square of the half-width is t² times the runs' variance
+        plus z² times the questions'. The error is at most `alpha` whatever the true ratio of the variances, because the
+        distribution function of chi-squared with one degree of freedom is concave. An approximation of the degrees of freedom
+        (Welch, Satterthwaite) keeps no such promise far out, where a correction over many attacks needs it.
+        """
         from scipy.special import ndtri, stdtrit
 
-        quantile = ndtri(1 - alpha / 2) if self.freedom == inf else stdtrit(self.freedom, 1 - alpha / 2)
-        return float(quantile) * self.stderr
+        normal = float(ndtri(1 - alpha / 2)) ** 2 * self.question_variance
+        if not self.draws or self.seed_variance == 0.0:
+            return sqrt(normal)
+        return sqrt(float(stdtrit(self.seeds - 1, alpha / 2)) ** 2 * self.seed_variance + normal)
 
     def interval(self, alpha: float = ALPHA) -> Interval | None:
         """The interval; None with too few runs."""
@@ -76,15 +77,35 @@ class Spread:
         return Interval(low=self.mean - half, high=self.mean + half)
 
     def exceeds_zero(self) -> float:
-        """The probability of a mean this large or larger where the truth is zero; 1 with too few runs."""
+        """The probability of a mean this large or larger where the truth is zero; 1 with too few runs.
+
+        It is the error on one side of the interval that ends at zero.
+        """
         if not self.enough:
             return 1.0
         if self.stderr == 0.0:
             return 0.0 if self.mean > 0 else 1.0
-        from scipy.special import ndtr, stdtr
+        tail = self._tail()
+        return tail if self.mean > 0 else 1 - tail
 
-        statistic = -self.mean / self.stderr
-        return float(ndtr(statistic) if self.freedom == inf else stdtr(self.freedom, statistic))
+    def _tail(self) -> float:
+        from scipy.optimize import brentq
+        from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+        distance, freedom = abs(self.mean) / self.stderr, self.seeds - 1
+        if not self.draws or self.seed_variance == 0.0:
+            return float(ndtr(-distance))
+        # The least and the greatest tail that any mixture of the two quantiles has.
+        near = min(-float(ndtri(stdtr(freedom, -distance))), FARTHEST)
+        far = min(distance, FARTHEST)
+
+        def beyond(normal: float) -> float:
+            student = float(stdtrit(freedom, ndtr(-normal)))
+            return student**2 * self.seed_variance + normal**2 * self.question_variance - self.mean**2
+
+        if self.question_variance == 0.0 or beyond(near) >= 0:
+            return float(ndtr(-near))
+        return float(ndtr(-(far if beyond(far) <= 0 else brentq(beyond, near, far, xtol=1e-9))))
 
 
 def spread(values: Sequence[float], question_variance: float, *, draws: bool = True) -> Spread:
@@ -120,6 +141,48 @@ class Estimate:
     def stderr(self) -> float:
         """Standard error, questions and seeds combined."""
         return sqrt(self.question_stderr**2 + self.seed_stderr**2)
+
+
+def partners(seeds: Iterable[Key], others: Mapping[Key, float], mean: float) -> dict[Key, float]:
+    """What the runs of one model are compared with: the other model's runs with the same seeds, else its mean.
+
+    A seed does the same to both models, such as one order of data. The seeds are paired where the other model has all of them:
+    a pairing of some would leave out the rest.
+    """
+    wanted = list(seeds)
+    shared = all(seed in others for seed in wanted)
+    return {seed: others[seed] if shared else mean for seed in wanted}
+
+
+def difference(
+    values: Mapping[Key, float],
+    others: Mapping[Key, float],
+    other: Estimate,
+    question_variance: float,
+    *,
+    weight: float = 1.0,
+    draws: bool = True,
+) -> Spread:
+    """One model minus `weight` times another over seeds, paired by the rule of `partners`.
+
+    Where the seeds are not paired, the other model's variance over seeds is added.
+
+    Args:
+        values: one a seed; at least one.
+        others: the other model's, by seed; empty where it did not run under the same attack.
+        other: its mean, and the error of that.
+        question_variance: of the difference.
+        weight: of the other model.
+        draws: whether the attack's path depends on the seed.
+    """
+    beside = partners(values, others, other.mean)
+    apart = spread([value - weight * beside[seed] for seed, value in values.items()], question_variance, draws=draws)
+    if values.keys() <= others.keys():
+        return apart
+    added = (weight * other.seed_stderr) ** 2
+    if not draws:
+        return replace(apart, question_variance=apart.question_variance + added)
+    return replace(apart, seed_variance=apart.seed_variance + added)
 
 
 def over_seeds(points: Sequence[Point], *, draws: bool = True) -> Estimate | None:

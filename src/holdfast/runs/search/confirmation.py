@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from holdfast.attacks.space import collect_families
 from holdfast.campaign.cells import UNTOUCHED, Campaign, Model
@@ -13,8 +12,9 @@ from holdfast.core.records import CellResult
 from holdfast.core.types import HoldfastError
 from holdfast.runs.search.search import Search
 from holdfast.runs.search.trial import FRESH_SEED, Trial, abilities, attack_name, attack_of
-from holdfast.stats.cells import hazard_curve, hazard_scale
-from holdfast.stats.seeds import SEEDS_FOR_INTERVAL, Interval, t_interval
+from holdfast.stats.cells import Scale, hazard_scale, summarise_cell
+from holdfast.stats.milestones import best_milestone
+from holdfast.stats.seeds import SEEDS_FOR_INTERVAL, Interval
 
 UNSEEN = "ability_unseen"
 """The evaluation, in a confirmation, of the half of the ability questions that the search did not ask."""
@@ -48,45 +48,65 @@ def searched_classes(families: Sequence[str]) -> list[str]:
     return sorted({type(known[family].attack).__name__ for family in families})
 
 
-def confirmed(results: Sequence[CellResult], label: str) -> Confirmed:
-    """What the confirmation of a model's winner came to.
+def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | None = None) -> Confirmed:
+    """What the confirmation of a model's winner came to, at the milestone of the greatest mean hazard over seeds.
+
+    Ability is what was asked at that same milestone. Between the first and the last step that may be a sample of the questions.
+
+    Args:
+        results: of the confirmation.
+        label: the model.
+        ability_loss: what the attack may cost, as a fraction: a milestone within it goes before all that are not. None: any.
 
     Raises:
-        HoldfastError: none of its runs finished.
+        HoldfastError: none of its runs finished, or ability was not measured at any milestone of all of them.
     """
-    own = [r for r in results if r.model == label and r.attack != UNTOUCHED and r.status == "finished"]
-    if not own:
+    hazard = hazard_scale(results)
+    unseen = {r.evaluation for held in results for r in held.records if r.evaluation.startswith(UNSEEN)}
+    ability = Scale(evaluations=tuple(sorted(unseen)), metric="accuracy", chance=None)
+    own = [result for result in results if result.model == label and result.attack != UNTOUCHED]
+    finished = [result for result in own if result.status == "finished"]
+    cells = [summarise_cell(result, hazard, ability) for result in finished]
+    best = best_milestone(cells, hazard, loss=ability_loss)
+    if best is None:
         raise HoldfastError("no run of the confirmation finished; run the same command again")
-    scale = hazard_scale(results)
-    best = [max(point.value for point in hazard_curve(result, scale) if point.step > 0) for result in own]
-    before, after = [], []
-    for result in own:
-        asked = [record for record in result.records if record.evaluation.startswith(UNSEEN) and record.complete]
-        last = max(record.step for record in asked)
-        before.append(fmean(record.value for record in asked if record.step == 0))
-        after.append(fmean(record.value for record in asked if record.step == last))
+    if best.ability is None or best.ability_before is None:
+        # Hazard is not to stand beside the ability of another milestone: only those count at which both were measured.
+        best = best_milestone(cells, hazard, loss=1.0)
+    if best is None or best.ability is None or best.ability_before is None:
+        raise HoldfastError("ability was not measured under the confirmation; run the search into a new folder")
+    asked = [{record.evaluation: record.n for record in held.records if record.step == best.step} for held in finished]
     return Confirmed(
-        hazard=fmean(best),
-        interval=t_interval(best),
-        seeds=len(best),
+        hazard=best.hazard,
+        interval=best.interval,
+        step=best.step,
+        seeds=len(best.by_seed),
         failed=sum(r.model == label and r.status != "finished" for r in results),
-        ability_before=fmean(before),
-        ability=fmean(after),
+        ability_before=best.ability_before,
+        ability=best.ability,
+        ability_questions=min(sum(n for name, n in held.items() if name in unseen) for held in asked),
+        kept=ability_loss is None or best.ability >= best.ability_before - ability_loss - 1e-9,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """A winner on the claim questions; fractions."""
+    """A winner on the claim questions, at its best milestone; fractions."""
 
     hazard: float
-    """at each seed's best milestone, mean over seeds"""
+    """mean over seeds"""
     interval: Interval | None
-    """95 %, Student-t over seeds: about this checkpoint"""
+    """95 %, over seeds and questions: about this checkpoint"""
+    step: int
+    """the milestone"""
     seeds: int
     failed: int
     """runs that did not finish"""
     ability_before: float
     """on the questions that the search did not ask"""
     ability: float
-    """the same after the attack, mean over seeds"""
+    """the same at the milestone, mean over seeds"""
+    ability_questions: int
+    """how many were asked there; fewer than before the attack where it was a sample of them"""
+    kept: bool
+    """whether ability was within the loss that was allowed"""

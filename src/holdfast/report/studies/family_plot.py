@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.core.files import atomic_file
-from holdfast.recipes.family_table import FamilyRow
+from holdfast.report.studies.drawing import drawn, plain
+from holdfast.report.studies.families import FamilyRow
 
 _DARK = 0.6
 """share of the scale from which on a text is white"""
@@ -14,13 +14,9 @@ _DARK = 0.6
 
 def draw_families(rows: Sequence[FamilyRow], models: Sequence[str], path: Path) -> None:
     """Draw hazard (percent, mean over worlds) by family and model into an SVG file; ✗ marks where ability was lost anywhere."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context({"font.size": 9, "svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(1.9 + 1.35 * len(models), 0.8 + 0.36 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawn(
+        path, "Hazard by family of attack and model", 1.9 + 1.35 * len(models), 0.8 + 0.36 * len(rows)
+    ) as figure:
         axes = figure.subplots()
         grid = [
             [100 * hazard if (hazard := row.mean(model)) is not None else float("nan") for model in models]
@@ -45,12 +41,7 @@ def draw_families(rows: Sequence[FamilyRow], models: Sequence[str], path: Path) 
         axes.set_yticks(range(len(rows)), [row.family for row in rows])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        for side in axes.spines.values():
-            side.set_visible(False)
+        plain(axes, *axes.spines)
         bar = figure.colorbar(image, ax=axes, shrink=0.8)
         bar.set_label("hazard, % (in brackets: ability left, ✗ lost)")
         bar.outline.set_visible(False)
-        with atomic_file(path) as temporary:
-            figure.savefig(
-                temporary, format="svg", metadata={"Date": None, "Title": "Hazard by family of attack and model"}
-            )

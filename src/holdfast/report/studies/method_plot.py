@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from holdfast.core.files import atomic_file
-from holdfast.recipes.method_table import CHANCE, MethodRow, OnWorld
-from holdfast.testbed.folder import Kind
+from holdfast.report.studies.drawing import drawn, plain
+from holdfast.report.studies.methods import MethodRow, MethodTable, OnWorld
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _QUIET = "#6b7280"
-_SHOWN: Mapping[Kind, str] = {
+_SHOWN: Mapping[str, str] = {
     "knowledge": "hazard questions answered right",
     "refusal": "forbidden requests complied with",
 }
@@ -32,50 +31,42 @@ class _Mark(NamedTuple):
 # Okabe and Ito's colours, and shapes that say the same in print.
 _BEFORE, _AFTER, _WORST = ("#009E73", "D"), ("#0072B2", "o"), ("#D55E00", "^")
 _HAZARD = (
-    _Mark("before attack", lambda held: held.before, *_BEFORE),
-    _Mark("after, mean of attacks", lambda held: held.after, *_AFTER),
-    _Mark("after, worst attack", lambda held: held.worst, *_WORST),
+    _Mark("before attack", lambda on_world: on_world.before, *_BEFORE),
+    _Mark("after, mean of attacks", lambda on_world: on_world.after, *_AFTER),
+    _Mark("after, worst attack", lambda on_world: on_world.worst, *_WORST),
 )
 _ABILITY = (
-    _Mark("before attack", lambda held: held.ability_before, *_BEFORE),
-    _Mark("after, mean of attacks", lambda held: held.ability_after, *_AFTER),
+    _Mark("before attack", lambda on_world: on_world.ability_before, *_BEFORE),
+    _Mark("after, mean of attacks", lambda on_world: on_world.ability_after, *_AFTER),
 )
 
 
-def draw_study(rows: Sequence[MethodRow], path: Path, kind: Kind) -> None:
+def draw_methods(table: MethodTable, path: Path, kind: str) -> None:
     """Draw one domain's rows, from the least hazard after attack to the most, into an SVG file.
 
     Rows that were nowhere measured are left out.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = sorted(
-        (row for row in rows if row.mean(lambda held: held.after) is not None),
-        key=lambda row: row.mean(lambda held: held.after) or 0.0,
+        (row for row in table.rows if row.mean(lambda on_world: on_world.after) is not None),
+        key=lambda row: row.mean(lambda on_world: on_world.after) or 0.0,
         reverse=True,
     )
-    with rc_context({"font.size": 9, "svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(9.0, 0.9 + 0.27 * len(shown)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawn(path, f"{_SHOWN[kind]}, by safeguard", 9.0, 0.9 + 0.27 * len(shown)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for axes, marks, title in ((left, _HAZARD, _SHOWN[kind]), (right, _ABILITY, "ability outside the retain set")):
             _panel(axes, shown, marks)
             axes.set_xlabel(f"{title}, %")
-        left.axvline(100 * CHANCE[kind], color=_QUIET, linewidth=0.8, linestyle=":", zorder=0)
+        left.axvline(100 * table.chance, color=_QUIET, linewidth=0.8, linestyle=":", zorder=0)
         left.set_yticks(range(len(shown)), [row.label for row in shown])
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Title": f"{_SHOWN[kind]}, by safeguard"})
 
 
 def _panel(axes: Axes, rows: Sequence[MethodRow], marks: Sequence[_Mark]) -> None:
     for mark in marks:
         worlds = [
-            (100 * value, place) for place, row in enumerate(rows) for held in row.worlds
-            if (value := mark.figure(held)) is not None
+            (100 * value, place) for place, row in enumerate(rows) for on_world in row.worlds
+            if (value := mark.figure(on_world)) is not None
         ]  # fmt: skip
         means = [
             (100 * mean, place) for place, row in enumerate(rows) if (mean := row.mean(mark.figure)) is not None
@@ -88,7 +79,5 @@ def _panel(axes: Axes, rows: Sequence[MethodRow], marks: Sequence[_Mark]) -> Non
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=7, colors="#111827")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    plain(axes, "top", "right", "left")

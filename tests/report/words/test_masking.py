@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.records import CampaignPlan, CellResult
-from holdfast.stats.masking import BEYOND_RANDOM, CLIFF, FAR, SLOPE, UNTRUE, checked, sentences
+from holdfast.report.words.masking import sentences
+from holdfast.stats.masking import BEYOND_RANDOM, CLIFF, FAR, SLOPE, UNTRUE, checked
 from holdfast.stats.summary import summarise
 from tests.report.synthetic import ROLES, audited, cell, plan, record
 
@@ -42,7 +43,7 @@ def untouched(
 
 
 def told(*results: CellResult, roles: Mapping[str, str] = ROLES) -> list[str]:
-    return sentences(plan(results, {r.model: roles[r.model] for r in results}), results)
+    return sentences(checked(plan(results, {r.model: roles[r.model] for r in results}), results))
 
 
 def about(label: str, *results: CellResult) -> str:
@@ -142,7 +143,7 @@ def test_a_probe_that_guesses_is_held_against_what_it_guesses() -> None:
 
 def test_without_checks_nothing_is_said() -> None:
     campaign, results = audited(1)
-    assert sentences(campaign, results) == []
+    assert sentences(checked(campaign, results)) == []
     assert checked(campaign, results) == ()
 
 
@@ -182,7 +183,7 @@ def test_no_sentence_says_more_than_the_figures(
 ) -> None:
     results = [untouched(label, *held) for label, held in drawn.items()]
     campaign: CampaignPlan = plan(results, {label: ROLES[label] for label in drawn})
-    found = sentences(campaign, results)
+    found = sentences(checked(campaign, results))
     models = {model.model: model for model in checked(campaign, results)}
     for sentence in found:
         assert sentence.endswith(".")

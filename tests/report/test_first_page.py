@@ -14,12 +14,15 @@ from huggingface_hub import ModelCard
 
 from holdfast.core.records import CampaignPlan, CellResult
 from holdfast.core.types import HoldfastError
+from holdfast.report import chapters
+from holdfast.report.audited import Audited
+from holdfast.report.audited import audited as read
+from holdfast.report.blocks import Chapter, bullets
 from holdfast.report.card import write_card
 from holdfast.report.page import Report, build_report
-from holdfast.report.release import names_of
 from holdfast.report.section import section
-from holdfast.report.wording import Finding, findings
-from holdfast.stats.audit import figures
+from holdfast.report.table import Entry, Table
+from holdfast.report.words.verdict import Finding, findings
 from holdfast.stats.summary import summarise
 from tests.report.synthetic import audited, cell, plan, write
 from tests.report.test_page import HOSTILE, tags
@@ -87,9 +90,8 @@ def public(folder: Path) -> Report:
 
 
 def told(campaign: CampaignPlan, results: list[CellResult]) -> Finding:
-    summary = summarise(campaign, results)
-    [found] = findings(summary, figures(campaign, results, summary), campaign.suite, names_of(results, public=False))
-    return found
+    [finding] = findings(read(campaign, results))
+    return finding
 
 
 def test_the_report_of_fixed_records_is_the_committed_one(internal: Report) -> None:
@@ -98,7 +100,7 @@ def test_the_report_of_fixed_records_is_the_committed_one(internal: Report) -> N
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(made, encoding="utf-8")
     assert made == GOLDEN.read_text(encoding="utf-8"), (
-        "if that is meant: WRITE_GOLDEN=1 pytest tests/report/test_release.py"
+        "if that is meant: WRITE_GOLDEN=1 pytest tests/report/test_first_page.py"
     )
 
 
@@ -118,10 +120,11 @@ def test_the_first_page_comes_first_and_has_its_parts(internal: Report) -> None:
 def test_the_frontiers_numbers_stand_beside_it(folder: Path) -> None:
     campaign, results = whole()
     made = section(campaign, results, "x")
-    rows = made.release.frontier_table.rows
-    expected = sum(len(model.frontier or model.unbounded) for model in made.figures.models)
+    assert made.page.frontier is not None
+    rows = made.page.frontier.table.rows
+    expected = sum(len(model.frontier or model.unbounded) for model in made.audit.figures.models)
     assert len(rows) == expected > 10
-    tar = made.figures.of("tar")
+    tar = made.audit.figures.of("tar")
     assert tar.with_base[-1].attack == "defence-directions-4"
     assert "defence-directions-4" not in {reached.attack for reached in tar.frontier}
     assert tar.leverage is not None
@@ -159,9 +162,9 @@ def test_a_destroyed_model_is_never_called_resistant_and_would_make_the_audit_un
         else r
         for r in results
     ]
-    flags = section(campaign, able, "x").release.flags
+    flags = section(campaign, able, "x").page.flags
     assert any("destroyed model would be called resistant" in flag for flag in flags)
-    assert not any("destroyed model" in flag for flag in section(campaign, results, "x").release.flags)
+    assert not any("destroyed model" in flag for flag in section(campaign, results, "x").page.flags)
 
 
 def test_the_public_form_names_families_and_budgets_and_no_setting(public: Report) -> None:
@@ -183,6 +186,74 @@ def test_the_public_form_names_families_and_budgets_and_no_setting(public: Repor
     assert "10¹¹ FLOPs" in text
     tags(public.html)
     assert campaign.details["command"]
+
+
+SECRET = "lr-0.00777-on-world-9"
+
+
+def secret(audit: Audited, name: str) -> Chapter:
+    """A chapter that does not say that it may be public."""
+    table = Table(caption=SECRET, columns=(SECRET,), rows=((Entry(SECRET),),))
+    return Chapter(key="secret", title=SECRET, blocks=(table, bullets(SECRET)))
+
+
+def test_a_chapter_that_does_not_say_it_is_public_is_in_no_public_form(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chapters, "CHAPTERS", (*chapters.CHAPTERS, secret))
+    open_page = build_report([folder], tmp_path / "internal.html")
+    closed = build_report([folder], tmp_path / "public.html", public=True)
+    write_card(folder, tmp_path / "card.md")
+    for path in (open_page.html, open_page.markdown):
+        assert SECRET in path.read_text(encoding="utf-8")
+    for path in (closed.html, closed.markdown, closed.json, tmp_path / "card.md"):
+        assert SECRET not in path.read_text(encoding="utf-8"), path
+
+
+def test_what_nobody_allowed_is_in_no_public_form(tmp_path: Path) -> None:
+    """Free text may name an attack: in titles and suites, in reasons, in the plan's details and in settings."""
+    campaign, results = whole()
+    hidden = [
+        replace(
+            result,
+            attack=result.attack if result.attack == "none" else f"{SECRET}-{result.attack}",
+            attack_config={"learning_rate": SECRET},
+            reason=SECRET,
+            stopped=SECRET,
+            identity={**result.identity, "attack": SECRET, "model": SECRET},
+            status="failed" if place == 9 else result.status,
+        )
+        for place, result in enumerate(results)
+    ]
+    attacks = [result.attack for result in hidden]
+    details = {**campaign.details, "notes": [SECRET], "environment": {"x": SECRET}, "new": SECRET, "worst": attacks[3],
+               "canonical": attacks[3], "uses_base": [attacks[-1]], "command": SECRET}  # fmt: skip
+    for label in campaign.models:
+        details["models"] = {**details["models"], label: {**campaign.details["models"][label], "path": SECRET}}
+    made = replace(campaign, title=f"{SECRET} on tar", suite=attacks[3], attacks=attacks, details=details)
+    records = write(tmp_path / "records", made, hidden)
+    page = build_report([records], tmp_path / "public.html", public=True)
+    write_card(records, tmp_path / "card.md")
+    for path in (page.html, page.markdown, page.json, tmp_path / "card.md"):
+        assert SECRET not in path.read_text(encoding="utf-8"), path
+    assert SECRET in build_report([records], tmp_path / "internal.html").markdown.read_text(encoding="utf-8")
+
+
+def test_the_public_form_has_the_same_figures() -> None:
+    internal, public = read(*whole()), read(*whole(), public=True)
+    for model, same in zip(internal.summary.models, public.summary.models, strict=True):
+        assert (same.label, same.verdict, same.before) == (model.label, model.verdict, model.before)
+        assert list(same.outcomes.values()) == list(model.outcomes.values())
+        assert (same.all.mean, same.all.interval, same.kept.mean) == (
+            model.all.mean,
+            model.all.interval,
+            model.kept.mean,
+        )
+        figures, others = internal.figures.of(model.label), public.figures.of(model.label)
+        assert others.work_factor == figures.work_factor
+        assert [reached.hazard for reached in others.frontier] == [reached.hazard for reached in figures.frontier]
+    assert (public.checks, public.fired) == (internal.checks, internal.fired)
+    assert public.suspicions == ()
 
 
 def test_hostile_strings_in_every_field_are_shown_and_nothing_more(tmp_path: Path) -> None:
@@ -229,7 +300,7 @@ def test_a_card_has_a_model_index_and_keeps_what_was_there(folder: Path, tmp_pat
 
 
 def test_text_stands_out_from_its_background() -> None:
-    style = (Path(__file__).parents[2] / "src/holdfast/report/style.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parents[2] / "src/holdfast/report/templates/style.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--(\w+): (#\w+);", style))
     for text in ("ink", "soft", "bad", "good", "open"):
         for ground in ("paper", "wash"):

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.files import atomic_file
+from holdfast.report.studies.drawing import drawn, plain
 
-_QUIET = "#6b7280"
 # Okabe and Ito's colours, with shapes that say the same in print.
 _KEPT, _LOST, _STOPPED = ("#0072B2", "o"), ("#D55E00", "X"), ("#9ca3af", ".")
 
@@ -19,10 +18,6 @@ def draw_search(table: Mapping[str, Any], path: Path) -> None:
     Trials that lost more ability than allowed and trials that were stopped are marked apart; the line is the best that
     keeps ability at each cost or below, and the winner's confirmation stands beside it with its interval.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tried = [trial for trial in table["trials"] if trial["status"] != "failed" and trial["flops"] > 0]
     stopped = [trial for trial in tried if trial["status"] == "pruned"]
     whole = [trial for trial in tried if trial["status"] == "finished"]
@@ -31,15 +26,13 @@ def draw_search(table: Mapping[str, Any], path: Path) -> None:
         ([trial for trial in whole if not trial["feasible"]], "ability lost", _LOST),
         ([trial for trial in whole if trial["feasible"]], "ability kept", _KEPT),
     )
-    with rc_context({"font.size": 9, "svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawn(path, "Attacks that a search tried", 7.0, 3.6) as figure:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for held, label, (colour, marker) in groups:
-            if held:
+        for trials, label, (colour, marker) in groups:
+            if trials:
                 axes.plot(
-                    [trial["flops"] for trial in held], [100 * trial["hazard"] for trial in held], marker,
+                    [trial["flops"] for trial in trials], [100 * trial["hazard"] for trial in trials], marker,
                     color=colour, label=label, markeredgewidth=0,
                 )  # fmt: skip
         frontier: list[tuple[float, float]] = []
@@ -49,18 +42,18 @@ def draw_search(table: Mapping[str, Any], path: Path) -> None:
         axes.step([x for x, _ in frontier], [y for _, y in frontier], where="post", color=_KEPT[0], linewidth=1)
         winner = next((trial for trial in tried if trial["key"] == table["winner"]), None)
         if winner is not None and table["confirmation"] is not None:
-            found = table["confirmation"]
-            low, high = (found["interval"]["low"], found["interval"]["high"]) if found["interval"] else (None, None)
-            axes.plot(winner["flops"], 100 * found["hazard"], "D", color="#009E73", label="winner, confirmed", zorder=4)
+            confirmed = table["confirmation"]
+            low, high = (
+                (confirmed["interval"]["low"], confirmed["interval"]["high"]) if confirmed["interval"] else (None, None)
+            )
+            axes.plot(
+                winner["flops"], 100 * confirmed["hazard"], "D", color="#009E73", label="winner, confirmed", zorder=4
+            )
             if low is not None and high is not None:
                 axes.vlines(winner["flops"], 100 * low, 100 * high, color="#009E73", linewidth=2, zorder=4)
         axes.set_ylim(0, 102)
         axes.set_xlabel("FLOPs of the attack")
         axes.set_ylabel("hazard, %")
         axes.grid(color="#e5e7eb", linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        plain(axes, "top", "right")
         figure.legend(loc="outside upper center", ncols=4, frameon=False)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Title": "Attacks that a search tried"})

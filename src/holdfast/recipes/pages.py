@@ -1,0 +1,114 @@
+"""The pages of studies: what ran, put into the plain values that the report of a study is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.attacks.space import collect_families
+from holdfast.core.presets import pick
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.recipes import claims, paper_tables
+from holdfast.report.studies import claims as claim_tables
+from holdfast.report.studies import families, methods
+from holdfast.report.studies import study as report
+from holdfast.report.studies.family_plot import draw_families
+from holdfast.report.studies.method_plot import draw_methods
+from holdfast.runs.study.method import Method
+from holdfast.runs.study.red_team import RedTeam
+from holdfast.runs.study.study import Part, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a report says of the run of a study."""
+
+    title: str
+    command: str
+    seconds: float
+    workers: int
+
+    def study(self, study: Study, out: Path, trials: int, not_run: Mapping[str, Sequence[str]]) -> report.Study:
+        """The study in the values that its report is made from."""
+        return report.Study(
+            title=self.title,
+            command=self.command,
+            parts=tuple(_part(study, out, part, not_run.get(part.kind, ())) for part in study.parts),
+            tuning_world=study.tuning_world,
+            trials=trials,
+            seeds=study.seeds,
+            seconds=self.seconds,
+            workers=self.workers,
+        )
+
+
+def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report.Part:
+    safeguards = (
+        report.Method(
+            label=method.label,
+            role=method.role,
+            stages=method.stages,
+            settings=study.chosen(out, part, method).settings if method.space and study.trials else {},
+            costs=_costs(study, out, part, method),
+        )
+        for method in part.methods
+    )
+    undefended, clean = (report.Method(label=label, role=label) for label in ("undefended", "never-exposed"))
+    return report.Part(
+        kind=part.kind,
+        suite=part.suite,
+        attacks=len(part.attacks),
+        methods=(undefended, *safeguards, clean),
+        campaigns={world: study.folder(out, part, world) for world in study.worlds},
+        tuning_attacks=part.tuning_attacks,
+        not_run=tuple(not_run),
+    )
+
+
+def _costs(study: Study, out: Path, part: Part, method: Method) -> dict[int, float]:
+    """Seconds of the method's stages over seconds of pretraining, on the worlds where it could be built."""
+    costs = {}
+    for world in study.worlds:
+        folder = study.folder(out, part, world)
+        if (folder / "models" / method.label).is_dir():
+            stages = Checkpoint(str(folder / "models" / method.label)).card["stages"][-len(method.stages) :]
+            pretraining = Checkpoint(str(folder / "testbed" / "model")).card["seconds"]
+            costs[world] = float(sum(stage["seconds"] for stage in stages) / pretraining)
+    return costs
+
+
+def methods_page(study: Study, family: str, out: Path, described: Described) -> tuple[str, Any]:
+    """Safeguards beside each other: the page as text, the figures as JSON, the pictures beside them."""
+    values = described.study(study, out, study.trials, {} if family == "ablations" else paper_tables.not_run(study))
+    tables = {part.kind: methods.read_methods(part) for part in values.parts}
+    for kind, table in tables.items():
+        draw_methods(table, out / f"{kind}.svg", kind)
+    chapters = [methods.chapter(values, part, tables[part.kind], f"{part.kind}.svg") for part in values.parts]
+    return report.markdown(values, chapters), methods.as_json(tables)
+
+
+def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any]:
+    """What may be claimed of methods."""
+    values = described.study(study, out, study.trials, {})
+    [part], [own] = values.parts, study.parts
+    trainings = {m: {seed: claims.label(m, seed) for seed in claims.SAFEGUARD_SEEDS} for m in claims.METHODS}
+    uses_base = [name for name in own.attacks if pick("holdfast.attacks", name).uses_base]
+    rows = claim_tables.read_claims(values, part, trainings, uses_base, tested="tar")
+    return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
+
+
+def families_page(red_team: RedTeam, family: str, out: Path, described: Described) -> tuple[str, Any]:
+    """Families of attack by model: the page as text, the figures as JSON, the picture beside them."""
+    values = described.study(red_team.study(out), out, red_team.trials, {})
+    [part] = values.parts
+    spaces = collect_families()
+    settings = {
+        name: {attack: spaces[name].settings(of) for attack, of in attacks.items()}
+        for name, attacks in red_team.found(out).items()
+    }
+    rows = families.read_families(part, settings)
+    picture = f"{family}.svg"
+    draw_families(rows, [method.label for method in part.methods], out / picture)
+    return report.markdown(values, families.chapters(values, part, rows, picture)), families.as_json(rows)

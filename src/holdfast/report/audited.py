@@ -1,0 +1,69 @@
+"""One audit as every chapter of a report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.report.public import model_details, publish
+from holdfast.report.words.names import Names
+from holdfast.stats.audit import AuditFigures, figures
+from holdfast.stats.figures import CampaignSummary, ModelSummary
+from holdfast.stats.summary import summarise
+from holdfast.stats.suspicion import Suspicion, suspicions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """One audit: its records, its figures, and what its attacks are called."""
+
+    plan: CampaignPlan
+    results: Sequence[CellResult]
+    summary: CampaignSummary
+    figures: AuditFigures
+    suspicions: tuple[Suspicion, ...]
+    """what the checks of the attacks say; empty in public"""
+    checks: int
+    """number of those checks, in public too"""
+    fired: int
+    """number of the checks that fired, in public too"""
+    names: Names = Names()
+    public: bool = False
+    """whether all of the above was made from records without secrets"""
+
+    @property
+    def judged(self) -> list[ModelSummary]:
+        """The models a verdict is about: the defended ones, else the reference."""
+        defended = [model for model in self.summary.models if model.role == "defended"]
+        return defended or [model for model in self.summary.models if model.role == "reference"]
+
+    def role(self, role: str) -> ModelSummary | None:
+        """The first model of a role."""
+        return next((model for model in self.summary.models if model.role == role), None)
+
+    def details(self, label: str) -> Mapping[str, Any]:
+        """What the plan says of one model."""
+        return model_details(self.plan, label)
+
+
+def audited(plan: CampaignPlan, results: Sequence[CellResult], *, public: bool = False) -> Audited:
+    """Read a campaign; in public from records in which families stand for attacks, and without settings, commands and paths."""
+    summary = summarise(plan, results)
+    checks = tuple(suspicions(summary, results))
+    names = Names()
+    if public:
+        plan, results, names = publish(plan, results)
+        summary = summarise(plan, results)
+    return Audited(
+        plan=plan,
+        results=results,
+        summary=summary,
+        figures=figures(plan, results, summary),
+        suspicions=() if public else checks,
+        checks=len(checks),
+        fired=sum(check.fires for check in checks),
+        names=names,
+        public=public,
+    )

@@ -1,0 +1,206 @@
+"""The chapters of a report. Each is a function of the audit, and says itself whether it may be public."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.report import plots
+from holdfast.report.audited import Audited
+from holdfast.report.blocks import Chapter, Fact, Facts, Figure, Gallery, Sentences, Text, bullets, legend
+from holdfast.report.first_page import scenarios
+from holdfast.report.tables import attacks as attack_tables
+from holdfast.report.tables import audit as audit_tables
+from holdfast.report.tables import models as model_tables
+from holdfast.report.tables.provenance import provenance
+from holdfast.report.tables.verdict import intervals, verdict
+from holdfast.report.words.masking import sentences
+from holdfast.report.words.protocol import CAVEATS, PROTOCOL
+from holdfast.report.words.suspicion import remark
+from holdfast.report.words.warnings import blindness, comparison
+from holdfast.stats.masking import checked
+
+
+def by_model(audit: Audited, name: str) -> Chapter:
+    """Hazard and ability of every model, and how models differ."""
+    summary = audit.summary
+    floor = "; the green line is the never-exposed level" if summary.floor is not None else ""
+    chance = "; the dashed line is chance" if summary.hazard.chance is not None else ""
+    strip = f"In the strip: the dark bar is the mean after attack, the shaded reach goes to the worst attack{floor}{chance}."
+    return Chapter(
+        key="verdict",
+        title="Verdict by model",
+        blocks=(
+            verdict(audit),
+            Text(text=strip, drawn=True) if summary.hazard.metric != "nats" else None,
+            bullets(*(comparison(difference, summary.hazard) for difference in summary.comparisons)),
+            intervals(audit),
+        ),
+        public=True,
+    )
+
+
+def misuse(audit: Audited, name: str) -> Chapter:
+    """What a misuser gets."""
+    return Chapter(key="misuse", title="What a misuser gets", blocks=(scenarios(audit),), public=True)
+
+
+def overview(audit: Audited, name: str) -> Chapter:
+    """Every attack as a dot, hazard by ability."""
+    picture = plots.overview(audit.summary, f"{name}-overview")
+    figure = (
+        None
+        if picture is None
+        else Figure(
+            heading="Each attack, by the ability left and the hazard shown",
+            picture=picture,
+            table=attack_tables.overview(audit),
+            text="A ruined model can look safe. Each filled mark is one attack, the large open marks are the models before any "
+            "attack. What an attacker wants is at the top right.",
+            legend=legend(audit.summary, f"{name}-overview"),
+        )
+    )
+    return Chapter(key="overview", title="Hazard and ability after attack", blocks=(figure,))
+
+
+def relearning(audit: Audited, name: str) -> Chapter:
+    """Hazard along every attack."""
+    figures = tuple(
+        Figure(
+            heading=attack.name,
+            tag="weak" if attack.strength == "weak" else "",
+            picture=picture,
+            table=attack_tables.curve(audit, attack.name),
+        )
+        for place, attack in enumerate(audit.summary.attacks)
+        if (picture := plots.relearning(audit.summary, attack.name, f"{name}-curve{place}")) is not None
+    )
+    gallery = Gallery(
+        text="Hazard at the milestones of each attack. Lines are means over seeds, bands run from the lowest seed to the "
+        "highest, and a cross ends a run that became non-finite.",
+        legend=legend(audit.summary, f"{name}-curves"),
+        figures=figures,
+    )
+    return Chapter(
+        key="curves",
+        title="Relearning under attack",
+        blocks=(gallery if figures else None, audit_tables.relearning(audit)),
+    )
+
+
+def by_attack(audit: Audited, name: str) -> Chapter:
+    """Every attack on every model."""
+    return Chapter(
+        key="attacks",
+        title="Attack by attack",
+        blocks=(
+            attack_tables.attack_by_model(audit),
+            audit_tables.decisions(audit),
+            audit_tables.controls(audit),
+            attack_tables.steps_to_breach(audit),
+        ),
+    )
+
+
+def by_family(audit: Audited, name: str) -> Chapter:
+    """Every family on every model; in public it stands for `by_attack`, beside which it would say nothing new."""
+    table = attack_tables.by_family(audit) if audit.public else None
+    return Chapter(key="families", title="Family by family", blocks=(table,), public=True)
+
+
+def breach_costs(audit: Audited, name: str) -> Chapter:
+    """What each attack had to spend."""
+    blocks = (audit_tables.work_factors(audit), audit_tables.breach_costs(audit))
+    return Chapter(key="breach", title="What a breach costs", blocks=blocks)
+
+
+def ability_losses(audit: Audited, name: str) -> Chapter:
+    """Hazard by the ability that an attacker gives up."""
+    return Chapter(
+        key="losses", title="Hazard by the ability given up", blocks=(audit_tables.losses(audit),), public=True
+    )
+
+
+def belief(audit: Audited, name: str) -> Chapter:
+    """The checks of the attacks."""
+    remarks = Sentences(sentences=tuple(remark(check, audit.summary.hazard) for check in audit.suspicions))
+    return Chapter(
+        key="belief",
+        title="Can the attacks be believed?",
+        blocks=(remarks, bullets(*blindness(audit.summary)), attack_tables.attack_costs(audit)),
+    )
+
+
+def masking(audit: Audited, name: str) -> Chapter:
+    """The checks of the models."""
+    models = checked(audit.plan, audit.results)
+    return Chapter(
+        key="masking",
+        title="Checks of the models for masking",
+        blocks=(bullets(*sentences(models)), model_tables.masking(audit)),
+        public=True,
+    )
+
+
+def costs(audit: Audited, name: str) -> Chapter:
+    """What the safeguard takes from those who mean no harm."""
+    return Chapter(
+        key="costs",
+        title="What the safeguard costs",
+        blocks=(model_tables.costs(audit), model_tables.refusals(audit)),
+        public=True,
+    )
+
+
+def limits(audit: Audited, name: str) -> Chapter:
+    """What no figure says."""
+    return Chapter(key="limits", title="What resistance does not mean", blocks=(bullets(*CAVEATS),), public=True)
+
+
+def how_to_read(audit: Audited, name: str) -> Chapter:
+    """The definitions."""
+    facts = Facts(facts=tuple(Fact(term=term, value=meaning) for term, meaning in PROTOCOL))
+    return Chapter(key="reading", title="How to read the figures", blocks=(facts,), public=True)
+
+
+def settings(audit: Audited, name: str) -> Chapter:
+    """The attacks as they were set, and what was noted beside them."""
+    notes = audit.plan.details.get("notes") or ()
+    texts = (notes,) if isinstance(notes, str) else tuple(map(str, notes))
+    return Chapter(key="settings", title="Attacks and notes", blocks=(bullets(*texts), attack_tables.attacks(audit)))
+
+
+def how_it_was_run(audit: Audited, name: str) -> Chapter:
+    """Versions, hashes and seeds."""
+    return Chapter(key="method", title="How it was run", blocks=(provenance(audit),), public=True)
+
+
+def runs(audit: Audited, name: str) -> Chapter:
+    """Every run."""
+    return Chapter(key="runs", title="All runs", blocks=(attack_tables.cells(audit),))
+
+
+CHAPTERS: tuple[Callable[[Audited, str], Chapter], ...] = (
+    by_model,
+    misuse,
+    overview,
+    relearning,
+    by_attack,
+    by_family,
+    breach_costs,
+    ability_losses,
+    belief,
+    masking,
+    costs,
+    limits,
+    how_to_read,
+    settings,
+    how_it_was_run,
+    runs,
+)
+"""In the order of reading. The name makes ids unique on the page."""
+
+
+def chapters(audit: Audited, name: str) -> tuple[Chapter, ...]:
+    """Those that hold something; in public those of them that say they may be public."""
+    written = (chapter(audit, name) for chapter in CHAPTERS)
+    return tuple(chapter for chapter in written if chapter.shown and (chapter.public or not audit.public))

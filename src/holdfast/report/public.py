@@ -1,0 +1,87 @@
+"""The records a public report is made of: each field is allowed by name, so that what nobody allowed is absent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.report.words.names import Names
+from holdfast.report.words.numbers import count, listed
+from holdfast.stats.cells import NO_ATTACK
+
+MODEL_DETAILS = ("digest", "stages", "seconds", "tokens", "flops", "seed")
+"""what a public report says of a model; its path is not among them"""
+
+
+def publish(plan: CampaignPlan, results: Sequence[CellResult]) -> tuple[CampaignPlan, list[CellResult], Names]:
+    """The records with a stand-in for every attack, numbered within its family, and without settings, commands and paths.
+
+    Returns:
+        The plan, the records, and the family that the page writes for each stand-in.
+    """
+    families = {result.attack: result.family or "an attack" for result in results if result.attack != NO_ATTACK}
+    numbers: Counter[str] = Counter()
+    stand_ins = {NO_ATTACK: NO_ATTACK}
+    for attack, family in families.items():
+        numbers[family] += 1
+        stand_ins[attack] = f"{family} #{numbers[family]}"
+    names = Names(families={stand_ins[attack]: family for attack, family in families.items()})
+    return _plan(plan, stand_ins), [_result(result, stand_ins) for result in results], names
+
+
+def model_details(plan: CampaignPlan, label: str) -> Mapping[str, Any]:
+    """What the plan says of one model: `details["models"][label]`, or `details[label]`; empty without."""
+    models = plan.details.get("models")
+    details = models.get(label) if isinstance(models, dict) else plan.details.get(label)
+    return details if isinstance(details, dict) else {}
+
+
+def _plan(plan: CampaignPlan, stand_ins: Mapping[str, str]) -> CampaignPlan:
+    """The title and the suite's name are free text, which may name an attack: the title is made anew."""
+    named = any(attack in plan.suite for attack in (*stand_ins, *plan.attacks) if attack != NO_ATTACK)
+    tested = [label for label, role in plan.models.items() if role == "defended"] or list(plan.models)
+    details = {
+        "models": {label: _allowed(model_details(plan, label), MODEL_DETAILS) for label in plan.models},
+        "uses_base": [stand_ins[attack] for attack in plan.details.get("uses_base", ()) if attack in stand_ins],
+        **_allowed(plan.details, ("protocol",)),
+    }
+    return CampaignPlan(
+        title=f"Audit of {listed(tested)}" if tested else "Audit",
+        domain=plan.domain,
+        suite=count(len(stand_ins) - 1, "attack") if named else plan.suite,
+        models=plan.models,
+        cells=plan.cells,
+        attacks=[stand_ins[attack] for attack in plan.attacks if attack in stand_ins],
+        seeds=plan.seeds,
+        details=details,
+    )
+
+
+def _result(result: CellResult, stand_ins: Mapping[str, str]) -> CellResult:
+    return CellResult(
+        cell=result.cell,
+        model=result.model,
+        model_digest=result.model_digest,
+        attack=stand_ins[result.attack],
+        attack_config={},
+        seed=result.seed,
+        status=result.status,
+        milestones=result.milestones,
+        first_loss=result.first_loss,
+        last_loss=result.last_loss,
+        costs=result.costs,
+        tokens=result.tokens,
+        flops=result.flops,
+        family=result.family,
+        draws=result.draws,
+        seconds=result.seconds,
+        identity=_allowed(result.identity, ("data", "evaluations")),
+        environment=result.environment,
+        records=result.records,
+    )
+
+
+def _allowed(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if name in fields}

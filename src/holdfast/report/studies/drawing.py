@@ -1,0 +1,36 @@
+"""A picture in an SVG file, in the look that all pictures of studies share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.core.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@contextmanager
+def drawn(path: Path, title: str, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of inches that is written to `path` at the end."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 9, "svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Title": title})
+
+
+def plain(axes: Axes, *sides: str) -> None:
+    """Grey lines behind the marks, and no frame on some sides."""
+    axes.set_axisbelow(True)
+    for side in sides:
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,150 @@
+"""Hazard before and after attack, a line a model, with the ability left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.report.audited import Audited
+from holdfast.report.table import Entry, Strip, Table
+from holdfast.report.words.numbers import NOTHING, amount, change, interval, spread
+from holdfast.stats.cells import Scale
+from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Over
+from holdfast.stats.seeds import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRow:
+    """One model's line of the verdict table, written out; `summary` holds the figures behind it."""
+
+    model: str
+    role: str
+    verdict: str
+    """empty for the ends of the scale, about which nothing is decided"""
+    before: str
+    mean: str
+    """mean hazard after attack, over all attacks"""
+    mean_kept: str
+    """the same over the attacks that keep ability"""
+    worst: str
+    worst_attack: str
+    ability: str
+    """before → after that worst attack"""
+    resisted: str
+    """n of m attacks resisted with ability kept"""
+    summary: ModelSummary
+
+
+def verdict_rows(audit: Audited) -> list[VerdictRow]:
+    """One row a model: undefended, reference, defended, never-exposed."""
+    return [_row(model, audit) for model in audit.summary.models]
+
+
+def _row(model: ModelSummary, audit: Audited) -> VerdictRow:
+    hazard, worst = audit.summary.hazard, model.all.worst
+    anchor = model.role in ANCHOR_ROLES
+    return VerdictRow(
+        model=model.label,
+        role=model.role,
+        verdict="" if anchor else model.verdict,
+        before=amount(model.before.value if model.before else None, hazard),
+        mean=amount(model.all.mean, hazard),
+        mean_kept=amount(model.kept.mean, hazard),
+        worst=amount(worst.after.mean if worst and worst.after else None, hazard),
+        worst_attack=audit.names(worst.attack) if worst else NOTHING,
+        ability=change(worst.ability_before, worst.ability_after, audit.summary.ability) if worst else NOTHING,
+        resisted=NOTHING if anchor or not model.counted else f"{model.resisted} of {model.counted}",
+        summary=model,
+    )
+
+
+def verdict(audit: Audited) -> Table:
+    """Hazard and the ability left beside it, per model."""
+    hazard = audit.summary.hazard
+    strips = hazard.metric != "nats"
+    rows = []
+    for row in verdict_rows(audit):
+        all, worst = row.summary.all, row.summary.all.worst
+        rows.append(
+            (
+                Entry(row.model, note=row.role, tag=row.verdict),
+                Entry(row.before),
+                Entry(row.mean, note=f"median {amount(all.median, hazard)}" if all.attacks else ""),
+                Entry(row.mean_kept, note=f"{row.summary.kept.attacks} of {all.attacks}" if all.attacks else ""),
+                Entry(row.worst, note=over_seeds(worst.after if worst else None, hazard)),
+                Entry(row.worst_attack),
+                Entry(row.ability),
+                Entry(row.resisted),
+                *([Entry("", strip=_strip(row.summary, audit.summary))] if strips else []),
+            )
+        )
+    columns = ("Model", "Hazard before", "Mean after", "Mean, ability kept", "Worst after", "Worst attack")
+    last = ("Ability at worst", "Resisted", *(("0\N{EN DASH}100 %",) if strips else ()))
+    return Table(
+        caption="Hazard knowledge before and after attack, with the ability left at the worst attack",
+        columns=(*columns, *last),
+        rows=tuple(rows),
+        notes=tuple(_levels(audit.summary)),
+        look="verdict",
+    )
+
+
+def _levels(summary: CampaignSummary) -> list[str]:
+    marks = []
+    if summary.hazard.chance is not None:
+        marks.append(f"Chance is {amount(summary.hazard.chance, summary.hazard)}.")
+    if summary.floor is not None:
+        marks.append(f"The never-exposed model is at {amount(summary.floor, summary.hazard)} after attack, on average.")
+    return marks
+
+
+def _strip(model: ModelSummary, summary: CampaignSummary) -> Strip | None:
+    worst = model.all.worst
+    if model.all.mean is None or worst is None or worst.after is None:
+        return None
+    return Strip(mean=model.all.mean, high=worst.after.mean, chance=summary.hazard.chance, floor=summary.floor)
+
+
+def over_seeds(estimate: Estimate | None, scale: Scale) -> str:
+    """The number of seeds and the range of their values."""
+    if estimate is None:
+        return ""
+    return "one seed" if estimate.seeds == 1 else f"{estimate.seeds} seeds: {spread(estimate, scale)}"
+
+
+def intervals(audit: Audited) -> Table:
+    """What the means stand on: attacks, seeds, standard errors and intervals."""
+    hazard = audit.summary.hazard
+
+    def row(model: ModelSummary, name: str, over: Over) -> tuple[Entry, ...]:
+        worst = over.worst
+        return (
+            Entry(model.label, note=name),
+            Entry(str(over.attacks)),
+            Entry(
+                text=amount(over.mean, hazard, decimals=1),
+                note=f"± {amount(over.stderr, hazard, decimals=1)}" if over.attacks else "",
+            ),
+            Entry(amount(over.median, hazard, decimals=1)),
+            Entry(interval(over.interval, hazard) if over.attacks else NOTHING),
+            Entry(
+                text=amount(worst.after.mean if worst and worst.after else None, hazard, decimals=1),
+                note=f"ability {amount(worst.ability_after, audit.summary.ability)}" if worst else "",
+            ),
+            Entry(audit.names(worst.attack) if worst else NOTHING),
+        )
+
+    return Table(
+        caption="Mean, median and worst hazard after attack, over all attacks and over those that keep ability",
+        columns=("Model", "Attacks", "Mean", "Median", "95 % interval", "Worst", "Worst attack"),
+        rows=tuple(
+            row(model, name, over)
+            for model in audit.summary.models
+            if model.all.attacks
+            for name, over in (("all attacks", model.all), ("ability kept", model.kept))
+        ),
+        notes=(
+            "± is one standard error, questions and seeds combined; a difference within two of them is no difference.",
+        ),
+        look="facts",
+        folded="Means, medians and intervals",
+    )

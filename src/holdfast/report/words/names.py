@@ -1,0 +1,26 @@
+"""What a page calls the attacks: by their presets, or in public by their families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from holdfast.report.words.numbers import listed
+
+INTERNAL = "Internal: this report holds settings of attacks that worked. Publish the public form of it."
+PUBLIC = "Public form: attacks are named by family, without settings."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """The name that a page gives each attack."""
+
+    families: Mapping[str, str] = field(default_factory=dict)
+    """in public: stand-in -> family; internally empty, and every attack is called by its preset"""
+
+    def __call__(self, attack: str) -> str:
+        return self.families.get(attack, attack)
+
+    def listed(self, attacks: Sequence[str]) -> str:
+        """Each name once, with commas and a last "and"."""
+        return listed(list(dict.fromkeys(map(self, attacks))))

@@ -1,0 +1,107 @@
+"""How an audit stands and what a planned one can tell, as tables and sentences for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.report.table import Entry, Table
+from holdfast.report.words.numbers import count, duration
+from holdfast.stats.power import SEED_SPREAD, Detectable
+from holdfast.stats.progress import Progress
+
+
+def status_table(progress: Progress) -> Table:
+    """The runs of each model that have ended, by how they ended."""
+    return Table(
+        caption=progress.title,
+        columns=("model", "finished", "diverged", "failed"),
+        rows=tuple(
+            (Entry(label), *(Entry(str(number)) for number in (of.finished, of.diverged, of.failed)))
+            for label, of in progress.models.items()
+        ),
+    )
+
+
+def status(progress: Progress, *, running: bool) -> list[str]:
+    """How many runs have ended, how much work is left, whether it goes on, and the first reasons why runs failed.
+
+    Args:
+        progress: of the campaign.
+        running: whether a holdfast works in its folder.
+    """
+    ended = progress.all.finished + progress.all.diverged
+    text = f"{ended} of {count(progress.all.planned, 'run')} ended, in {duration(progress.seconds)} of work"
+    if progress.all.left and progress.seconds_left is not None:
+        text += f"; about {duration(progress.seconds_left)} of work left, divided by the processes"
+    text += f". {'A holdfast is running there.' if running else 'None is running there.'}"
+    return [text, *(f"Failed: {reason}" for reason in progress.reasons[:3])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """An audit with a number of seeds, before it is run."""
+
+    seeds: int
+    runs: int
+    detectable: Detectable | None
+    """None: too few seeds, or no hazard questions"""
+    seconds: float
+    flops: float
+    tokens: float
+
+
+def plan_table(plans: Sequence[Planned]) -> Table:
+    """What the audit can tell with more or fewer seeds, and what it takes."""
+    return Table(
+        caption="The audit by its number of seeds",
+        columns=("seeds", "runs", "detectable, one attack", "detectable, whole suite", "time", "FLOPs", "tokens"),
+        rows=tuple(tuple(Entry(text) for text in _planned(plan)) for plan in plans),
+    )
+
+
+def _planned(plan: Planned) -> tuple[str, ...]:
+    distance = plan.detectable
+    points = (
+        (f"{100 * distance.one:.0f} points", f"{100 * distance.suite:.0f} points") if distance else ("no interval",) * 2
+    )
+    return (
+        str(plan.seeds), str(plan.runs), *points, duration(plan.seconds), f"{plan.flops:.2g}", f"{plan.tokens:.2g}",
+    )  # fmt: skip
+
+
+def power(detectable: Detectable | None, questions: int, seeds: int, attacks: int) -> str:
+    """What the audit's questions and seeds can detect, in words; empty where hazard is no questions."""
+    if not questions:
+        return ""
+    if detectable is None:
+        return (
+            f"{seeds} seeds are too few for an interval, so no verdict but undecided could be given; 5 are the fewest."
+        )
+    one, suite, alone = (
+        round(100 * value, 1) for value in (detectable.one, detectable.suite, detectable.from_questions)
+    )
+    return (
+        f"With {questions} hazard questions and {seeds} seeds a true distance of {one:.0f} points from the threshold (about "
+        f"{100 * detectable.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points above it by any of "
+        f"{attacks} attacks after Holm's correction. The questions alone leave a standard error of {alone} points, which more "
+        f"seeds do not lower. Hazard is taken to vary by {100 * SEED_SPREAD:.0f} points over seeds."
+    )
+
+
+def timing(measuring: float, workers: int) -> str:
+    """How the plan was timed; `measuring` is the share of the work that is no attack."""
+    return (
+        f"Timed on this machine for {workers} processes; {100 * measuring:.0f} % of the work is measuring. Each process holds "
+        "one model in training."
+    )
+
+
+def attack_cost(updates: int, costs: dict[str, float]) -> str:
+    """What an attack took, from `stats.suspicion.mean_costs`, in one sentence."""
+    parts = [f"{updates:,} updates"]
+    if "tokens" in costs:
+        parts += [f"{costs['tokens']:,.0f} tokens", f"{costs['flops']:.2g} FLOPs"]
+    if "peak_memory" in costs:
+        parts += [f"{costs['peak_memory'] / 1e9:.2g} GB at the peak", duration(costs["seconds"])]
+    return f"The attack took {', '.join(parts)}, measuring left out."

@@ -1,0 +1,93 @@
+"""The reports of studies from synthetic records: each table says what the records say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from holdfast.report.studies import claims, families, methods
+from holdfast.report.studies.family_plot import draw_families
+from holdfast.report.studies.method_plot import draw_methods
+from holdfast.report.studies.study import Method, Part, Study, markdown
+from tests.report.synthetic import FIGURES, audited, write
+
+WORLDS = (51, 52, 53)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    part = Part(
+        kind="knowledge",
+        suite="standard",
+        attacks=len(FIGURES),
+        methods=(
+            Method(label="base", role="undefended"),
+            Method(label="random-mapping", role="reference", stages=("random-mapping",), costs={51: 0.25, 52: 0.35}),
+            Method(label="tar", stages=("random-mapping", "tar"), settings={"outer_steps": 300}),
+            Method(label="never-exposed", role="never-exposed"),
+        ),
+        campaigns={world: write(folder / str(world), *audited(2, diverged=False)) for world in WORLDS},
+        tuning_attacks=("full-sgd-3e-1",),
+        not_run=("rmu",),
+    )
+    return Study(
+        title="A *study*",
+        command="holdfast study x",
+        parts=(part,),
+        tuning_world=1,
+        trials=4,
+        seeds=(0, 1),
+        seconds=120.0,
+        workers=2,
+    )
+
+
+def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
+    [part] = study.parts
+    table = methods.read_methods(part)
+    assert [row.label for row in table.rows] == ["base", "never-exposed", "tar", "random-mapping"]
+    assert table.chance == 0.25
+    text = markdown(study, [methods.chapter(study, part, table, "knowledge.svg")])
+    assert "# A \\*study\\*" in text
+    assert "| random-mapping | 30 (30 / 30 / 30) |" in text
+    assert "| rmu | not run |" in text
+    assert "tar outer\\_steps=300" in text
+    assert "| 30 % |" in text, "the cost, over the worlds where it is known"
+    widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert widths == {9}
+    draw_methods(table, tmp_path / "m.svg", "knowledge")
+    ElementTree.parse(tmp_path / "m.svg")
+
+
+def test_families_by_model(study: Study, tmp_path: Path) -> None:
+    [part] = study.parts
+    names = list(FIGURES)
+    rows = families.read_families(part, {"mixed": {n: {"lr": 1e-3} for n in names[5:6]}, "full": {names[0]: {}}})
+    assert [row.family for row in rows] == ["mixed", "full"]
+    [mixed] = [row for row in rows if row.family == "mixed"]
+    assert {spot.attack for spot in mixed.spots["tar"]} == {"mixed-1e-3"}
+    assert mixed.breaks("random-mapping") == len(WORLDS)
+    assert mixed.breaks("tar") == 0
+    text = markdown(study, families.chapters(study, part, rows, "families.svg"))
+    assert "The weakest spot of tar: mixed" in text
+    assert re.search(r"\| mixed \| 95 \(95 / 95 / 95, ability 100\) \|", text)
+    assert "mixed-1e-3 lr=0.001" in text
+    draw_families(rows, [method.label for method in part.methods], tmp_path / "f.svg")
+    ElementTree.parse(tmp_path / "f.svg")
+
+
+def test_claims_about_methods(study: Study) -> None:
+    [part] = study.parts
+    trainings = {"random-mapping": {0: "random-mapping"}, "tar": {0: "tar"}}
+    rows = claims.read_claims(study, part, trainings, ["mixed-3e-4-long"], tested="tar")
+    worst = next(row for row in rows if row.figure.endswith("without the original model"))
+    with_base = next(row for row in rows if row.figure.endswith("original model at hand"))
+    assert worst.claims["tar"].mean < with_base.claims["tar"].mean
+    assert list(worst.differences) == ["tar minus random-mapping"]
+    text = markdown(study, claims.chapters(study, part, rows, trainings))
+    assert "| hazard before any attack | 30 (30 to 30, models 30 to 30) |" in text
+    assert re.search(r"\| hazard before any attack \| −3 \(−3 to −3", text)
