@@ -120,7 +120,7 @@ def _making(out: Path, seed: int) -> list[Job]:
             call=make_safeguarded,
             arguments={"out": out, "label": "random-mapping", "seed": seed},
             after=("train the undefended model",),
-            size=400,
+            size=600,
         ),
         Job(
             name="TAR",
