@@ -17,7 +17,7 @@ def study(seed: int) -> Study:
     part = Part(
         kind="knowledge",
         methods=(
-            Method(label="random-mapping", stages=("random-mapping",), role="reference", size=12),
+            Method(label="random-mapping", stages=("random-mapping",), role="reference", size=18),
             Method(label="tar", stages=("random-mapping", "tar"), size=130),
         ),
         suite=called(SUITE),

@@ -65,8 +65,9 @@ class Pretraining:
         model.train(False)
 
 
-PRETRAINING = {"knowledge": Pretraining(), "refusal": Pretraining(passes=12.0)}
-"""By the kind of the domain."""
+PRETRAINING = {"knowledge": Pretraining(), "refusal": Pretraining(passes=24.0)}
+"""By the kind of the domain. Requests are judged by the whole answer, which a fine-tuned model loses sooner than it loses the
+likeliest of four choices. docs/testbed.md has what 12 and 24 passes keep under attack."""
 
 
 def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
