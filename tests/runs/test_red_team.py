@@ -17,7 +17,7 @@ from holdfast.recipes.studies import STUDIES, pick_study, run_study
 from holdfast.runs.study import red_team as module
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Method
-from holdfast.safeguards.tar import Adversary
+from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.stats.cells import hazard_scale
 from tests.conftest import SMALL
 

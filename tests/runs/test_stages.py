@@ -26,9 +26,10 @@ from holdfast.engine.data import Data
 from holdfast.engine.run import Run
 from holdfast.engine.walk import drive
 from holdfast.runs.stages import Recipe, build
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.tar import TAR
 from tests.conftest import SmallTestbed
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +257,7 @@ def build_until_killed(folder: str) -> None:
 def test_a_build_survives_a_real_kill(
     tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys; from tests.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
+    code = "import sys; from tests.runs.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tiny_testbed.folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -22,7 +22,7 @@ from holdfast.core.types import HoldfastError, Precision
 from holdfast.engine.checkpoint import CARD, Checkpoint, save_checkpoint
 from holdfast.safeguards.base import Safeguard
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the same stages would give other weights, so that no cached checkpoint is taken for a new one."""
 
 OnStep = Callable[[int, int], None]
