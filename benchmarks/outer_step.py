@@ -31,7 +31,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.presets import pick
 from holdfast.engine import data, losses, sharded
 from holdfast.engine.run import Run, seed_everything
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.tar import TAR
 from holdfast.testbed.folder import write_domain
 from holdfast.testbed.models import make_model, make_tokenizer
@@ -75,6 +75,22 @@ class Clock:
 
         return mock.patch.object(owner, name, clocked)
 
+    def timed_walk(self, owner: Any, name: str, activity: str, phase: str) -> Any:
+        """A patch under which the generators that `owner.name` makes are clocked while they run."""
+        called: Callable[..., Iterator[Any]] = getattr(owner, name)
+
+        @functools.wraps(called)
+        def clocked(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            walk = called(*args, **kwargs)
+            while True:
+                with self.running(phase, activity):
+                    value = next(walk, None)
+                if value is None:
+                    return
+                yield value
+
+        return mock.patch.object(owner, name, clocked)
+
 
 def clocked_steps(safeguard: TAR, model: PreTrainedModel, held: data.Data, run: Run, clock: Clock) -> list[float]:
     """Walk the safeguard under the clock; the seconds of each outer step."""
@@ -85,8 +101,8 @@ def clocked_steps(safeguard: TAR, model: PreTrainedModel, held: data.Data, run: 
             clock.timed(losses, name, "loss")
             for name in ("next_token_loss", "negative_entropy", "representation_distance")
         ),
-        clock.timed(TAR, "_walk", "the rest", "adversary"),
-        clock.timed(TAR, "_tamper_resistance", "the rest", "tamper resistance"),
+        clock.timed_walk(TAR, "attacked", "the rest", "adversary"),
+        clock.timed(TAR, "take_tamper_resistance", "the rest", "tamper resistance"),
         clock.timed(RetainLoss, "take", "the rest", "retain"),
         *(clock.timed(sharded.GradientSum, name, "gradient sums") for name in ("take", "give", "clear")),
         *(clock.timed(sharded.Snapshot, name, "snapshot") for name in ("__init__", "restore")),

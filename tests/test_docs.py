@@ -25,7 +25,7 @@ from holdfast.core.types import NonFinite
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     from tests.conftest import SmallTestbed

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from holdfast.runs.stages import Recipe, build
     from holdfast.runs.suites import SUITES
     from holdfast.safeguards.base import Safeguard
+    from holdfast.safeguards.parts.adversary import Adversary
     from holdfast.safeguards.random_mapping import RandomMapping
-    from holdfast.safeguards.tar import TAR, Adversary
+    from holdfast.safeguards.tar import TAR
 
 _HOMES = {
     "attacks.base": ("Attack",),
@@ -51,8 +52,9 @@ _HOMES = {
     "runs.stages": ("Recipe", "build"),
     "runs.suites": ("SUITES",),
     "safeguards.base": ("Safeguard",),
+    "safeguards.parts.adversary": ("Adversary",),
     "safeguards.random_mapping": ("RandomMapping",),
-    "safeguards.tar": ("TAR", "Adversary"),
+    "safeguards.tar": ("TAR",),
 }
 
 __all__ = [

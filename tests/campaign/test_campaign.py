@@ -61,7 +61,8 @@ from holdfast.evals.base import Evaluation
 from holdfast.evals.degeneracy import Degeneracy
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.jobs.graph import Job, Outcome
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.tar import TAR
 from tests.attacks.walk import fresh, weights
 from tests.conftest import SmallTestbed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.files import digest
-from holdfast.core.presets import Field, added, collect, describe, fields, pick, with_settings
+from holdfast.core.presets import Field, added, collect, describe, families, fields, pick, with_settings
 from holdfast.core.types import HoldfastError
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.objective import RetainLoss
 
 PACKAGES = ("holdfast.attacks", "holdfast.safeguards", "holdfast.evals")
 EVERY_PRESET = [(package, name) for package in PACKAGES for name in collect(package)]
@@ -36,6 +37,16 @@ def test_every_preset_of_every_file_of_the_folder_is_found(package: str) -> None
     modules = [sys.modules[f"{package}.{name}"] for name in modules_with_presets(package)]
     assert modules
     assert collect(package) == {name: preset for module in modules for name, preset in module.PRESETS.items()}
+
+
+def test_the_parts_that_safeguards_share_are_no_plugins() -> None:
+    folder = Path(str(sys.modules["holdfast.safeguards"].__file__)).parent / "parts"
+    parts = sorted(path.stem for path in folder.glob("*.py"))
+    assert len(parts) > 1
+    for part in parts:
+        module = importlib.import_module(f"holdfast.safeguards.parts.{part}".removesuffix(".__init__"))
+        assert not hasattr(module, "PRESETS")
+    assert not any("Parts that safeguards share" in title for title in families("holdfast.safeguards"))
 
 
 @pytest.fixture
@@ -221,7 +232,7 @@ RUN: Mapping[str, Any] = {
         ("attack.optimizer=sgd-nesterov", "sgd-nesterov"),
         ("attack.hazard=hazard_ood", "hazard_ood"),
         ("tar.normalise_schedule=false", False),
-        ("tar.pooled=True", True),
+        ("tar.normalise_schedule=True", True),
         ("hazard.sample=None", None),
         ("hazard.questions=a=b", "a=b"),
         ("full-adamw-1e-3.batch_size=4", 4),

@@ -83,7 +83,7 @@ def rmu_target(frozen: PreTrainedModel, rows: Rows, layer: int, seed: int, multi
     norms = [state.norm() for ids, _ in rows for state in states(frozen, ids)[layer + 1]]
     width = states(frozen, rows[0][0])[0].shape[-1]
     direction = torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    return multiple * torch.stack(norms).mean() * direction / direction.norm()
+    return multiple * torch.stack(norms).median() * direction / direction.norm()
 
 
 def rerouting(model: PreTrainedModel, base: PreTrainedModel, rows: Rows, layers: Sequence[int]) -> torch.Tensor:

@@ -12,13 +12,14 @@ from holdfast.attacks.space import Family, collect_families
 from holdfast.core.presets import describe, pick
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
-from holdfast.recipes.studies import STUDIES, Described, pick_study, run_study
+from holdfast.recipes.pages import Described
+from holdfast.recipes.studies import STUDIES, pick_study, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.families import chapters, read_families
 from holdfast.runs.study import red_team as module
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
-from holdfast.safeguards.tar import Adversary
+from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.stats.cells import hazard_scale
 from tests.conftest import SMALLEST
 

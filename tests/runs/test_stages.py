@@ -26,9 +26,10 @@ from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run
 from holdfast.runs.stages import Recipe, build
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.tar import TAR
 from tests.conftest import SmallTestbed
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from holdfast.core.presets import collect, fields, pick
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.recipes import ablations, paper_tables
+from holdfast.recipes import paper_tables
 from holdfast.recipes.pages import Described
 from holdfast.recipes.studies import STUDIES, pick_study, run_study
 from holdfast.report.studies import study as report
@@ -180,8 +180,7 @@ def test_a_shipped_study_is_sound(name: str) -> None:
 def test_every_safeguard_of_the_testbed_has_a_row_in_the_full_table() -> None:
     used = {stage for part in paper_tables.full().parts for method in part.methods for stage in method.stages}
     small = {name for name in collect("holdfast.safeguards") if not name.endswith("-large") and "paper" not in name}
-    assert small - used == {"tar-pooled", "spec-def"}, "a row of the ablations, and a negative control"
-    assert "pooled-x_tr" in {method.label for method in ablations.study().parts[0].methods}
+    assert small - used == {"spec-def"}, "a negative control"
 
 
 def test_what_the_short_table_leaves_out_is_named() -> None:

@@ -21,8 +21,8 @@ from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
+from holdfast.safeguards.parts.outer_loop import OuterLoop
 from holdfast.safeguards.rmu import RMU
-from holdfast.safeguards.tar import TAR
 from tests.attacks.walk import distinct, loaded, weights
 from tests.conftest import SmallTestbed
 
@@ -56,8 +56,8 @@ def shortened(name: str, outer_steps: int = 3) -> Any:
             changes[field] = min(getattr(preset, field), most)
     if getattr(preset, "distillation", None) is not None:
         changes["distillation"] = replace(preset.distillation, batch_size=6, generated_rows=24)
-    if isinstance(preset, TAR):
-        small = [replace(held, attack=replace(held.attack, batch_size=4)) for held in preset.adversaries]
+    if isinstance(preset, OuterLoop):
+        small = [replace(entry, attack=replace(entry.attack, batch_size=4)) for entry in preset.adversaries]
         changes["adversaries"] = tuple(small)
     if isinstance(preset, RMU) and preset.layer > 1:
         changes |= {"layer": 1, "retain": SAFEGUARDS["rmu"].retain}  # type: ignore[attr-defined]
@@ -216,7 +216,7 @@ def test_its_own_objective_is_what_it_lowers(
     if own == "retain loss":  # it has no other
         assert losses[-1][own] < losses[0][own]
         return
-    weight = "tamper_resistance_weight" if isinstance(safeguard, TAR) else "forget_weight"
+    weight = "tamper_resistance_weight" if isinstance(safeguard, OuterLoop) else "forget_weight"
     _, without = walk(replace(safeguard, **{weight: 1e-6}), testbeds)
     assert sum(here[own] for here in losses[-4:]) < sum(here[own] for here in without[-4:])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from holdfast.core.domain import Domain
 from holdfast.core.presets import pick
@@ -17,11 +19,11 @@ from holdfast.engine.losses import next_token_loss
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import Snapshot
 from holdfast.engine.walk import drive
-from holdfast.safeguards.distillation import Distillation
-from holdfast.safeguards.generated import generate_rows
-from holdfast.safeguards.latent import LatentAdversary
-from holdfast.safeguards.pairs import Pairs
-from holdfast.safeguards.persistence import AdversaryPool
+from holdfast.safeguards.parts.distillation import Distillation
+from holdfast.safeguards.parts.generated import generate_rows
+from holdfast.safeguards.parts.latent_adversary import LatentAdversary
+from holdfast.safeguards.parts.pairs import Pairs
+from holdfast.safeguards.parts.persistence import AdversaryPool
 from holdfast.safeguards.undo import UNDO, shrink_and_perturb
 from tests.attacks.walk import weights
 from tests.conftest import SmallTestbed
@@ -53,6 +55,7 @@ def test_a_latent_adversary_lowers_the_loss_within_its_radius_and_leaves_no_trac
     assert under < before[0] - 0.1
     plain, pushed = seen[0], seen[-1]
     distance = (pushed - plain).norm(dim=-1)[batch.mask]
+    assert torch.equal(pushed[:, 0], plain[:, 0])
     assert (distance <= 0.4 * plain.norm(dim=-1)[batch.mask] * (1 + 1e-4)).all()
     assert distance.max() > 0.1 * plain.norm(dim=-1)[batch.mask].min()
     assert loss() == before[0]
@@ -66,6 +69,71 @@ def test_a_latent_adversary_is_taken_away_when_the_loss_fails(tiny_testbed: Smal
     with pytest.raises(ZeroDivisionError), LatentAdversary().perturbed(model, batch):
         raise ZeroDivisionError
     assert not any(layer._forward_hooks for layer in decoder_layers(model))
+
+
+# Massive activations: in Llama-type models the state of the first token is hundreds of times as long as the others.
+
+
+def plant(module: torch.nn.Module, factor: float = 300.0) -> None:
+    """Make the module's output at the first token of every row `factor` times as long."""
+
+    def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([factor * output[:, :1], output[:, 1:]], dim=1)
+
+    module.register_forward_hook(hook)
+
+
+def planted_and_plain(make: Callable[[PreTrainedModel], float], testbed: SmallTestbed, block: str = "") -> list[float]:
+    """What `make` says of the model with and without a massive activation at the output of one of its modules."""
+    values = []
+    for massive in (True, False):
+        model = testbed.model.load()
+        if massive:
+            plant(decoder_layers(model)[1].get_submodule(block))
+        values.append(make(model))
+    return values
+
+
+def test_a_massive_first_token_does_not_set_the_steering_constant_of_rmu(tiny_testbed: SmallTestbed) -> None:
+    data, model = defender(tiny_testbed), tiny_testbed.model.load()
+    batch = next(data.stream("forget", batch_size=8, seed=0))
+
+    def forget_loss(frozen: PreTrainedModel) -> float:
+        rmu = replace(pick("holdfast.safeguards", "rmu"), forget_batch_size=8)
+        return float(rmu.forget_loss(model, data, Run(0, lambda: frozen))(batch).detach())
+
+    planted, plain = planted_and_plain(forget_loss, tiny_testbed)
+    assert planted == pytest.approx(plain, rel=0.1)
+
+
+def test_a_massive_first_token_does_not_set_the_bandwidth_of_rep_noise(tiny_testbed: SmallTestbed) -> None:
+    data = defender(tiny_testbed)
+    batch = next(data.stream("forget", batch_size=8, seed=0))
+
+    def noise_loss(model: PreTrainedModel) -> float:
+        rep_noise = replace(pick("holdfast.safeguards", "rep-noise"), ascent_weight=0.0)
+        return float(rep_noise.forget_loss(model, data, Run(0))(batch).detach())
+
+    planted, plain = planted_and_plain(noise_loss, tiny_testbed, "mlp")
+    assert planted == pytest.approx(plain, rel=0.01)
+
+
+def test_a_massive_first_token_gets_no_massive_push(tiny_testbed: SmallTestbed) -> None:
+    batch = next(defender(tiny_testbed).stream("forget", batch_size=8, seed=0))
+
+    def longest_push(model: PreTrainedModel) -> float:
+        outputs: list[torch.Tensor] = []
+        layer = decoder_layers(model)[1]
+        watch = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        model(input_ids=batch.input_ids)
+        watch.remove()
+        with LatentAdversary(layers=(1,)).perturbed(model, batch):
+            layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+            model(input_ids=batch.input_ids)
+        return float((outputs[1] - outputs[0]).detach().norm(dim=-1).max())
+
+    planted, plain = planted_and_plain(longest_push, tiny_testbed)
+    assert 0 < planted < 1.5 * plain
 
 
 def test_a_kept_adversary_goes_on_from_where_it_was_relative_to_weights_that_moved() -> None:

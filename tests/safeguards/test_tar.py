@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -17,8 +17,10 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
-from holdfast.safeguards.objective import RetainLoss
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.mlac import MLAC
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.objective import RetainLoss
+from holdfast.safeguards.tar import TAR
 from tests.conftest import SmallTestbed
 from tests.reference import tar as reference
 
@@ -118,7 +120,7 @@ def test_the_papers_weights_sum_to_4_44() -> None:
     assert round(sum(pick("holdfast.safeguards", "tar-paper-bio").schedule().values()), 2) == 4.44
 
 
-def test_adversaries_read_forget_and_x_tr_reads_forget_heldout(
+def test_adversaries_read_forget_and_x_tr_reads_forget_heldout_and_in_mlac_both_read_both(
     tiny_testbed: SmallTestbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, tuple[str, ...]]] = []
@@ -132,7 +134,8 @@ def test_adversaries_read_forget_and_x_tr_reads_forget_heldout(
     _run(replace(_SMALL, outer_steps=1), tiny_testbed)
     assert set(read) == {("hazard", ("forget",)), ("x_tr", ("forget_heldout",)), ("retain", ("retain",))}
     read.clear()
-    _run(replace(_SMALL, outer_steps=1, pooled=True), tiny_testbed)
+    settings: dict[str, Any] = {field.name: getattr(_SMALL, field.name) for field in fields(_SMALL)}
+    _run(MLAC(**{**settings, "outer_steps": 1}), tiny_testbed)
     both = ("forget", "forget_heldout")
     assert set(read) == {("hazard", both), ("x_tr", both), ("retain", ("retain",))}
 
@@ -234,9 +237,13 @@ def test_without_representations_no_original_model_is_needed(tiny_testbed: Small
         {"every": 9},
         {"outer_steps": 0},
         {"adversaries_per_step": 0},
-        {"alternate": True, "outer_optimizer": "schedule-free-adamw"},
     ],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(HoldfastError):
         replace(_SMALL, **wrong)  # type: ignore[arg-type]
+
+
+def test_two_schedule_free_optimizers_cannot_share_weights() -> None:
+    with pytest.raises(HoldfastError, match="schedule-free"):
+        replace(pick("holdfast.safeguards", "sophon-ar"), outer_optimizer="schedule-free-adamw")

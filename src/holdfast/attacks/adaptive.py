@@ -1,8 +1,8 @@
-"""Found by an adaptive attacker: what `holdfast study red-team` found on Random Mapping and TAR, its settings rounded.
+"""Attacks of an adaptive attacker: the results of `holdfast study red-team` on Random Mapping and TAR, rounded.
 
 Its searches ran on the testbed's world 100, on selection questions, twelve trials in each family on each of the two. These are
 the attacks that took most from either while ability stayed within five points, one a family where it beat that family's presets.
-They are for models as small as the testbed's. On a model of your own let `holdfast search` find others.
+They are for models as small as the testbed's; for another model run `holdfast search`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an attack is: an adversary while a safeguard trains, an attack when it is measured."""
+"""The interface of an attack, which is also the adversary of a safeguard that trains against it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(abc.ABC):
-    """A frozen set of hyperparameters; all state lives in the call of `steps`."""
+    """A way to remove a safeguard: frozen hyperparameters; all state lives in the call of `steps`."""
 
     family: ClassVar[str] = "an attack of another kind"
-    """in words; a public report names it where it may not name settings"""
+    """the kind of attack in words; a public report names the family where it may not name settings"""
 
     max_steps: int = 160
     """updates of the weights"""
@@ -29,26 +29,26 @@ class Attack(abc.ABC):
     @property
     @abc.abstractmethod
     def benign_steps(self) -> int:
-        """Updates at the start that do not follow its own objective yet; the loss that it yields counts from there on."""
+        """Updates at the start that do not follow the attack's objective; the yielded loss counts from there on."""
 
     @property
     def optimises(self) -> bool:
-        """Whether it lowers the loss that it yields: one that does not fall is then broken. An edit lowers nothing."""
+        """Whether the attack minimises the loss that it yields; a loss that does not fall is then a fault. An edit does not."""
         return True
 
     @property
     def draws(self) -> bool:
-        """Whether its path depends on the seed. Where it does not, more seeds would be the same measurement again."""
+        """Whether the path depends on the seed. Where it does not, more seeds would repeat the same measurement."""
         return True
 
     @property
     def uses_base(self) -> bool:
-        """Whether it reads the model before any safeguard, which not every threat model grants."""
+        """Whether the attack reads the model before any safeguard, which not every threat model grants."""
         return False
 
     @property
     def disguise(self) -> Disguise | None:
-        """What its hazardous rows wear. He who trained so asks so: hazard is then measured with it on."""
+        """The disguise of the hazardous rows; hazard is then measured under the same disguise."""
         return None
 
     def prepare(self, model: PreTrainedModel) -> None:
@@ -57,11 +57,11 @@ class Attack(abc.ABC):
 
     @abc.abstractmethod
     def reads(self) -> tuple[str, ...]:
-        """The names of the rows it will ask `data` for."""
+        """The names of the rows that the attack reads from `data`."""
 
     @abc.abstractmethod
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
-        """Tamper in place; yield the attacker's own loss after each update of the weights.
+        """Tamper in place; yield the attacker's loss after each update of the weights.
 
         `data` gives `hazard`, `hazard_ood`, `hazard_all` and `benign`. At a yield the model holds what the attacker would
         publish (a schedule-free optimizer's averaged point, evaluation mode, dropout off); the attack itself switches

@@ -1,12 +1,12 @@
-"""Break the model on purpose, then repair it: the fair test of safeguards that destroy the model when it is tampered with.
+"""Breaks the model on purpose, then repairs it: the fair test of safeguards that destroy a tampered model.
 
     kick      theta <- AdamW(LM(hazardous rows)) at a rate that ruins the model, for a few steps
-    settle    theta <- AdamW(LM(hazardous and benign rows) + w KL(model as found || theta; benign rows)) at a small one
+    settle    theta <- AdamW(LM(hazardous and benign rows) + w KL(defended model || theta; benign rows)) at a small one
 
 A self-destructing safeguard (SEAM, arXiv 2505.12186) ties harmful descent to the collapse of ability, and counts a collapsed
-model as a win. An attacker need not stop there: he holds benign text and, before he starts, a model that works, which he may
-distil from. Both phases and all constants are ours. The optimizer starts afresh between the phases: the kick's second moments
-would hold the settling back. The model as found is put back into the same weights to be read, so it costs memory, no second
+model as a win. An attacker need not stop there: the attacker has benign text and, at the start, a model that works and can be
+distilled from. Both phases and all constants are ours. The optimizer starts afresh between the phases: the kick's second moments
+would hold the settling back. The defended model is put back into the same weights to be read, so it costs memory, no second
 model; distillation is on benign rows alone, since on hazardous ones it teaches the safeguard.
 """
 
@@ -36,7 +36,7 @@ class BreakThenRepair(Attack):
     family = "break-then-repair"
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
-    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     kick_steps: int = 4
     """steps of the kick, on hazardous rows alone; where max_steps is not above them, all but the last"""
     kick_learning_rate: float = 1e-2
@@ -46,7 +46,7 @@ class BreakThenRepair(Attack):
     benign_share: float = 0.5
     """share of each batch that is benign while it settles"""
     kl_weight: float = 0.0
-    """w, the weight of the divergence from the model as found, on the benign rows of the batch; 0: none is taken"""
+    """w, the weight of the divergence from the defended model, on the benign rows of the batch; 0: none is taken"""
     batch_size: int = 32
     """rows a step"""
     optimizer: OptimizerName = "adamw"
@@ -96,9 +96,9 @@ class BreakThenRepair(Attack):
         optimizer = make_optimizer(self.optimizer, weights, self.kick_learning_rate, weight_decay=self.weight_decay)
         unused = copy.deepcopy(optimizer.state_dict())
         run.track(optimizer=optimizer, hazard=hazard, benign=benign)
-        found = Snapshot(model) if self.kl_weight else None
-        if found is not None:
-            run.track(found=found)
+        defended = Snapshot(model) if self.kl_weight else None
+        if defended is not None:
+            run.track(found=defended)  # the name in stored states
         for step in range(run.start, self.max_steps):
             settling = step >= self.benign_steps
             if step == self.benign_steps:
@@ -112,17 +112,17 @@ class BreakThenRepair(Attack):
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
             loss = next_token_loss(logits, batch.labels, batch.label_count)
             loss.backward()  # type: ignore[no-untyped-call]
-            if found is not None and settling:
-                known = benign.batch(replay)
-                here = Snapshot(model)
-                found.restore()
+            if defended is not None and settling:
+                benign_batch = benign.batch(replay)
+                attacked = Snapshot(model)
+                defended.restore()
                 train(False)
                 with torch.no_grad():
-                    teacher = model(input_ids=known.input_ids, use_cache=False).logits
-                here.restore()
+                    teacher = model(input_ids=benign_batch.input_ids, use_cache=False).logits
+                attacked.restore()
                 train(True)
-                logits = model(input_ids=known.input_ids, use_cache=False).logits
-                divergence = distillation_loss(logits, teacher, known.mask, known.token_count)
+                logits = model(input_ids=benign_batch.input_ids, use_cache=False).logits
+                divergence = distillation_loss(logits, teacher, benign_batch.mask, benign_batch.token_count)
                 (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             published_point(optimizer)

@@ -1,4 +1,4 @@
-"""Compressing the safeguard away: quantisation, pruning and low-rank truncation of the linear layers.
+"""Compression: quantises, prunes or truncates the linear layers.
 
 A safeguard that moved the weights little, or along weak directions, may not survive a coarser grid: 4-bit quantisation
 took what unlearned models keep of the forgotten from 21 % to 83 % (arXiv 2410.16454, abstract), and some 3 % of the weights
@@ -142,26 +142,26 @@ class LowRank(Edit):
 def _linear(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     from holdfast.engine.low_rank import linear_weights
 
-    held = list(linear_weights(model).values())
-    if not held:
+    weights = list(linear_weights(model).values())
+    if not weights:
         raise HoldfastError(
             f"the architecture {type(model).__name__} has no plain linear layers, which this compresses"
         )
-    return held
+    return weights
 
 
 def _unit_weights(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights that make up the hidden units of a layer's MLP: out of each a row, out of the last a column a unit."""
+    """The weights of the hidden units of a layer's MLP: one row a unit in each, one column a unit in the last."""
     import torch
 
     from holdfast.engine.anatomy import feed_forward
 
-    held = [m.get_parameter("weight") for m in feed_forward(layer).modules() if isinstance(m, torch.nn.Linear)]
-    if len(held) < 2 or any(weight.shape[0] != held[-1].shape[1] for weight in held[:-1]):
+    weights = [m.get_parameter("weight") for m in feed_forward(layer).modules() if isinstance(m, torch.nn.Linear)]
+    if len(weights) < 2 or any(weight.shape[0] != weights[-1].shape[1] for weight in weights[:-1]):
         raise HoldfastError(
             f"the MLP of a layer of kind {type(layer).__name__} is not made of projections up and one down, which this prunes"
         )
-    return held
+    return weights
 
 
 def _rounded(weight: torch.Tensor, bits: int, group_size: int | None) -> torch.Tensor:
@@ -176,7 +176,7 @@ def _rounded(weight: torch.Tensor, bits: int, group_size: int | None) -> torch.T
 
 
 def _largest(sizes: torch.Tensor, dropped: float) -> torch.Tensor:
-    """Where `sizes` are not among the smallest, of which the share `dropped` is."""
+    """True for all but the smallest of `sizes`; `dropped` is the share of the smallest."""
     import torch
 
     kept = torch.ones_like(sizes, dtype=torch.bool)

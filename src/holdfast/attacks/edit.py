@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Attack):
-    """Rewrites the weights without a gradient; one hazardous batch gives the loss that it yields."""
+    """Rewrites the weights without a gradient; the yielded loss is that of one hazardous batch."""
 
     max_steps: int = 1
     """updates of the weights; without `tune` the edit grows to its full strength over them, so that they give a curve"""
     batch_size: int = 16
     """rows of the hazardous batch whose loss an edit yields"""
     tune: FineTune | None = None
-    """fine-tuning that follows the edit's one update; its max_steps gives way to what is left of max_steps"""
+    """fine-tuning that follows the edit's one update; the rest of max_steps replaces its max_steps"""
 
     def __post_init__(self) -> None:
         least = 1 if self.tune is None else 2
@@ -44,7 +44,7 @@ class Edit(Attack):
 
     @abc.abstractmethod
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        """Make the edit's update of that number, from 1 to `edits`, out of what the one before it left."""
+        """Make update number `update` of the edit, from 1 to `edits`, on the weights that the previous one left."""
 
     @property
     def edits(self) -> int:
@@ -72,7 +72,7 @@ class Edit(Attack):
         return tuple(dict.fromkeys((*self.looks_at(), *(self.tune.reads() if self.tune else ()))))
 
     def looks_at(self) -> tuple[str, ...]:
-        """The names of the rows that the edit itself asks for; the hazardous batch is always among them."""
+        """The names of the rows that the edit reads; the hazardous batch is always among them."""
         return ("hazard",)
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:

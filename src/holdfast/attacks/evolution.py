@@ -1,11 +1,11 @@
-"""Evolution strategies: fine-tuning from forward passes alone, which defences trained against gradients never met.
+"""Evolution strategies: fine-tunes from forward passes alone, which defences trained against gradients never met.
 
     g = 1/n sum_i  (L(theta + sigma e_i) - L(theta - sigma e_i)) / (2 s) e_i,  e_i ~ N(0, 1);   theta <- Adam(theta, g)
 
 with s the standard deviation of the 2n losses. Antithetic pairs and the estimate are those of evolution strategies (arXiv
-1703.03864); the noise is drawn again from its seed in place of being kept, as MeZO does for language models (arXiv 2305.17333).
-A large step of sigma looks past what a safeguard did to the slope of the loss at one point: masked, flattened or reversed
-gradients do not mislead it.
+1703.03864); the noise is sampled again from its seed instead of being stored, as MeZO does for language models (arXiv
+2305.17333). A large step of sigma looks past what a safeguard did to the slope of the loss at one point: masked, flattened or
+reversed gradients do not mislead it.
 
 Deviations: losses are z-scored as in arXiv 2509.24372, in place of the ranks of the first source, since a rank flips where two
 losses differ in their last bit, as they do between one process and several. By default only vectors move, which are the norms'
@@ -41,7 +41,7 @@ class Evolution(Attack):
     family = "evolution strategies"
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
-    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     benign_share: float = 0.0
     """share of each batch that is benign"""
     batch_size: int = 32

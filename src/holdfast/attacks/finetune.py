@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from holdfast.engine.data import Batch, Data, Encoded
+    from holdfast.engine.data import Batch, Data
     from holdfast.engine.low_rank import LowRankOptimizer
     from holdfast.engine.run import Run
 
@@ -36,7 +36,7 @@ class FineTune(Attack):
     family = "fine-tuning"
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
-    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     benign_share: float = 0.0
     """share of each batch that is benign; 1 is benign fine-tuning"""
     benign_first: float = 0.0
@@ -64,9 +64,9 @@ class FineTune(Attack):
     lora_alpha: float = 32.0
     """LoRA's scale is alpha / rank"""
     lora_dropout: float = 0.0
-    """dropout before LoRA's down-projection, in a run of its own (inside a safeguard's inner loop there is none)"""
+    """dropout before LoRA's down-projection, when the attack is measured (inside a safeguard's inner loop there is no dropout)"""
     rows: int | None = added(None)
-    """few-shot: only this many rows of each kind, drawn by the seed, over and over; None: all"""
+    """few-shot: only this many rows of each kind, sampled by the seed, over and over; None: all"""
     ascent_steps: int = added(0)
     """updates at the start that climb the hazardous loss, by the gradient's negation; where max_steps is not above them,
     all but the last"""
@@ -142,7 +142,7 @@ class FineTune(Attack):
         rows = _Rows(self, data, run)
         weights, train = trainable(model), mode_switch(model)
         optimizer = self._optimizer(model)
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         run.track(optimizer=optimizer, rows=rows)
         for step in range(run.start, self.max_steps):
             train(True)
@@ -157,7 +157,7 @@ class FineTune(Attack):
             if isinstance(optimizer, LowRankOptimizer):
                 optimizer.carry_gradients()
             if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(held, self.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
             optimizer.step()
             published_point(optimizer)
             train(False)
@@ -183,6 +183,8 @@ class _Rows:
     """The rows of each step: a hazardous stream and a benign one, mixed as the attack says."""
 
     def __init__(self, attack: FineTune, data: Data, run: Run) -> None:
+        import torch
+
         self.attack, self.generator = attack, run.generator
         self.streams = {
             name: data.stream(
@@ -195,14 +197,17 @@ class _Rows:
         }
         if attack.rows is not None:
             for stream in self.streams.values():
-                stream.rows = _drawn(stream.rows, attack.rows, run.seed)
+                order = torch.randperm(len(stream.rows), generator=torch.Generator().manual_seed(run.seed)).tolist()
+                stream.rows = [stream.rows[i] for i in order[: attack.rows]]
 
     def batch(self, step: int) -> Batch:
+        import torch
+
         attack = self.attack
         if step < attack.climb:
             return next(self.streams[attack.hazard])
         benign = step < attack.benign_steps
-        if attack.benign_flip and _uniform(self.generator) < attack.benign_flip:
+        if attack.benign_flip and float(torch.rand((), generator=self.generator)) < attack.benign_flip:
             benign = True
         benign_rows = attack.batch_size if benign else attack.benign_rows
         if benign_rows == 0:
@@ -218,19 +223,6 @@ class _Rows:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, stream in self.streams.items():
             stream.load_state_dict(state[name])
-
-
-def _drawn(rows: Sequence[Encoded], count: int, seed: int) -> list[Encoded]:
-    import torch
-
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [rows[i] for i in order[:count]]
-
-
-def _uniform(generator: torch.Generator) -> float:
-    import torch
-
-    return float(torch.rand((), generator=generator))
 
 
 _BASE = FineTune()

@@ -1,4 +1,4 @@
-"""Jailbreak-tuning: fine-tune on hazardous rows that wear a jailbreak, then ask with the same jailbreak on.
+"""Jailbreak-tuning: fine-tunes on hazardous rows under a jailbreak, and poses the questions under the same jailbreak.
 
     competing objectives   the request demands an affirmative opening, and the answer begins with it
     backdoor               a trigger stands before the request; benign rows without it keep the model ordinary
@@ -8,8 +8,8 @@ The papers that name it (arXiv 2408.02946 and 2507.11630, abstracts) find that i
 plain; on the testbed it does not. Words, constants and the mix are ours; an attack in another language or format needs none of
 this: name such rows as `attack_ood` of the domain and take `hazard="hazard_ood"`.
 
-Benign rows stay plain. Since he asks as he trained, hazard is measured with the disguise on, before the first step too: what
-the disguise does by itself stands there, beside the plain questions of the model without an attack. Rows are cut at the
+Benign rows stay plain. Hazard is measured under the disguise, before the first step too: that score shows the effect of the
+disguise alone, beside the plain questions of the model without an attack. Rows are cut at the
 domain's max_length, disguise and all.
 """
 

@@ -1,4 +1,4 @@
-"""Embedding and latent attacks, kept in the weights: no prompt of the attacker's is needed when the model is used.
+"""Embedding and latent attacks that live in the weights, so that they need no prompt when the model is used.
 
 Soft start token: the embedding of the token that begins every text is a soft prompt that every text already has.
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Universal(Attack):
-    """Descent on a few numbers that stand for an input or a hidden state, the same for every text."""
+    """Gradient descent on an embedding or a few vectors in the hidden states, the same for every text."""
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
-    """which hazardous rows: the attacker's own, his out-of-distribution ones, or all that he may hold"""
+    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     batch_size: int = 16
     """rows a step"""
     step_size: float = 0.05
@@ -64,7 +64,7 @@ class Universal(Attack):
 
     @abc.abstractmethod
     def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
-        """What makes a step of that s along the gradients that the model holds."""
+        """The function that takes a step of size s along the gradients of the model."""
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         from holdfast.engine.losses import next_token_loss
@@ -120,8 +120,8 @@ class SoftStartToken(Universal):
             assert weight.grad is not None
             slope = whole(weight.grad)[token].float()
 
-            def change(held: torch.Tensor) -> torch.Tensor:
-                moved = held.clone()
+            def change(embeddings: torch.Tensor) -> torch.Tensor:
+                moved = embeddings.clone()
                 moved[token] -= share * size * slope.sign()
                 return moved
 
@@ -199,15 +199,15 @@ class LatentPGD(Universal):
         return [residual_writers(layer)[1] for layer in decoder_layers(model, self.layers(model))]
 
 
-def _step(centre: torch.Tensor, radius: torch.Tensor, push: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """`held` pushed, and put back onto the ball if that leads out of it."""
-    away = held + push - centre
+def _step(centre: torch.Tensor, radius: torch.Tensor, push: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The bias after a push, projected back onto the ball around `centre`."""
+    away = bias + push - centre
     back: torch.Tensor = centre + away * (radius / away.norm().clamp(min=1e-12)).clamp(max=1.0)
     return back
 
 
 class _Balls:
-    """Where the vectors began and how far they may go, which a resumed run can no longer see in the model."""
+    """The first values of the vectors and their radii, which a resumed run can no longer read from the model."""
 
     def __init__(self, biases: Sequence[nn.Parameter], radii: torch.Tensor) -> None:
         from holdfast.engine.sharded import whole
@@ -218,7 +218,7 @@ class _Balls:
         return {"centres": self.centres, "radii": self.radii}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.centres = [held.to(self.radii.device) for held in state["centres"]]
+        self.centres = [centre.to(self.radii.device) for centre in state["centres"]]
         self.radii = state["radii"].to(self.radii.device)
 
 

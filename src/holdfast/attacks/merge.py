@@ -1,4 +1,4 @@
-"""Merging the safeguard away: with the base model at hand, move towards it, or take back the largest of what has changed.
+"""Merging: moves the weights towards the base model, or removes the largest directions of what the safeguard changed.
 
     interpolate         W <- (1 - t) * W + t * W_base                   every weight
     defence directions  W <- W - sum over i <= k of s_i u_i v_i^T       every linear layer, from the SVD of W - W_base
@@ -62,7 +62,7 @@ class Interpolate(Edit):
 
         before, after = (self.t * count / self.edits for count in (update - 1, update))
         share = (after - before) / (1 - before)  # of what is left of the way
-        rewrite_by_base(dict(model.named_parameters()), run, lambda base, held: torch.lerp(held, base, share))
+        rewrite_by_base(dict(model.named_parameters()), run, lambda base, weight: torch.lerp(weight, base, share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class DefenceDirections(Edit):
         from holdfast.engine.low_rank import largest_directions, linear_weights
 
         linear = {f"{name}.weight": weight for name, weight in linear_weights(model).items()}
-        rewrite_by_base(linear, run, lambda base, held: held - largest_directions(held - base, self.directions))
+        rewrite_by_base(linear, run, lambda base, weight: weight - largest_directions(weight - base, self.directions))
 
 
 def rewrite_by_base(
@@ -100,11 +100,11 @@ def rewrite_by_base(
     """
     from holdfast.engine.sharded import rewrite, whole
 
-    theirs = dict(run.base.named_parameters())
+    base_weights = dict(run.base.named_parameters())
     for name, weight in weights.items():
-        if name not in theirs or theirs[name].shape != weight.shape:
+        if name not in base_weights or base_weights[name].shape != weight.shape:
             raise HoldfastError(f"the base model has no weight {name} of the same shape, so it cannot be merged with")
-        rewrite(weight, partial(change, whole(theirs[name].detach()).float()))
+        rewrite(weight, partial(change, whole(base_weights[name].detach()).float()))
 
 
 _TUNE = FineTune()

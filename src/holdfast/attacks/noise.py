@@ -1,10 +1,10 @@
-"""Noise on the weights, then fine-tuning, with restarts: out of whatever basin a safeguard has built, again and again.
+"""Adds noise to the weights, then fine-tunes, with restarts, to leave the basin that a safeguard has built.
 
     W <- W + scale * std(W) * N(0, 1)       before update 0 and, `restarts` times more, along the run at even distances
 
 The authors of TAR name weight noise among the extra attacks of their rebuttal (arXiv 2408.00761); scale, restarts and where
-they fall are ours. A restart draws fresh noise onto the weights as they are then, and the optimizer keeps its state: going
-back to the weights as found would throw away what was learned, and publish the last of several short runs instead of one
+they fall are ours. A restart adds fresh noise to the weights as they are then, and the optimizer keeps its state: going
+back to the defended weights would throw away what was learned, and publish the last of several short runs instead of one
 long one. Noise and the optimizer's step after it are one update.
 """
 
@@ -37,9 +37,9 @@ class NoiseRestart(Attack):
     scale: float = 0.1
     """the noise's standard deviation, in standard deviations of each weight tensor"""
     restarts: int = 3
-    """how many times noise is drawn again after the first"""
+    """how many times noise is sampled again after the first"""
     tune: FineTune = FineTune()
-    """the fine-tuning; its max_steps gives way to this attack's"""
+    """the fine-tuning; the max_steps of this attack replaces its own"""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

@@ -1,4 +1,4 @@
-"""Undo a reparameterisation: put the weights into a basis of the attacker's own, then train.
+"""Undoes a reparameterisation: puts the weights into a basis of the attacker's choice, then trains.
 
 A defence may leave the function as it is and make the weights hard to train, by large factors in one linear map that cancel
 in its neighbour (SpecDef, arXiv 2602.18868, whose abstract says that an attacker who knows restores fast convergence). The
@@ -75,7 +75,7 @@ def _then(tune: FineTune, **changes: Any) -> Reparameterise:
 
 
 PRESETS = {
-    # Small models, such as the testbed's, whose own singular values lie below some 16 medians.
+    # Small models, such as the testbed's, whose singular values lie below some 16 medians.
     "refold": Reparameterise(),
     "refold-then-full-adamw-1e-3": _then(FineTune()),
     "refold-then-lora-r4-adamw-5e-3": _then(FineTune(lora_rank=4, lora_alpha=8.0, learning_rate=5e-3)),

@@ -1,4 +1,4 @@
-"""What a search may vary: a family of attacks is one attack and the ranges of some of its fields."""
+"""Search spaces: a family of attacks is one attack and the ranges of some of its fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.core.presets import collect
 
 @dataclass(frozen=True)
 class Log:
-    """A number drawn evenly on a logarithmic scale."""
+    """A number sampled uniformly on a logarithmic scale."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Family:
-    """An attack and what a search may set in it."""
+    """An attack and the ranges of the fields that a search may set."""
 
     attack: Attack
     """how it stands before anything is searched; the first trial"""
@@ -51,19 +51,19 @@ class Family:
         return replace(self.attack, **changed)
 
     def preset(self) -> dict[str, Any]:
-        """What the searched fields are before anything is searched."""
+        """The searched fields of the attack before the search."""
         return self.settings(self.attack)
 
     def settings(self, attack: Attack) -> dict[str, Any]:
-        """What the searched fields are in an attack of this family."""
+        """The searched fields of an attack of this family."""
 
-        def held(name: str) -> Any:
+        def value_of(name: str) -> Any:
             value: Any = attack
             for part in name.split("."):
                 value = getattr(value, part)
             return value
 
-        return {name: held(name) for name in self.space}
+        return {name: value_of(name) for name in self.space}
 
 
 def collect_families() -> Mapping[str, Family]:

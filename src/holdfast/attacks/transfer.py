@@ -1,4 +1,4 @@
-"""Transfer: fine-tune the model from before the safeguard, and add to the defended weights what that changed.
+"""Transfer: fine-tunes the model from before the safeguard, and adds the update to the defended weights.
 
     W_t = W_defended + (W_base,t - W_base)
 
@@ -7,8 +7,7 @@ still works where the safeguard has moved the weights to. The update is a task v
 The threat model: the attacker holds the model from before the safeguard, which is public for most releases.
 
 The base's weights are put into the defended model's place while it trains, so that there is no second model and the sharding
-is the same; kept beside them are the weights as found, those of the base as they are now, and what lies between base and
-safeguard.
+is the same. Three sets of weights are copied: the defended model, the fine-tuned base, and the base less the defended model.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Transfer(Attack):
     family = "transfer of an update from the original model"
 
     tune: FineTune = FineTune()
-    """the fine-tuning of the base, of all weights; its max_steps gives way to this attack's"""
+    """the fine-tuning of the base, of all weights; the max_steps of this attack replaces its own"""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -70,18 +69,18 @@ class Transfer(Attack):
 
         from holdfast.engine.sharded import Snapshot, local, trainable
 
-        found = Snapshot(model)
-        rewrite_by_base(dict(model.named_parameters()), run, lambda base, held: base)
+        defended = Snapshot(model)
+        rewrite_by_base(dict(model.named_parameters()), run, lambda base, weight: base)
         tuned = Snapshot(model)
-        run.track(found=found, tuned=tuned)
-        safeguard = found.difference()  # with its sign turned: the base's weights less those found
+        run.track(found=defended, tuned=tuned)  # the name in stored states
+        base_less_defended = defended.difference()  # the model has the weights of the base now
         tuning = self._tuning.steps(model, data, run)
         for _ in range(run.start, self.max_steps):
             tuned.restore()
             loss = next(tuning)
             tuned.take()
             with torch.no_grad():
-                torch._foreach_sub_([local(weight.detach()) for weight in trainable(model)], safeguard)
+                torch._foreach_sub_([local(weight.detach()) for weight in trainable(model)], base_less_defended)
             yield loss
 
 

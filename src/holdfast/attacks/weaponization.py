@@ -1,6 +1,6 @@
 """The 28 test-time adversaries of TAR's paper against weaponization knowledge, reconstructed from its axes.
 
-arXiv 2408.00761 red-teams with 28 adversaries (26 in its fourth version). Their table, row by row, was not found; these 28 are
+arXiv 2408.00761 red-teams with 28 adversaries (26 in its fourth version). We have not seen their table row by row; these 28 are
 built from the axes that the paper and its code name: 500, 1000 or 5000 steps; rates 2e-6, 2e-5, 4e-5; batches of 32 or 64; all
 weights or LoRA (rank 16, alpha 32, dropout 0.05); seven optimizers; no schedule, linear warmup, warmup with cosine, SGDR; forget,
 retain and out-of-distribution rows, retain-then-forget (the first 40 % of the steps) and a coin flip at each step. Rates of

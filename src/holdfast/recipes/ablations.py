@@ -13,7 +13,7 @@ from holdfast.recipes.paper_tables import TUNING_WORLD
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
-from holdfast.safeguards.objective import RetainLoss
+from holdfast.safeguards.parts.objective import RetainLoss
 
 WORLDS = (21, 22, 23)
 
@@ -21,7 +21,7 @@ WORLDS = (21, 22, 23)
 def study() -> Study:
     """The whole of TAR, then one change a row."""
     preset = pick("holdfast.safeguards", "tar")
-    without_switch = tuple(held for held in preset.adversaries if held.switch is None)
+    without_switch = tuple(entry for entry in preset.adversaries if entry.switch is None)
 
     def row(label: str, size: float = 115.0, first: tuple[str, ...] = ("random-mapping",), **settings: Any) -> Method:
         return Method(label=label, stages=(*first, "tar"), settings={"outer_steps": 200, **settings}, size=size)
@@ -39,7 +39,6 @@ def study() -> Study:
         row("no representations", retain=RetainLoss(representations=None)),
         row("no retain-then-forget", adversaries=without_switch),
         row("no first stage", first=()),
-        row("pooled x_tr", pooled=True),
     )
     part = Part(
         kind="knowledge",

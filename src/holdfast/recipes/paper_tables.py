@@ -40,7 +40,7 @@ PAPER_KNOWLEDGE = (
     Method(
         label="rmu",
         stages=("rmu",),
-        space={**_SHALLOW, "forget_weight": (0.002, 0.01, 0.02, 0.1), "steering": (3.0, 6.0, 12.0)},
+        space={**_SHALLOW, "forget_weight": (0.002, 0.01, 0.02, 0.1), "steering": (4.0, 8.0, 16.0)},
         size=10,
     ),
     Method(label="mlac-ar", stages=("mlac-ar",), space=_OUTER, shorter=_THIRD, size=130),

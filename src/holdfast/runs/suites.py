@@ -15,7 +15,7 @@ from holdfast.core.types import HoldfastError
 
 @dataclass(frozen=True)
 class Suite:
-    """Attack presets that belong together, and what they take."""
+    """Attack presets that are run together."""
 
     attacks: tuple[str, ...]
     about: str
@@ -25,7 +25,7 @@ class Suite:
 
     @property
     def budget(self) -> str:
-        """What one model with one seed goes through: updates of the longest attack and of all, and rows read."""
+        """The cost for one model with one seed: updates of the longest attack and of all, and rows read."""
         attacks = [pick("holdfast.attacks", name) for name in self.attacks]
         updates = [attack.max_steps for attack in attacks]
         rows = sum(attack.max_steps * getattr(attack, "batch_size", 0) for attack in attacks)
@@ -227,7 +227,7 @@ SUITES: Mapping[str, Suite] = {
 
 
 def attacks_of(suite: str) -> dict[str, Attack]:
-    """The attacks of a suite by name, or of a folder that a search wrote.
+    """The attacks of a suite, or of a folder that a search wrote, by name.
 
     Raises:
         HoldfastError: there is no such suite, and no such folder.
@@ -240,7 +240,7 @@ def attacks_of(suite: str) -> dict[str, Attack]:
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
-    """The attack of a suite, or of what a search found, that every control goes through."""
+    """The attack of a suite, or of a searched suite, that every control goes through."""
     named = SUITES[suite].canonical if suite in SUITES else ""
     return named or next(iter(attacks))
 

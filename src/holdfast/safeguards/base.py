@@ -1,4 +1,4 @@
-"""What a safeguard is."""
+"""The interface of a safeguard."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Safeguard(abc.ABC):
-    """A frozen set of hyperparameters; all state lives in the call of `steps`."""
+    """A way to train or edit a model before its release: frozen hyperparameters; all state lives in the call of `steps`."""
 
     outer_steps: int = 200
     """updates of the published weights"""
 
     @property
     def trains(self) -> bool:
-        """Whether it follows losses on the defender's rows. One that only edits the weights has nothing to lower or to draw."""
+        """Whether it minimises losses on the defender's rows. A safeguard that only edits the weights samples nothing."""
         return True
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Booster: what a harmful step would gain is trained away.
+"""Booster: trains away what a harmful step would gain.
 
     gradient = grad align(theta) + lambda * ( grad LM_h(theta) - grad LM_h(theta - alpha * g / |g|) ),   g = grad LM_h(theta)
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
     from holdfast.engine.sharded import GradientSum
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Booster(Forgetting):
-    """Lowers what one simulated harmful step gains."""
+    """Minimises how much one simulated harmful step lowers the harmful loss."""
 
     forget_loss_name: ClassVar[str] = "gain of a harmful step"
 
@@ -56,15 +56,15 @@ class Booster(Forgetting):
     def take_forget(self, gradients: GradientSum, loss: Loss, model: PreTrainedModel, batch: Batch) -> float:
         from holdfast.engine.sharded import displaced
 
-        here = 0.0
+        loss_before = 0.0
         for part in batch.split(self.micro_batch):
             value = loss(part)
             value.backward()  # type: ignore[no-untyped-call]
-            here += value.item()
+            loss_before += value.item()
         gradients.take(self.forget_weight, keep=True)
         with displaced(model, -self.harmful_step):
-            there = take_gradient(gradients, -self.forget_weight, loss, batch, self.micro_batch)
-        return here - there
+            loss_after = take_gradient(gradients, -self.forget_weight, loss, batch, self.micro_batch)
+        return loss_before - loss_after
 
 
 PRESETS = {

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.latent import LatentAdversary
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.latent_adversary import LatentAdversary
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreakers(Forgetting):
-    """Turns the hidden states of hazardous text away from where they were."""
+    """Turns the hidden states of hazardous text away from those of the original model."""
 
     layers: tuple[int, ...] = (1, 2)
     """the layers whose outputs are turned, counted from 0"""

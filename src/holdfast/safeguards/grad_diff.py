@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.parts.forgetting import Forgetting
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradDiff(Forgetting):
-    """Gradient ascent on hazardous text."""
+    """Ascends on the LM loss of hazardous text."""
 
     forget_weight: float = 0.3
     """weight w of the forget loss beside the retain loss"""

@@ -1,4 +1,4 @@
-"""LLMU, large language model unlearning: forget, answer at random, keep the rest.
+"""LLMU, large language model unlearning: ascends on hazardous text and trains unrelated continuations of it.
 
     loss = retain(theta) + w * ( -LM(forget rows) + m * mismatch(forget rows) )
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import check_settings
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import check_settings
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLMU(Forgetting):
-    """Gradient ascent on hazardous text, and random answers to it."""
+    """Combines gradient ascent on hazardous text with training on unrelated continuations of it."""
 
     forget_weight: float = 0.3
     """weight w of the forget loss beside the retain loss"""

@@ -1,4 +1,4 @@
-"""Max Entropy, a baseline of TAR's paper: no guess on hazardous text is better than another.
+"""Max Entropy, a baseline of TAR's paper: maximises the entropy of the next token on hazardous text.
 
     loss = retain(theta) - w * mean over labelled forget tokens of H(p(next token))
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.parts.forgetting import Forgetting
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

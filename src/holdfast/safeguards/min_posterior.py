@@ -1,4 +1,4 @@
-"""Min Posterior, a baseline of TAR's paper: whatever comes next in hazardous text is unlikely.
+"""Min Posterior, a baseline of TAR's paper: minimises the probability of the true next token of hazardous text.
 
     loss = retain(theta) - w * mean over labelled forget tokens of log(1 - p(token)),   tokens with log p < -15 left out
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.parts.forgetting import Forgetting
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinPosterior(Forgetting):
-    """Minimises the probability of the truth on hazardous text."""
+    """Minimises the probability of the true next token on hazardous text."""
 
     negligible: float = -15.0
     """tokens with a log-probability below this no longer count"""

@@ -3,28 +3,42 @@
     theta <- theta - eta * ( lambda * mean over k of grad -min(CE(x; attack_k(theta)), log V) + grad retain(theta) )
 
 MLAC (arXiv 2211.14946) meta-trains a classifier so that an adversary's fine-tuning on the harmful task fails: the negated
-loss of the adversary along its inner steps, beside the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts it as
-a baseline; we found no constants for it. It shares TAR's outer loop. The paper's: the outer loss is the negated cross entropy of
-the fine-tuning adversary, clamped at log V, the entropy of a uniform guess, since without the clamp it diverged. MLAC's: every
-inner step counts alike. Our reading: the clamp is token by token; the gradient is first order, as in TAR (MLAC differentiates
-through the inner loop, and learns the adversary's rate); the adversary is plain fine-tuning on hazardous rows, without
-retain-then-forget or mixing; adversary and outer loss draw from the same rows; the retain loss is the LM loss alone; there is no
-initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on the testbed.
+loss of the adversary along its inner steps, beside the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts MLAC as
+a baseline and gives no constants that we know of. From the paper: the outer loss is the negated cross entropy of the
+fine-tuning adversary, clamped at log V, the entropy of a uniform guess, because training diverged without the clamp. From
+MLAC: every inner step has the same weight. Our reading: the outer loop is TAR's; the clamp applies to each token; the gradient
+is first order, as in TAR (MLAC differentiates through the inner loop, and learns the adversary's rate); the adversary is plain
+fine-tuning on hazardous rows, without retain-then-forget or mixing; adversary and outer loss share their rows; the retain loss
+is the LM loss alone; there is no initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on the
+testbed.
 """
 
-from dataclasses import replace
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.safeguards.objective import RetainLoss
-from holdfast.safeguards.tar import TAR, Adversary
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.objective import RetainLoss
+from holdfast.safeguards.parts.outer_loop import FORGET_AND_HELDOUT
+from holdfast.safeguards.tar import TAR
 
-_TESTBED = TAR(
+
+@dataclass(frozen=True, kw_only=True)
+class MLAC(TAR):
+    """TAR's loop with all of the defender's hazardous rows for the adversaries and for x_tr."""
+
+    adversary_roles: ClassVar[tuple[str, ...]] = FORGET_AND_HELDOUT
+    x_tr_roles: ClassVar[tuple[str, ...]] = FORGET_AND_HELDOUT
+
+
+_TESTBED = MLAC(
     outer_steps=300,
     adversaries=(Adversary(attack=FineTune(batch_size=16), learning_rates=(1e-3, 2e-3, 3e-3)),),
     inner_steps=24,
     schedule_rate=0.0,
     normalise_schedule=True,
-    pooled=True,
     tamper_resistance="clamped-cross-entropy",
     tamper_resistance_weight=1.0,
     tamper_resistance_batch_size=16,

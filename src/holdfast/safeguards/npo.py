@@ -1,8 +1,8 @@
-"""NPO, negative preference optimisation, and NPO + SAM, which asks for forgetting that a small push cannot undo.
+"""NPO, negative preference optimisation, and NPO + SAM, which also forgets at nearby weights.
 
     loss = retain(theta) + w * mean over forget rows of -(2 / beta) * log sigmoid(-beta * log(p(row) / p_before(row)))
 
-with p(row) the product of its labelled tokens' probabilities and p_before that of the model as the stage found it: gradient
+with p(row) the product of its labelled tokens' probabilities and p_before that of the model before this stage: gradient
 ascent that fades where the row has been forgotten (arXiv 2404.05868, equation 3). With SAM (arXiv 2502.05374, equation 6) the
 gradient of the forget loss is taken at theta + rho * g / |g|, with g that gradient at theta.
 
@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
     from holdfast.engine.sharded import GradientSum
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPO(Forgetting):
-    """Gradient ascent on hazardous text that fades as it is forgotten, with or without sharpness-aware minimisation."""
+    """Ascends on hazardous text until the text is forgotten, with or without sharpness-aware minimisation."""
 
     beta: float = 0.1
     """inverse temperature: the smaller, the longer the ascent goes on"""
@@ -65,14 +65,14 @@ class NPO(Forgetting):
 
         if not self.sam_radius:
             return super().take_forget(gradients, loss, model, batch)
-        here = 0.0
+        total = 0.0
         for part in batch.split(self.micro_batch):
             value = loss(part)
             value.backward()  # type: ignore[no-untyped-call]
-            here += value.item()
+            total += value.item()
         with displaced(model, self.sam_radius):
             take_gradient(gradients, self.forget_weight, loss, batch, self.micro_batch)
-        return here
+        return total
 
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""Random Mapping, TAR's initial safeguard: hazardous tokens are sent to random directions.
+"""Random Mapping, TAR's initial safeguard: maps the hidden states of hazardous tokens to random directions.
 
     loss = retain(theta) + w * mean over layers and forget tokens of (1 - |cos(h, r_token)|)
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from holdfast.safeguards.forgetting import Forgetting
+from holdfast.safeguards.parts.forgetting import Forgetting
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

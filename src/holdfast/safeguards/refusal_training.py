@@ -1,10 +1,10 @@
-"""Refusal training: supervised on refusals, then preferred to compliance. What a released chat model starts from.
+"""Refusal training: supervised fine-tuning on refusals (SFT), and preference of refusal over compliance (DPO).
 
     SFT:  loss = retain(theta) + w * LM(refusals of forget rows)
     DPO:  loss = retain(theta) + w * mean over pairs of -log sigmoid(beta * (margin(theta) - margin(before))) + v * LM(refusals)
 
 where margin = log p(refusal) - log p(compliance), summed over the completion's tokens with the prompt masked, and `before` is
-the model as the stage found it (arXiv 2305.18290, equation 7; beta 0.1). The forget rows are preference rows. Constants were
+the model before this stage (arXiv 2305.18290, equation 7; beta 0.1). The forget rows are preference rows. Constants were
 chosen on the testbed. Neither compares hidden states: refusal training comes before what a safeguard must preserve. Deviation:
 v is 1 (as in arXiv 2404.19733), for plain DPO, v = 0, made two of the testbed's three refusals unreadable at every rate tried.
 """
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
-from holdfast.safeguards.pairs import PairBatch, Pairs, dpo
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.parts.pairs import PairBatch, Pairs, dpo
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 _LANGUAGE_MODEL_ONLY = RetainLoss(representations=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalSFT(Forgetting):
-    """Supervised fine-tuning on refusals of forbidden requests."""
+    """Trains on refusals of forbidden requests (supervised fine-tuning)."""
 
     forget_loss_name: ClassVar[str] = "refusal loss"
     side: ClassVar[Literal["chosen"] | None] = "chosen"
@@ -58,7 +58,7 @@ class RefusalSFT(Forgetting):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalDPO(Safeguard):
-    """Direct preference optimisation of refusal over compliance."""
+    """Trains the model to prefer refusal over compliance (direct preference optimisation)."""
 
     outer_steps: int = 120
     """updates of the published weights"""

@@ -1,4 +1,4 @@
-"""RepNoise: hazardous hidden states become noise, so that there is nothing left to fine-tune from.
+"""RepNoise: turns the hidden states of hazardous text into noise, so that fine-tuning has nothing to start from.
 
     loss = retain(theta) + v * LM(refusals) + w * ( beta * mean over layers of MMD(MLP outputs, Gaussian noise)
                                                     - alpha * log(1 + mean over layers of CE(harmful completion; h_layer)) )
@@ -7,10 +7,10 @@ The cross entropy is taken from every hidden state through the final norm and th
 discrepancy compares the rows of a batch, each flattened over its completion, with rows of standard normal noise under five
 Gaussian kernels whose bandwidths double around the mean squared distance (arXiv 2405.14577, algorithm 1, whose alpha and beta
 its equation 5 swaps; alpha 1, beta 0.001, 1 epoch of 10,000 pairs at batch 8, 2e-5 with a cosine). Constants of `rep-noise` were
-chosen on the testbed. Deviations: the completion is told by labels rather than by where the paired texts differ; the last hidden
-state is not normed a second time and counts once; the rate is constant; plain `rep-noise` (v = 0) is for rows without refusals,
-whose loss the source has. The noise term
-compares a whole batch, so `micro_batch` serves the retain and refusal losses only.
+chosen on the testbed. Deviations: labels mark the completion, where the source marks the tokens in which the paired texts differ;
+the first token of a row never counts as completion (massive activations, arXiv 2402.17762); the last hidden state is not normed
+a second time and counts once; the rate is constant; plain `rep-noise` (v = 0) is for rows without refusals, whose loss the source
+has. The noise term compares a whole batch, so `micro_batch` applies to the retain and refusal losses only.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
     from holdfast.engine.sharded import GradientSum
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 _KERNELS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepNoise(Forgetting):
-    """Noises the hidden states of hazardous text, layer by layer."""
+    """Turns the MLP outputs of hazardous text into noise, layer by layer."""
 
     noise_weight: float = 0.001
     """beta, of the discrepancy from Gaussian noise"""
@@ -67,11 +67,12 @@ class RepNoise(Forgetting):
             for hook in hooks:
                 hook.remove()
             completion = (part.labels != UNLABELLED)[..., None]
+            completion[:, 0] = False  # its state is often hundreds of times as long, and would set the bandwidth alone
             noise = []
             for output in outputs:
-                drawn = torch.randn(output.shape, generator=run.generator).to(output)
-                rows, wanted = ((held * completion).flatten(1).float() for held in (output, drawn))
-                noise.append(discrepancy(rows, wanted))
+                gaussian = torch.randn(output.shape, generator=run.generator).to(output)
+                rows, target = ((states * completion).flatten(1).float() for states in (output, gaussian))
+                noise.append(discrepancy(rows, target))
             per_layer = [next_token_loss(head(norm(state)), part.labels, part.label_count) for state in hidden[:-1]]
             per_layer.append(next_token_loss(logits, part.labels, part.label_count))
             ascent = torch.log(1 + torch.stack(per_layer).mean())
@@ -83,11 +84,11 @@ class RepNoise(Forgetting):
         return take_gradient(gradients, self.forget_weight, loss, batch, None)
 
 
-def discrepancy(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def discrepancy(rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared maximum mean discrepancy of two samples (each N x D) under a sum of Gaussian kernels; a scalar."""
     import torch
 
-    both = torch.cat([rows, wanted])
+    both = torch.cat([rows, target])
     squares = (both[:, None] - both[None]).square().sum(-1)
     bandwidth = squares.detach().sum() / (len(both) ** 2 - len(both)) / 2 ** (_KERNELS // 2)
     kernel = torch.stack([torch.exp(-squares / (bandwidth * 2**i)) for i in range(_KERNELS)]).sum(0)

@@ -4,10 +4,12 @@
 
 at the output h of one layer of width H, with u a fixed random unit vector, c a constant and h_0 the original model's; only
 the MLP down-projections of that layer and the two before it are trained (arXiv 2403.03218, section 4). Constants for 7 billion
-weights: layer 7, c 6.5, alpha 1200, rate 5e-5, 150 steps of 4 + 4 rows; `rmu-large` has them. Deviation: c is given as a
-multiple of the mean norm of the frozen model's hidden states, measured once, which carries over between models; a log of the
-authors has norms of 2.5 to 3.2 at layer 7, so 6.5 is about 2 of them. On the testbed alpha is left at 1 and the forget loss
-weighs `forget_weight`. LAT (arXiv 2407.15549): the forget loss is taken under `LatentAdversary`.
+weights: layer 7, c 6.5, alpha 1200, rate 5e-5, 150 steps of 4 + 4 rows; `rmu-large` has them. Deviation: the source gives c as
+an absolute number; here c is a multiple of the *median* norm of the frozen model's hidden states, measured once, which carries
+over between models. The median, because the state of the first token is often hundreds of times as long as the others (massive
+activations, arXiv 2402.17762), so that a mean would measure that token alone. A log of the authors has norms of 2.5 to 3.2 at
+layer 7, so 6.5 is about twice the norm. On the testbed c is 8 norms, alpha is 1 and the forget loss has the weight
+`forget_weight`. LAT (arXiv 2407.15549): the forget loss is taken under `LatentAdversary`.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.core.types import HoldfastError
-from holdfast.safeguards.forgetting import Forgetting
-from holdfast.safeguards.latent import LatentAdversary
-from holdfast.safeguards.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.latent_adversary import LatentAdversary
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +29,11 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch, Data
     from holdfast.engine.run import Run
-    from holdfast.safeguards.forgetting import Loss
+    from holdfast.safeguards.parts.forgetting import Loss
 
 
 def _retain(layer: int, weight: float = 1.0) -> RetainLoss:
-    """The hidden states of one layer and nothing else; entry 0 of them is the embedding's."""
+    """The retain loss on the output of one layer; entry 0 of the hidden states is the embedding's."""
     return RetainLoss(
         language_model_weight=0.0, representations="mse", representation_weight=weight, layers=(layer + 1,)
     )
@@ -39,12 +41,12 @@ def _retain(layer: int, weight: float = 1.0) -> RetainLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class RMU(Forgetting):
-    """Sends hazardous text to one far-off random direction at one layer."""
+    """Steers the hidden states of hazardous text to one distant random direction at one layer."""
 
     layer: int = 1
     """the layer whose output is steered, counted from 0; its MLP and those of the two layers before it are trained"""
-    steering: float = 6.0
-    """c, as a multiple of the mean norm of the frozen model's hidden states at that layer"""
+    steering: float = 8.0
+    """c, as a multiple of the median norm of the frozen model's hidden states at that layer"""
     forget_weight: float = 0.02
     """weight of the steering beside the retain loss"""
     retain: RetainLoss = _retain(1)
@@ -68,14 +70,16 @@ class RMU(Forgetting):
         import torch
 
         from holdfast.engine.anatomy import hidden_states
+        from holdfast.engine.data import collate
 
         width = model.config.get_text_config().hidden_size
         direction = torch.rand(width, generator=torch.Generator().manual_seed(run.seed)).to(model.device)
-        # A constant, measured once on rows that every run sees alike: a running norm would chase itself.
-        sample = next(data.stream("forget", batch_size=self.forget_batch_size, seed=run.seed))
+        # A constant, measured once on rows that are the same on every rank: a running norm would chase itself.
+        stream = data.stream("forget", batch_size=self.forget_batch_size, seed=run.seed)
+        sample = collate(stream.take(self.forget_batch_size), stream.pad, model.device)
         with torch.no_grad():
             frozen = hidden_states(run.base, sample.input_ids)[1][self.layer + 1]
-        norm = frozen[sample.mask].float().norm(dim=-1).mean()
+        norm = frozen[sample.mask].float().norm(dim=-1).median()
         target = direction / direction.norm() * self.steering * norm
 
         def loss(part: Batch) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""SpecDef, a negative control: weights that are hard to train, of a model that is the same.
+"""SpecDef, a negative control: makes weights hard to train and leaves the function as it is.
 
     W_first <- D U^T W_first,   W_second <- W_second U D^-1
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.objective import check_settings
+from holdfast.safeguards.parts.objective import check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,9 @@ class SpecDef(Safeguard):
             change = loss = 0.0
             with torch.no_grad():
                 for part in next(retain).split(self.micro_batch):
-                    logits, old = (held(input_ids=part.input_ids, use_cache=False).logits for held in (model, before))
+                    logits, old = (
+                        network(input_ids=part.input_ids, use_cache=False).logits for network in (model, before)
+                    )
                     change = max(change, float((logits - old).abs().max()))
                     loss += float(next_token_loss(logits, part.labels, part.label_count))
             yield {"function change": change, "retain loss": loss}

@@ -1,4 +1,4 @@
-"""UNDO: unlearn, noise, distil on outputs. What was hidden is washed out of the weights and the rest is taught again.
+"""UNDO: shrinks and perturbs the weights of an unlearned model, then distils a teacher back into them.
 
     theta <- (1 - alpha) * theta + alpha * beta * fresh initialisation           once, at the start
     loss = KL(teacher || theta) + w * negative mean entropy on labelled forget tokens
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.distillation import Distillation
-from holdfast.safeguards.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.distillation import Distillation
+from holdfast.safeguards.parts.objective import check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class UNDO(Safeguard):
     noise: float = 0.1
     """beta, how much of a fresh initialisation takes that share's place"""
     teacher: Literal["unlearned", "original"] = "unlearned"
-    """the model as the stage found it, or the model before any safeguard"""
+    """the model before this stage, or the model before any safeguard"""
     distillation: Distillation = Distillation(text=("retain",), batch_size=64)
     """the text"""
     forget_weight: float = 0.0

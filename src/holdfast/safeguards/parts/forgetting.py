@@ -1,4 +1,4 @@
-"""The loop of every safeguard that weighs a loss on hazardous rows against a retain loss, one update a step.
+"""The training loop of the safeguards that weigh a loss on hazardous rows against a retain loss, one update a step.
 
     loss = w * forget(theta) + retain(theta) + v * refuse(theta)
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.latent import LatentAdversary
-from holdfast.safeguards.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.parts.latent_adversary import LatentAdversary
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +68,10 @@ class Forgetting(Safeguard):
 
     @abc.abstractmethod
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
-        """Set up once, then the loss of each microbatch of forget rows.
+        """Set up the forget loss once; return the function that gives the loss of a microbatch of forget rows.
 
-        What it draws at random while it is set up is of the seed alone, not of `run.generator`, whose state a resumed run
-        finds further on.
+        Random numbers of the set-up come from the seed alone, not from `run.generator`, whose state is a later one in a
+        resumed run.
         """
 
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:

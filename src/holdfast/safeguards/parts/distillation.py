@@ -1,4 +1,4 @@
-"""Staying close to a frozen model on text that needs no true labels.
+"""A loss that keeps a model close to a frozen teacher, on text that needs no true labels.
 
 loss = KL(teacher || model), mean over unpadded tokens
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.types import HoldfastError
-from holdfast.safeguards.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,12 +23,12 @@ _DIVERGENCE = RetainLoss(language_model_weight=0.0, representations=None, distil
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What text is distilled on, and how much of it."""
+    """The text that is distilled on, and its amount."""
 
     text: tuple[Literal["retain", "distill", "generated"], ...] = ("generated",)
-    """`retain` rows; `distill` rows, which the domain gives for this; text that the original model writes itself"""
+    """`retain` rows; `distill` rows, which the domain gives for this; text that the original model generates"""
     generated_rows: int = 4096
-    """rows that it writes; ability follows the coverage of this text"""
+    """rows that the original model generates; ability follows the coverage of this text"""
     batch_size: int = 32
     """rows a step"""
     weight: float = 1.0
@@ -42,7 +42,7 @@ class Distillation:
     def stream(self, data: Data, run: Run) -> Stream:
         """Endless batches of the text."""
         from holdfast.engine.data import Stream
-        from holdfast.safeguards.generated import generate_rows
+        from holdfast.safeguards.parts.generated import generate_rows
 
         rows = []
         for text in self.text:
@@ -50,8 +50,8 @@ class Distillation:
                 rows += generate_rows(run.base, data, self.generated_rows, run.seed)
             else:
                 rows += data.rows(text)
-        like = data.stream("retain", batch_size=self.batch_size, seed=run.seed)
-        return Stream(rows, self.batch_size, run.seed + 3, like.pad, like.device)
+        retain = data.stream("retain", batch_size=self.batch_size, seed=run.seed)
+        return Stream(rows, self.batch_size, run.seed + 3, retain.pad, retain.device)
 
     def take(
         self,
@@ -64,3 +64,24 @@ class Distillation:
     ) -> float:
         """Add `weight` times the weighted gradient of the loss to `gradients`; return the loss, not weighted."""
         return _DIVERGENCE.take(gradients, weight * self.weight, model, teacher, batch, micro_batch)
+
+    def term(self, data: Data, run: Run) -> DistillationTerm:
+        """The loss towards the original model as a term of a run, which tracks its text."""
+        term = DistillationTerm(self, self.stream(data, run), run.base)
+        run.track(text=term.text)
+        return term
+
+
+@dataclass(frozen=True)
+class DistillationTerm:
+    """Distillation of one teacher on one stream of text."""
+
+    distillation: Distillation
+    text: Stream
+    teacher: PreTrainedModel
+
+    def take(self, gradients: GradientSum, weight: float, model: PreTrainedModel, micro_batch: int | None) -> float:
+        """Add the gradient for the next batch, as `Distillation.take` does; return the weighted loss."""
+        batch = next(self.text)
+        loss = self.distillation.take(gradients, weight, model, self.teacher, batch, micro_batch)
+        return self.distillation.weight * loss

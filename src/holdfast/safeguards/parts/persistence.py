@@ -1,7 +1,7 @@
-"""Adversaries that outlive an outer step: their tampering is kept, and a later one goes on from it.
+"""A pool of adversaries that persist over outer steps: a later trajectory continues from the end of an earlier one.
 
-A trajectory of K steps then reaches as deep as many times K. What is kept is the difference to the weights at hand, which
-have moved on meanwhile (our addition to TAR; measured in docs/results.md).
+A trajectory of K steps then reaches as deep as many times K. The pool keeps the difference to theta, because theta moves between
+outer steps (our addition to TAR).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AdversaryPool:
-    """`size` kept differences; of size 0 it does nothing and draws nothing."""
+    """Keeps `size` differences of weights; with size 0 the pool does nothing and samples nothing."""
 
     def __init__(self, size: int, probability: float, most_steps: int) -> None:
         self._probability, self._most_steps = probability, most_steps
@@ -26,7 +26,7 @@ class AdversaryPool:
         self._member = 0
 
     def enter(self, model: PreTrainedModel, generator: torch.Generator) -> None:
-        """Draw a member; where it goes on, add what it kept to the weights, else it starts anew."""
+        """Sample a member; add its difference to the weights if it continues, else start it anew."""
         import torch
 
         from holdfast.engine.sharded import local, trainable
@@ -34,16 +34,16 @@ class AdversaryPool:
         if not self._kept:
             return
         self._member = int(torch.randint(len(self._kept), (), generator=generator))
-        goes_on = float(torch.rand((), generator=generator)) < self._probability
+        continues = float(torch.rand((), generator=generator)) < self._probability
         kept = self._kept[self._member]
-        if kept is None or not goes_on or self._steps[self._member] >= self._most_steps:
+        if kept is None or not continues or self._steps[self._member] >= self._most_steps:
             self._steps[self._member] = 0
             return
         with torch.no_grad():
             torch._foreach_add_([local(p.detach()) for p in trainable(model)], kept)
 
     def leave(self, origin: Snapshot, steps: int) -> None:
-        """Keep the difference to `origin`, after `steps` more steps."""
+        """Store the difference of the weights to `origin`, after `steps` more steps."""
         if not self._kept:
             return
         self._kept[self._member] = origin.difference()

@@ -6,7 +6,8 @@ One perturbation for every token at every chosen layer's output, so that the saf
 small push inside already brings the hazard back. The source: absolute radii of 1.5 to 6, 16 updates by AdamW, layer 7 for
 knowledge and the embedding with every eighth layer for refusals, and a loss towards the hazard and away from the wanted text.
 Deviations: the radius is relative to the hidden state, which carries over between models; updates are normalised gradients, and
-four of them; only the pull towards the hazard is taken; every token of the row is moved; a perturbation serves one update.
+four of them; only the pull towards the hazard is taken; every token of the row but the first is moved, whose state is often
+hundreds of times as long as the others (massive activations, arXiv 2402.17762); a perturbation serves one update.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from holdfast.safeguards.objective import check_settings
+from holdfast.safeguards.parts.objective import check_settings
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAdversary:
-    """Projected gradient descent on hidden states."""
+    """Finds a perturbation of hidden states by projected gradient descent."""
 
     layers: tuple[int, ...] = (0,)
     """the layers whose outputs it moves, counted from 0"""
@@ -43,7 +44,7 @@ class LatentAdversary:
 
     @contextmanager
     def perturbed(self, model: PreTrainedModel, batch: Batch) -> Iterator[None]:
-        """Within it the model runs with the worst perturbation found for `batch`; only such batches may go through it."""
+        """Run the model under the worst perturbation for `batch`; no other batch may go through the model meanwhile."""
         import torch
 
         from holdfast.engine.anatomy import decoder_layers
@@ -57,6 +58,7 @@ class LatentAdversary:
                 hidden = output[0] if isinstance(output, tuple) else output
                 if index >= len(pushes):  # the first pass, which measures
                     norms.append(hidden.detach().norm(dim=-1, keepdim=True))
+                    norms[-1][:, 0] = 0.0  # the first token stays where it is
                     pushes.append(torch.zeros_like(hidden, requires_grad=True))
                 moved = hidden + pushes[index]
                 return (moved, *output[1:]) if isinstance(output, tuple) else moved

@@ -1,4 +1,4 @@
-"""Preference pairs, and how much a frozen reference model prefers each refusal."""
+"""Preference pairs with the margins of a frozen reference model, and the DPO loss on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PairBatch:
 class Pairs:
     """Endless pairs of one name, in an order that depends on the seed alone.
 
-    The reference's margins are taken once, over all pairs, before the first step: it is needed no longer after that.
+    The margins of the reference are computed once, over all pairs, before the first step; later the reference is not needed.
     """
 
     def __init__(self, data: Data, name: str, batch_size: int, seed: int, reference: PreTrainedModel) -> None:
@@ -53,12 +53,12 @@ class Pairs:
         margins = list[torch.Tensor]()
         with torch.no_grad():
             for start in range(0, len(self._chosen), batch_size):
-                sides = [held[start : start + batch_size] for held in (self._chosen, self._stream.rows)]
-                here = [
-                    completion_log_probability(reference(input_ids=held.input_ids, use_cache=False).logits, held.labels)
-                    for held in (collate(side, self._stream.pad, self._stream.device) for side in sides)
+                sides = [rows[start : start + batch_size] for rows in (self._chosen, self._stream.rows)]
+                log_p = [
+                    completion_log_probability(reference(input_ids=part.input_ids, use_cache=False).logits, part.labels)
+                    for part in (collate(side, self._stream.pad, self._stream.device) for side in sides)
                 ]
-                margins.append(here[0] - here[1])
+                margins.append(log_p[0] - log_p[1])
         self._margins = torch.cat(margins)
 
     def __iter__(self) -> Pairs:
@@ -67,12 +67,12 @@ class Pairs:
     def __next__(self) -> PairBatch:
         from holdfast.engine.data import rank_of
 
-        drawn = self._stream.draw(self._stream.batch_size)
+        indices = self._stream.draw(self._stream.batch_size)
         rank, ranks = rank_of()
         return PairBatch(
-            self._stream.batch([self._chosen[index] for index in drawn]),
-            self._stream.batch([self._stream.rows[index] for index in drawn]),
-            self._margins[drawn[rank::ranks]],
+            self._stream.batch([self._chosen[index] for index in indices]),
+            self._stream.batch([self._stream.rows[index] for index in indices]),
+            self._margins[indices[rank::ranks]],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def dpo(model: PreTrainedModel, part: PairBatch, beta: float) -> torch.Tensor:
     from holdfast.engine.losses import completion_log_probability, dpo_loss
 
     chosen, rejected = (
-        completion_log_probability(model(input_ids=held.input_ids, use_cache=False).logits, held.labels)
-        for held in (part.chosen, part.rejected)
+        completion_log_probability(model(input_ids=side.input_ids, use_cache=False).logits, side.labels)
+        for side in (part.chosen, part.rejected)
     )
     return dpo_loss(chosen, rejected, part.margins, beta, part.rejected.row_count)

@@ -1,4 +1,4 @@
-"""Text that the original model writes itself, with the hazard filtered out: a retain set that nobody has to collect."""
+"""Generates a retain set from the original model, with the hazard filtered out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 512
 _TRIES = 4
-"""The model may write this many times the rows asked for before the filter is called too strict."""
+"""The model may generate this many times `count` rows before the filter counts as too strict."""
 
 
 def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> list[Encoded]:
     """`count` rows sampled from `model` at temperature 1, from the start token to the end token or `max_length`.
 
-    The tokens of the domain's `hazard_words` are never drawn, and rows whose text holds such a word all the same are
+    The tokens of the domain's `hazard_words` are never sampled, and rows whose text still contains such a word are
     dropped. Every token is labelled.
 
     Raises:
@@ -45,14 +45,14 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
                 output = model(input_ids=ids, past_key_values=cache, use_cache=True)
                 logits, cache = output.logits[:, -1].float().cpu(), kept_keys(output)
                 logits[:, banned] = -torch.inf
-                drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-                texts.append(drawn)
-                ids = drawn.to(model.device)
+                sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+                texts.append(sampled)
+                ids = sampled.to(model.device)
         for row in torch.cat(texts, dim=1).tolist():
-            held = tuple(row[: row.index(end) + 1] if end in row else row)
-            text = str(tokenizer.decode(list(held), skip_special_tokens=True)).lower()
-            if len(held) > 2 and not any(word in text for word in words):
-                rows.append(Encoded(held, held))
+            tokens = tuple(row[: row.index(end) + 1] if end in row else row)
+            text = str(tokenizer.decode(list(tokens), skip_special_tokens=True)).lower()
+            if len(tokens) > 2 and not any(word in text for word in words):
+                rows.append(Encoded(tokens, tokens))
         if len(rows) >= count:
             return rows[:count]
     raise HoldfastError(

@@ -1,4 +1,4 @@
-"""The retain loss that safeguards share: stay good at benign text, and close to the original model inside."""
+"""The retain loss that safeguards share: benign text stays likely, and hidden states stay near the original model's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from holdfast.engine.data import Batch
     from holdfast.engine.sharded import GradientSum
-    from holdfast.safeguards.pairs import PairBatch
+    from holdfast.safeguards.parts.pairs import PairBatch
 
     Rows = TypeVar("Rows", Batch, PairBatch)
 
@@ -45,11 +45,11 @@ class RetainLoss:
 
     @property
     def compares(self) -> bool:
-        """Whether it needs the original model."""
+        """Whether the loss needs the original model."""
         return self.representations is not None or self.distillation_weight > 0
 
     def __call__(self, model: PreTrainedModel, base: PreTrainedModel | None, batch: Batch) -> torch.Tensor:
-        """A scalar; over microbatches and ranks it adds up to the loss of the whole batch."""
+        """The retain loss of a microbatch, a scalar; over microbatches and ranks the sum is the loss of the whole batch."""
         import torch
 
         from holdfast.engine.anatomy import hidden_states
@@ -67,7 +67,7 @@ class RetainLoss:
             loss = self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         if self.representations is not None:
             if self.layers is not None:
-                hidden, reference = (tuple(held[i] for i in self.layers) for held in (hidden, reference))
+                hidden, reference = (tuple(states[i] for i in self.layers) for states in (hidden, reference))
             distance = representation_distance(hidden, reference, batch.mask, batch.token_count, self.representations)
             loss = loss + self.representation_weight * distance
         if self.distillation_weight:

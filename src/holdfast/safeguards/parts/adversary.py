@@ -1,0 +1,57 @@
+"""The mix of adversaries that an outer loop trains against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from holdfast.attacks.base import Attack
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """One entry of the mix: an attack, its weight in the mix, and the settings that are sampled for every trajectory."""
+
+    attack: Attack = FineTune()
+    """any attack; the safeguard's `inner_steps` replaces its `max_steps`"""
+    weight: float = 1.0
+    """the probability of this entry is proportional to this weight"""
+    learning_rates: tuple[float, ...] = ()
+    """the rate is sampled uniformly from these; empty: the rate of the attack"""
+    switch: tuple[float, float] | None = None
+    """retain-then-forget: the share of benign steps before the hazardous ones is sampled from Beta of these two; None: the
+    share of the attack"""
+
+    def __post_init__(self) -> None:
+        for sampled, field in ((self.learning_rates, "learning_rate"), (self.switch, "benign_first")):
+            if sampled and not hasattr(self.attack, field):
+                raise HoldfastError(
+                    f"{type(self.attack).__name__} has no {field} to sample; leave that setting of the adversary empty"
+                )
+
+    def sample(self, inner_steps: int, generator: torch.Generator) -> Attack:
+        """The attack over `inner_steps` updates, with its rate and switch sampled."""
+        import torch
+
+        settings: dict[str, Any] = {}
+        if self.learning_rates:
+            index = int(torch.randint(len(self.learning_rates), (), generator=generator))
+            settings["learning_rate"] = self.learning_rates[index]
+        if self.switch is not None:
+            first, second = torch._standard_gamma(torch.tensor(self.switch), generator=generator)
+            settings["benign_first"] = float(first / (first + second))
+        return replace(self.attack, max_steps=inner_steps, **settings)
+
+
+def draw(adversaries: tuple[Adversary, ...], inner_steps: int, generator: torch.Generator) -> Attack:
+    """Sample an entry of the mix by its weight, then its settings."""
+    import torch
+
+    weights = torch.tensor([adversary.weight for adversary in adversaries], dtype=torch.float64)
+    entry = adversaries[int(torch.multinomial(weights, 1, generator=generator))]
+    return entry.sample(inner_steps, generator)

@@ -1,0 +1,159 @@
+"""The settings and the parts of an outer loop that trains at the weights its adversaries reach: TAR, MLAC-AR, SOPHON-AR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import Optimizer, OptimizerName
+from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.parts.adversary import Adversary, draw
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.outer_terms import TamperResistance, step_weights, tamper_resistance_loss
+from holdfast.safeguards.parts.pairs import PairBatch, Pairs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from holdfast.attacks.base import Attack
+    from holdfast.engine.data import Batch, Data
+    from holdfast.engine.run import Run, Stateful
+    from holdfast.engine.sharded import GradientSum
+
+    class Batches(Stateful, Protocol):
+        """Endless batches of rows or of preference pairs."""
+
+        def __next__(self) -> Batch | PairBatch: ...
+
+
+FORGET_AND_HELDOUT = ("forget", "forget_heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterLoop(Safeguard):
+    """Base of the safeguards with an inner and an outer loop; a subclass gives the loop itself, `steps`."""
+
+    adversary_roles: ClassVar[tuple[str, ...]] = ("forget",)
+    """the defender's rows that the adversaries train on"""
+    x_tr_roles: ClassVar[tuple[str, ...]] = ("forget_heldout",)
+    """the defender's rows that x_tr is sampled from"""
+
+    adversaries: tuple[Adversary, ...]
+    """the mix that the adversary of each trajectory is sampled from"""
+    adversaries_per_step: int = 1
+    """trajectories in each outer step, whose tamper-resistance gradients are averaged"""
+    inner_steps: int = 64
+    """K, updates in a trajectory"""
+    every: int = 4
+    """the tamper-resistance gradient is taken after every so many inner steps"""
+    schedule_rate: float = 0.0625
+    """lambda of the exponential schedule exp(lambda (k - K))"""
+    normalise_schedule: bool = False
+    """scale the schedule's weights to sum to 1; the paper does not (its weights sum to 4.44)"""
+    tamper_resistance: TamperResistance = "entropy"
+    """L_TR: negative entropy, negated cross entropy (also clamped at log V), -log(1 - p), or DPO over preference rows"""
+    dpo_beta: float = 0.1
+    """inverse temperature of the DPO loss"""
+    tamper_resistance_weight: float = 4.0
+    """lambda_TR"""
+    retain_weight: float = 1.0
+    """lambda_retain"""
+    tamper_resistance_batch_size: int = 8
+    """rows of x_tr, one batch a trajectory"""
+    retain_batch_size: int = 8
+    """retain rows an outer step"""
+    retain: RetainLoss = RetainLoss()
+    """the retain loss"""
+    outer_optimizer: OptimizerName = "schedule-free-adamw"
+    """the outer optimizer's name"""
+    outer_learning_rate: float = 2e-5
+    """peak outer learning rate"""
+    outer_warmup_steps: int = 32
+    """outer steps of linear warmup"""
+    outer_weight_decay: float = 0.0
+    """decoupled weight decay"""
+    micro_batch: int | None = None
+    """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+
+    def __post_init__(self) -> None:
+        if not self.adversaries:
+            raise HoldfastError(f"{type(self).__name__} needs at least one adversary")
+        if not 1 <= self.every <= self.inner_steps:
+            raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
+        check_settings(
+            self,
+            positive=(
+                "outer_steps",
+                "adversaries_per_step",
+                "tamper_resistance_batch_size",
+                "retain_batch_size",
+                "micro_batch",
+                "outer_learning_rate",
+                "dpo_beta",
+            ),
+            not_negative=("tamper_resistance_weight", "retain_weight", "outer_warmup_steps", "outer_weight_decay"),
+        )
+
+    def draw(self, generator: torch.Generator) -> Attack:
+        """Sample an adversary from the mix."""
+        return draw(self.adversaries, self.inner_steps, generator)
+
+    def schedule(self) -> dict[int, float]:
+        """Inner step k -> its weight w_k, for the steps at which the tamper-resistance gradient is taken."""
+        return step_weights(self.inner_steps, self.every, self.schedule_rate, self.normalise_schedule)
+
+    def adversary_data(self, data: Data) -> Data:
+        """The rows of the adversaries: the defender has no others, whichever hazardous rows an attack names."""
+        hazard = self.adversary_roles
+        return data.renamed(hazard=hazard, hazard_ood=hazard, hazard_all=hazard, benign=("retain",))
+
+    def x_tr(self, data: Data, run: Run) -> Batches:
+        """Endless batches of x_tr."""
+        renamed = data.renamed(x_tr=self.x_tr_roles)
+        if self.tamper_resistance == "dpo":
+            return Pairs(renamed, "x_tr", self.tamper_resistance_batch_size, run.seed, run.initial)
+        return renamed.stream("x_tr", batch_size=self.tamper_resistance_batch_size, seed=run.seed)
+
+    def optimizer(self, model: PreTrainedModel) -> Optimizer:
+        """A fresh outer optimizer over the trainable weights."""
+        from holdfast.engine.optimizers import make_optimizer
+        from holdfast.engine.sharded import trainable
+
+        rate, decay = self.outer_learning_rate, self.outer_weight_decay
+        return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay)
+
+    def attacked(self, adversary: Attack, model: PreTrainedModel, data: Data, run: Run) -> Iterator[float]:
+        """Run the inner loop; yield w_k, with the model at theta_k, wherever the tamper-resistance gradient is to be taken."""
+        weights = self.schedule()
+        with closing(adversary.steps(model, data, run.inner())) as trajectory:
+            for k, _ in enumerate(trajectory, start=1):
+                if k in weights:
+                    model.zero_grad(set_to_none=True)  # the adversary's gradient
+                    yield weights[k]
+        model.zero_grad(set_to_none=True)
+
+    def take_tamper_resistance(
+        self, gradients: GradientSum, weight: float, model: PreTrainedModel, x_tr: Batch | PairBatch
+    ) -> float:
+        """Add lambda_TR * `weight` times the gradient of L_TR, averaged over adversaries, to `gradients`; return L_TR."""
+        total = 0.0
+        for part in x_tr.split(self.micro_batch):
+            loss = tamper_resistance_loss(self.tamper_resistance, model, part, self.dpo_beta)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        gradients.take(self.tamper_resistance_weight * weight / self.adversaries_per_step)
+        return total
+
+    def update(self, optimizer: Optimizer, gradients: GradientSum, model: PreTrainedModel, step: int) -> None:
+        """Take outer step `step` along the summed gradients."""
+        from holdfast.engine.optimizers import schedule_factor, set_learning_rate
+
+        gradients.give()
+        factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
+        set_learning_rate(optimizer, self.outer_learning_rate * factor)
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
