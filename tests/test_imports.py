@@ -60,8 +60,8 @@ HEAVY = (
     "numpy",
 )
 LIGHT = ("__init__", "cli", "display", "jobs", "attacks", "safeguards", "evals", "stats", "report", "testbed.world",
-         "core.types", "core.files", "core.domain", "core.records", "core.presets", "core.optimizers",
-         "core.disguise")  # fmt: skip
+         "core.types", "core.files", "core.reading", "core.folder", "core.domain", "core.records", "core.presets",
+         "core.optimizers", "core.disguise")  # fmt: skip
 
 
 @cache

@@ -28,7 +28,7 @@ from holdfast.runs.estimate import estimate
 from holdfast.runs.suites import SUITES, canonical_of
 from holdfast.stats.summary import summarise
 from tests.conftest import SmallTestbed
-from tests.test_campaign import Dial, TurnsUp, cell_of, content
+from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
 
 GENTLE = FineTune(max_steps=6, batch_size=4, learning_rate=1e-5)
 STRONG = FineTune(max_steps=6, batch_size=4, learning_rate=1e-2)
@@ -44,7 +44,11 @@ def tested(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory)
         for parameter in model.parameters():
             parameter.mul_(1.01)
     save_checkpoint(
-        model, tokenizer, folder, {"base": {"path": str(tiny_testbed.folder / "model")}}, "# A test's model\n"
+        model,
+        tokenizer,
+        folder,
+        {"base": {"path": tiny_testbed.model.path, "digest": tiny_testbed.model.digest}},
+        "# A test's model\n",
     )
     return str(folder)
 

@@ -86,17 +86,17 @@ def attack(
     from holdfast.core.presets import pick, with_settings
     from holdfast.engine.checkpoint import Checkpoint
 
-    chosen = with_settings({preset: pick("holdfast.attacks", preset)}, settings or [])
+    [(label, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
     campaign = Campaign(
         models=(Model(label=_label(model), path=model, role="defended"),),
         domain=domain,
-        attacks=((preset, chosen[preset]),),
+        attacks=((label, chosen),),
         seeds=(seed,),
         milestones=parse_milestones(milestones) if milestones else None,
     )
     options = _options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
-    _run(console, campaign, out, 1, options, title=f"{preset} on {_label(model)}", suite=preset)
-    console.print(_cost(out, preset), soft_wrap=True, highlight=False)
+    _run(console, campaign, out, 1, options, title=f"{label} on {_label(model)}", suite=label)
+    console.print(_cost(out, label), soft_wrap=True, highlight=False)
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     _next(
         console,
@@ -247,7 +247,7 @@ def audit(
             workers,
             options,
             title=title,
-            suite=called(suite),
+            suite=called(suite, chosen),
             command=_command(),
             searched=sorted({type(attack).__name__ for attack in chosen.values()}) if found else [],
             on_progress=on_progress,
