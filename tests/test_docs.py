@@ -74,7 +74,7 @@ def test_every_field_of_the_examples_is_documented(tmp_path: Path, monkeypatch: 
 
 def test_the_attack_of_the_docs(tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = example("adding-an-attack.md", tmp_path, monkeypatch).PRESETS
-    attack = with_settings({"it": presets["ascend-first-1e-3"]}, ["it.max_steps=12", "it.ascent_steps=2"])["it"]
+    [attack] = with_settings({"it": presets["ascend-first-1e-3"]}, ["it.max_steps=12", "it.ascent_steps=2"]).values()
 
     def walk(dirty: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
         seed_everything(3)

@@ -136,7 +136,8 @@ def test_the_tour(
         "--set", "tar.outer_steps=2", "--set", "tar.inner_steps=4", "--seed", 0,
     )  # fmt: skip
     card = json.loads((tar / "holdfast.json").read_text(encoding="utf-8"))
-    assert [stage["preset"] for stage in card["stages"]] == ["random-mapping", "tar"]
+    changed = ["random-mapping+outer_steps=3", "tar+outer_steps=2+inner_steps=4"]
+    assert [stage["preset"] for stage in card["stages"]] == changed
     assert card["stages"][1]["config"]["inner_steps"] == 4
     AutoModelForCausalLM.from_pretrained(tar)
 
@@ -164,7 +165,9 @@ def test_the_tour(
     suggested = next_command(printed)
     assert suggested[0] == "audit"
     assert suggested[suggested.index("--undefended") + 1] == str(model)
-    [attacked] = [result for result in read_campaign(one)[1] if result.attack != "none"]
+    plan, results = read_campaign(one)
+    [attacked] = [result for result in results if result.attack != "none"]
+    assert attacked.attack == plan.suite == plan.attacks[0] == "full-adamw-1e-3+max_steps=5"
     assert attacked.milestones == [0, 2, 5]
     assert attacked.seed == 1
 
@@ -183,6 +186,9 @@ def test_the_tour(
     assert max(map(len, table)) <= 80
     plan, results = read_campaign(audit)
     assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
+    assert re.fullmatch(r"quick \(version 1, 8 attacks changed: [0-9a-f]{6}\)", plan.suite)
+    assert plan.attacks == [f"{name}+max_steps=9" for name in SUITES["quick"].attacks]
+    assert plan.details["canonical"] == "full-adamw-1e-3+max_steps=9"
     # Every attack on three models; on the undefended and the destroyed one the canonical and the worst, which may be one.
     assert len(results) in (5 + 3 * 4 + 2 * 1, 5 + 3 * 4 + 2 * 2)
     assert {result.status for result in results} == {"finished"}

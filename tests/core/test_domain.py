@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Domain, Question
 from holdfast.core.types import HoldfastError
+from tests.core.test_records import spoilt
 
 ROLES = (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES)
 
@@ -188,6 +189,17 @@ def test_a_domain_moved_elsewhere_keeps_its_digests(tmp_path: Path) -> None:
     assert here.questions("some").digest == there.questions("some").digest
 
 
+def test_rows_and_questions_that_changed_on_disk_are_read_again(tmp_path: Path) -> None:
+    toml = '[data.retain]\nfile = "rows.jsonl"\n[questions.some]\nfile = "asked.jsonl"\n'
+    domain = make(tmp_path, toml, rows=BASE, asked=[ASKED])
+    before = domain.digest("retain"), domain.questions("some").digest
+    assert domain.rows("retain") is domain.rows("retain")
+    make(tmp_path, toml, rows=BASE[::-1], asked=[{**ASKED, "answer": 1}])
+    assert domain.rows("retain") == tuple(BASE[::-1])
+    assert domain.digest("retain") != before[0]
+    assert domain.questions("some").digest != before[1]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"prompt": "one and two is"}, {"choices": [" three", " two"]}, {"choices": [" two", " four"]}, {"answer": 1}],
@@ -259,6 +271,7 @@ def test_a_row_that_teaches_nothing_is_refused(row: dict[str, Any], says: str, t
         ("[data]\nretain = 3", "must be a section with a file or a dataset"),
         ("data = 3", r"\[data\] must be a section"),
         ("maxlength = 3", "'maxlength' is not known here; did you mean max_length"),
+        ("name = 3", "name must be a text"),
         ("max_length = 1", "max_length must be a whole number of tokens, at least 2"),
         ("max_length = 2.5", "max_length must be a whole number of tokens, at least 2"),
         (
@@ -290,9 +303,72 @@ def test_questions_that_are_not_named_are_answered_with_those_that_are(tmp_path:
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "domain.toml").write_text("schema = true\n")
+    with pytest.raises(HoldfastError, match="has schema True; this holdfast reads schema = 1"):
+        Domain.open(tmp_path)
     (tmp_path / "domain.toml").write_text("schema = 2\n")
     with pytest.raises(HoldfastError, match="has schema 2; this holdfast reads schema = 1"):
         Domain.open(tmp_path)
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML writes it inline; what TOML has no word for is left out."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {as_toml(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(as_toml(item) for item in value if item is not None) + "]"
+    return json.dumps(value)
+
+
+WHOLE: dict[str, Any] = {
+    "schema": 1,
+    "name": "plants",
+    "max_length": 16,
+    "hazard_words": ["compound"],
+    "data": {"retain": {"file": "rows.jsonl"}, "forget": {"file": "rows.jsonl", "text": "text"}},
+    "questions": {"some": {"file": "asked.jsonl", "measures": "ability", "prompt": "prompt"}},
+}
+
+
+def used(folder: Path) -> None:
+    domain = Domain.open(folder)
+    assert isinstance(domain.name, str)
+    for role in domain.sources:
+        assert domain.digest(role)
+    for name in domain.question_sources:
+        assert domain.questions(name).digest
+
+
+def test_a_field_of_another_type_is_used_or_refused_in_one_sentence_that_names_the_file(tmp_path: Path) -> None:
+    """Every field of domain.toml, of a row of each kind and of a question in turn, at any depth."""
+    refused: list[tuple[str, str]] = []
+
+    def try_out(file: str, toml: dict[str, Any] = WHOLE, row: Any = TEXT, question: Any = ASKED) -> None:
+        lines = "\n".join(f"{key} = {as_toml(value)}" for key, value in toml.items() if value is not None)
+        (tmp_path / "domain.toml").write_text(lines)
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+        (tmp_path / "asked.jsonl").write_text(json.dumps(question))
+        try:
+            used(tmp_path)
+        except HoldfastError as error:
+            refused.append((file, str(error)))
+
+    try_out("")
+    assert not refused
+    for _, toml in spoilt(WHOLE):
+        try_out("domain.toml", toml)
+    plain = {**WHOLE, "data": {"retain": {"file": "rows.jsonl"}}}
+    for row in (TEXT, CHAT, PREFERENCE):
+        for _, spoiled in spoilt(row):
+            try_out("rows.jsonl, line 1", plain, row=spoiled)
+    for _, spoiled in spoilt(ASKED):
+        try_out("asked.jsonl, line 1", question=spoiled)
+    assert len(refused) > 250
+    # A column that domain.toml names wrongly is missed in the row.
+    assert all(
+        str(tmp_path / file) in says or (file == "domain.toml" and str(tmp_path) in says) for file, says in refused
+    )
+    assert all("\n" not in says for _, says in refused)
 
 
 def test_the_folder_s_name_and_256_tokens_are_the_defaults(tmp_path: Path) -> None:
@@ -300,6 +376,7 @@ def test_the_folder_s_name_and_256_tokens_are_the_defaults(tmp_path: Path) -> No
     assert (domain.name, domain.max_length) == ("botany", 256)
     domain = make(tmp_path / "botany", 'name = "plants"\nmax_length = 16')
     assert (domain.name, domain.max_length) == ("plants", 16)
+    assert of_questions(tmp_path / "zoology", [ASKED]).name == "zoology"
 
 
 @pytest.fixture

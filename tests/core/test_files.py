@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from holdfast.core.files import (
     clear_temporaries,
     digest,
     file_digest,
+    forget_digests,
     write_text,
 )
 from holdfast.core.types import HoldfastError
@@ -266,3 +267,61 @@ def test_the_cache_is_where_the_environment_says_else_in_the_home(
         else:
             monkeypatch.setenv("HOLDFAST_CACHE", value)
         assert cache_folder() == tmp_path / "home" / ".cache" / "holdfast"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The files whose content was hashed, each time anew; times are taken to be exact."""
+    hashed: list[Path] = []
+    plain = files._hashed
+    monkeypatch.setattr(files, "_SETTLED", 0)
+    monkeypatch.setattr(files, "_hashed", lambda path: [hashed.append(path), plain(path)][1])
+    forget_digests()
+    yield hashed
+    forget_digests()
+
+
+def test_a_file_is_read_once_whatever_path_leads_to_it(read: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"content")
+    (tmp_path / "link").symlink_to(path)
+    assert len({file_digest(path), file_digest(tmp_path / "link"), file_digest(tmp_path / "." / "weights")}) == 1
+    assert read == [path]
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced", "another time"])
+def test_a_file_that_changed_is_read_again_though_it_kept_its_size(how: str, read: list[Path], tmp_path: Path) -> None:
+    path, other = tmp_path / "weights", tmp_path / "other"
+    path.write_bytes(b"before")
+    other.write_bytes(b"behind")
+    before, moment = file_digest(path), path.stat()
+    if how == "replaced":
+        os.utime(other, ns=(moment.st_atime_ns, moment.st_mtime_ns))
+        other.replace(path)
+    elif how == "written over":
+        path.write_bytes(b"behind")
+        os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns + 1))
+    else:
+        os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns + 1))
+    assert (file_digest(path) == before) == (how == "another time")
+    assert len(read) == 2
+
+
+def test_every_file_is_read_again_after_digests_are_forgotten(read: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    for _ in range(2):
+        file_digest(tmp_path / "a")
+        file_digest(tmp_path / "a")
+        forget_digests()
+    assert len(read) == 2
+
+
+def test_a_file_that_was_written_just_now_is_read_again(
+    read: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another write within the same tick of the clock would not show in its times."""
+    monkeypatch.setattr(files, "_SETTLED", 10**15)
+    (tmp_path / "a").write_bytes(b"a")
+    file_digest(tmp_path / "a")
+    file_digest(tmp_path / "a")
+    assert len(read) == 2

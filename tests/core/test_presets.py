@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import importlib
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +20,19 @@ from hypothesis import strategies as st
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.files import digest
-from holdfast.core.presets import Field, added, collect, describe, families, fields, pick, with_settings
+from holdfast.core.presets import (
+    Field,
+    added,
+    collect,
+    describe,
+    families,
+    fields,
+    label_of,
+    pick,
+    preset_of,
+    restore,
+    with_settings,
+)
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.parts.objective import RetainLoss
 
@@ -218,6 +232,11 @@ RUN: Mapping[str, Any] = {
 }
 
 
+def in_place(changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The plug-ins of `RUN` after settings, under their old names."""
+    return dict(zip(RUN, changed.values(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -241,7 +260,7 @@ RUN: Mapping[str, Any] = {
 )
 def test_a_setting_changes_one_field_of_one_preset(setting: str, value: Any) -> None:
     name, _, field = setting.partition("=")[0].rpartition(".")
-    changed = with_settings(RUN, [setting])
+    changed = in_place(with_settings(RUN, [setting]))
     held = getattr(changed[name], field)
     assert (held, type(held)) == (value, type(value))
     assert changed[name] == replace(RUN[name], **{field: value})
@@ -266,7 +285,8 @@ class Odd:
     ],
 )
 def test_tuples_are_given_as_python_writes_them(setting: str, value: Any) -> None:
-    held = getattr(with_settings({"odd": Odd()}, [f"odd.{setting}"])["odd"], setting.partition("=")[0])
+    [odd] = with_settings({"odd": Odd()}, [f"odd.{setting}"]).values()
+    held = getattr(odd, setting.partition("=")[0])
     assert held == value
     assert describe(Odd(rates=(1.0,)))["rates"] == [1.0]
 
@@ -295,7 +315,7 @@ def test_tuples_are_given_as_python_writes_them(setting: str, value: Any) -> Non
         ("tar.normalise_schedule=maybe", "valid boolean"),
         ("tar.normalise_schedule=1", "valid boolean"),
         ("tar.retain=None", "retain holds a nested plug-in; change it in Python with dataclasses.replace"),
-        ("tar.adversaries=({'weight': 2.0},)", "should be an instance of adversary"),
+        ("tar.adversaries=({'weight': 2.0},)", "should be an instance of Adversary"),
         ("odd.pair=(1.0,)", "odd.pair=.*: field required"),
         ("odd.rates=0.5", "valid tuple"),
     ],
@@ -307,15 +327,15 @@ def test_a_setting_that_does_not_fit_is_refused(setting: str, says: str) -> None
 
 def test_settings_are_applied_in_order_and_the_presets_themselves_stay() -> None:
     before = dict(RUN)
-    changed = with_settings(RUN, ["attack.max_steps=3", "attack.batch_size=2", "attack.max_steps=4"])
+    changed = in_place(with_settings(RUN, ["attack.max_steps=3", "attack.batch_size=2", "attack.max_steps=4"]))
     assert changed["attack"] == FineTune(max_steps=4, batch_size=2)
     assert before == RUN
 
 
 @given(value=st.floats(min_value=1e-300, max_value=1e300, allow_nan=False))
 def test_any_number_is_read_back_as_it_was_written(value: float) -> None:
-    changed = with_settings({"attack": FineTune()}, [f"attack.learning_rate={value!r}"])
-    assert changed["attack"].learning_rate == value
+    [changed] = with_settings({"attack": FineTune()}, [f"attack.learning_rate={value!r}"]).values()
+    assert changed.learning_rate == value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,3 +352,82 @@ def test_a_field_that_was_added_stands_in_a_description_only_where_it_is_set() -
     assert describe(Grown()) == {"class": "Grown", "old": 1}
     assert describe(Grown(new=3)) == {"class": "Grown", "old": 1, "new": 3}
     assert [field.value for field in fields(Grown())] == [1, 2]
+
+
+NAME = "full-adamw-1e-3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ([], NAME),
+        (["learning_rate=1e-5"], f"{NAME}+learning_rate=1e-05"),
+        (["max_steps=7", "learning_rate=0.5"], f"{NAME}+max_steps=7+learning_rate=0.5"),
+        (["learning_rate=0.5", "max_steps=7"], f"{NAME}+max_steps=7+learning_rate=0.5"),
+        (["max_steps=9", "max_steps=7"], f"{NAME}+max_steps=7"),
+        ([f"learning_rate={FineTune().learning_rate}"], NAME),
+        (["max_grad_norm=0.5"], f"{NAME}+max_grad_norm=0.5"),
+        (["lora_rank=4"], f"{NAME}+lora_rank=4"),
+    ],
+)
+def test_a_changed_preset_is_called_after_its_changes(settings: list[str], label: str) -> None:
+    plain = FineTune()
+    [(made, changed)] = with_settings({NAME: plain}, [f"{NAME}.{setting}" for setting in settings]).items()
+    assert made == label
+    assert preset_of(made) == NAME
+    assert (made == NAME) == (changed == plain)
+
+
+def test_many_changes_are_counted_and_hashed() -> None:
+    settings = ["learning_rate=1e-5", "max_steps=7", "batch_size=3", "weight_decay=0.25"]
+    [label] = with_settings({NAME: FineTune()}, [f"{NAME}.{setting}" for setting in settings])
+    [other] = with_settings({NAME: FineTune()}, [f"{NAME}.{setting}" for setting in [*settings, "batch_size=4"]])
+    assert re.fullmatch(rf"{NAME}\+4-fields-[0-9a-f]{{6}}", label)
+    assert label != other
+    assert preset_of(label) == NAME
+
+
+@pytest.mark.parametrize("rates", ["(1.0, 2.0)", "(1e-3,)"])
+def test_a_value_that_a_shell_would_read_is_hashed(rates: str) -> None:
+    [label] = with_settings({"odd": Odd()}, [f"odd.rates={rates}"])
+    assert re.fullmatch(r"odd\+1-field-[0-9a-f]{6}", label)
+
+
+TEXTS = st.text(max_size=20) | st.sampled_from(["a b", "../x", "$(x)", "a|b", "*", "`x`"])
+
+
+@given(text=TEXTS)
+def test_a_label_is_safe_in_a_shell_a_path_and_a_table(text: str) -> None:
+    label = label_of("parent", Parent(), Parent(second=text))
+    assert shlex.quote(label).strip("'") == label
+    assert not {"*", "`", "|", "[", "<", "/", "\\"} & set(label)
+    assert len(label) < 70
+
+
+@every_preset
+def test_no_preset_is_called_as_a_changed_one_is(package: str, name: str) -> None:
+    assert preset_of(name) == name
+
+
+@pytest.mark.parametrize("package", ["holdfast.attacks", "holdfast.evals"])
+def test_what_was_described_is_restored(package: str) -> None:
+    for preset in collect(package).values():
+        assert restore(package, json.loads(json.dumps(describe(preset)))) == preset
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_steps": "many"}, 'max_steps of FineTune: .*valid integer, not "many"'),
+        ({"max_steps": True}, "valid integer, not true"),
+        ({"optimizer": 3}, "input should be 'adamw'"),
+        ({"learning_rate": None}, "valid number, not null"),
+        ({"learning_rate": -1.0}, "learning_rate must be above 0"),
+        ({"invented": 3}, "FineTune has no field 'invented'"),
+        ({"class": ["FineTune"]}, "there is no class"),
+        ({"class": "Fine"}, "there is no class 'Fine'"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(HoldfastError, match=says):
+        restore("holdfast.attacks", {**describe(FineTune()), **changes})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.export import write_records
 from holdfast.core.records import (
     SCHEMA,
     CampaignPlan,
@@ -23,6 +26,8 @@ from holdfast.core.records import (
     select,
 )
 from holdfast.core.types import HoldfastError, Measure
+from holdfast.stats.progress import read_progress
+from holdfast.stats.summary import summarise
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(st.characters(exclude_categories=["Cs"]))
@@ -32,22 +37,33 @@ plain = st.recursive(
     max_leaves=6,
 )
 tables = st.dictionaries(words, plain, max_size=3)
+shares = st.floats(0, 1)
 records = st.builds(
     Record,
-    cell=words,
+    cell=st.just("c0"),
     step=st.integers(0),
     evaluation=words,
     metric=words,
     measures=st.sampled_from(get_args(Measure)),
+    value=shares,
+    stderr=st.none() | finite,
+    n=st.integers(0),
+    chance=shares,
+    complete=st.booleans(),
+) | st.builds(
+    Record,
+    cell=st.just("c0"),
+    step=st.integers(0),
+    evaluation=words,
+    metric=st.sampled_from(["nats", "steps"]),
+    measures=st.sampled_from(get_args(Measure)),
     value=finite,
     stderr=st.none() | finite,
     n=st.integers(0),
-    chance=st.none() | finite,
-    complete=st.booleans(),
 )
 results = st.builds(
     CellResult,
-    cell=words,
+    cell=st.just("c0"),
     model=words,
     model_digest=words,
     attack=words,
@@ -83,7 +99,7 @@ MODEST = settings(max_examples=60, deadline=None)
 @MODEST
 @given(result=results)
 def test_a_cell_is_read_as_it_was_written(result: CellResult, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.getbasetemp() / "cell.jsonl"
+    path = tmp_path_factory.getbasetemp() / "c0.jsonl"
     result.write(path)
     assert CellResult.read(path) == result
 
@@ -139,7 +155,7 @@ def test_a_cell_s_file_is_a_header_and_then_a_line_a_record(tmp_path: Path) -> N
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_number_that_is_none_is_never_written(bad: float, before: bool, tmp_path: Path) -> None:
-    path = tmp_path / "cell"
+    path = tmp_path / "c0"
     if before:
         result().write(path)
     spoilt = [
@@ -152,7 +168,7 @@ def test_a_number_that_is_none_is_never_written(bad: float, before: bool, tmp_pa
     for one in spoilt:
         with pytest.raises(ValueError, match="not JSON compliant"):
             one.write(path)
-    assert [held.name for held in tmp_path.iterdir()] == ["cell"] * before
+    assert [held.name for held in tmp_path.iterdir()] == ["c0"] * before
     if before:
         assert CellResult.read(path) == result()
 
@@ -171,10 +187,10 @@ def rewrite(path: Path, line: int, **changes: Any) -> None:
 
 
 def test_a_newer_cell_is_refused_by_its_schema_whatever_else_is_new_in_it(tmp_path: Path) -> None:
-    path = tmp_path / "cell.jsonl"
+    path = tmp_path / "c0.jsonl"
     result().write(path)
     rewrite(path, 0, schema=SCHEMA + 1, invented_later=1)
-    says = rf"cell\.jsonl has records of schema {SCHEMA + 1}; this holdfast reads up to {SCHEMA}$"
+    says = rf"c0\.jsonl has records of schema {SCHEMA + 1}; this holdfast reads up to {SCHEMA}$"
     with pytest.raises(HoldfastError, match=says):
         CellResult.read(path)
 
@@ -189,14 +205,14 @@ def test_a_newer_plan_is_refused_by_its_schema_whatever_else_is_new_in_it(tmp_pa
 
 
 def whole() -> str:
-    lines = [{"kind": "cell", **asdict(replace(result(), records=[]))}, {"kind": "record", **asdict(record())}]
+    lines = [asdict(replace(result(), records=[])), asdict(record())]
     lines[0].pop("records")
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def test_the_file_that_is_damaged_below_was_whole(tmp_path: Path) -> None:
-    (tmp_path / "cell").write_text(whole())
-    assert CellResult.read(tmp_path / "cell").records == [record()]
+    (tmp_path / "c0").write_text(whole())
+    assert CellResult.read(tmp_path / "c0").records == [record()]
 
 
 @pytest.mark.parametrize(
@@ -221,9 +237,127 @@ def test_the_file_that_is_damaged_below_was_whole(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_cell_is_refused_with_what_to_do(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "cell").write_bytes(content)
-    with pytest.raises(HoldfastError, match=r"cell is not a holdfast record file \(.*\); remove it"):
-        CellResult.read(tmp_path / "cell")
+    (tmp_path / "c0").write_bytes(content)
+    with pytest.raises(HoldfastError, match=r"c0 is not a holdfast record file \(.*\); remove it"):
+        CellResult.read(tmp_path / "c0")
+
+
+WRONG = ("text", 7, -1, 1.5, True, None, [], ["text"], {}, {"text": [None]}, [[1, "text"]], 10**30)
+"""What a field may hold by mistake."""
+
+
+def spoilt(table: Any) -> Iterator[tuple[str, Any]]:
+    """A table with one of its values replaced, at any depth, and the path to that value."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+        for wrong in WRONG:
+            changed = copy.deepcopy(table)
+            changed[key] = wrong
+            yield str(key), changed
+        if isinstance(value, (dict, list)):
+            for path, inner in spoilt(value):
+                changed = copy.deepcopy(table)
+                changed[key] = inner
+                yield f"{key}.{path}", changed
+
+
+def used(folder: Path) -> None:
+    """What every command does with a folder first."""
+    read_campaign(folder)
+    read_progress(folder)
+    write_records(folder, folder / "records.jsonl")
+    summarise(*read_campaign(folder))
+
+
+FULL = {
+    "command": "holdfast audit", "protocol": 2, "searched": ["FineTune"], "uses_base": [], "canonical": "a", "worst": "a",
+    "notes": ["n"], "models": {"tar": {"path": "p", "digest": "d", "stages": ["tar"], "seconds": 1, "flops": 1e9, "seed": 0}},
+}  # fmt: skip
+
+
+def test_a_field_of_another_type_is_read_or_refused_in_one_sentence_that_names_it(tmp_path: Path) -> None:
+    """Every field of a plan, of a cell and of a record in turn, at any depth."""
+    refused = 0
+    plan(details=FULL, attacks=["a"], seeds=[0]).write(tmp_path)
+    whole = result(costs=[(5, 10, 1e9)], gradient_norms=[(1, 0.5)], milestones=[0, 5], identity={"model": {"x": [1]}})
+    cell_file = cell_path(tmp_path, "c0")
+    whole.write(cell_file)
+    used(tmp_path)
+    lines = [json.loads(line) for line in cell_file.read_text().splitlines()]
+    table = json.loads((tmp_path / "campaign.json").read_text())
+    for file, number, content in (
+        (tmp_path / "campaign.json", 0, table),
+        (cell_file, 1, lines[0]),
+        (cell_file, 2, lines[1]),
+    ):
+        before = file.read_text()
+        for path, changed in spoilt(content):
+            rest = before.splitlines()
+            rest[number - 1] = json.dumps(changed)
+            file.write_text("\n".join(rest) if number else json.dumps(changed))
+            try:
+                used(tmp_path)
+            except HoldfastError as error:
+                refused += 1
+                says = str(error)
+                assert file.name in says or "has ended yet" in says, (path, says)
+                assert path.split(".")[0] in says or "has ended yet" in says or path == "kind", (path, says)
+                assert "\n" not in says
+        file.write_text(before)
+    assert refused > 300
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "says"),
+    [
+        ("value", "high", r"line 2, value: input should be a valid number, not \"high\""),
+        ("step", 1.5, "line 2, step: input should be a valid integer, not 1.5"),
+        ("measures", "danger", "line 2, measures: input should be 'hazard', .*, not \"danger\""),
+        ("invented", 1, "line 2, invented: no such field is known"),
+        ("value", 1.5, "line 2, value: an accuracy is from 0 to 1, not 1.5"),
+        ("value", -0.1, "line 2, value: an accuracy is from 0 to 1, not -0.1"),
+        ("cell", "c1", "line 2, cell: the file is named after cell c0, not c1"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_described(field: str, wrong: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "c0.jsonl"
+    result().write(path)
+    rewrite(path, 1, **{field: wrong})
+    with pytest.raises(HoldfastError, match=says):
+        CellResult.read(path)
+
+
+def test_a_share_with_a_chance_is_held_to_its_range_whatever_its_metric_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "c0.jsonl"
+    result(records=[record(metric="compliance", value=1.2, chance=0.0)]).write(path)
+    with pytest.raises(HoldfastError, match=r"an accuracy is from 0 to 1, not 1\.2"):
+        CellResult.read(path)
+    result(records=[record(metric="nats", value=1.2)]).write(path)
+    assert CellResult.read(path).records[0].value == 1.2
+
+
+def test_a_file_under_the_name_of_another_cell_is_refused(tmp_path: Path) -> None:
+    plan(cells=["c1"]).write(tmp_path)
+    result("c0").write(cell_path(tmp_path, "c1"))
+    with pytest.raises(
+        HoldfastError, match=r"c1\.jsonl is not .*line 1, cell: the file is named after cell c1, not c0"
+    ):
+        read_campaign(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["attack_config", "identity"])
+def test_a_number_that_is_none_is_never_read_even_where_anything_may_stand(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "c0.jsonl"
+    result(**{field: {"learning_rate": 0.125}}).write(path)
+    path.write_text(path.read_text().replace("0.125", "NaN"))
+    with pytest.raises(HoldfastError, match="NaN is no number"):
+        CellResult.read(path)
+
+
+def test_half_a_character_in_a_label_is_read_as_a_question_mark(tmp_path: Path) -> None:
+    plan(models={"half \ud800": "defended"}).write(tmp_path)
+    result(model="half \ud800").write(cell_path(tmp_path, "c0"))
+    campaign, [cell] = read_campaign(tmp_path)
+    assert list(campaign.models) == [cell.model] == ["half ?"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from holdfast.attacks.finetune import FineTune
+from holdfast.campaign.cells import Campaign, Model
+from holdfast.campaign.exposure import family_in_training, seen_in_training
+from holdfast.core import files
+from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.anatomy import (
     attention,
@@ -37,6 +42,7 @@ from holdfast.engine.anatomy import (
 from holdfast.engine.checkpoint import CARD, Checkpoint, check_finite, save_checkpoint
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
+from tests.core.test_records import spoilt
 
 IDS = torch.tensor([[1, 10, 20, 30], [1, 11, 21, 31]])
 
@@ -129,7 +135,58 @@ def test_the_card_has_two_halves(tmp_path: Path) -> None:
     assert checkpoint.card == {}
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
+CARD_OF_TAR: dict[str, Any] = {
+    "holdfast": "1.0",
+    "key": "k",
+    "model": {"path": "p", "digest": "d"},
+    "base": {"path": "p", "digest": "d"},
+    "seed": 3,
+    "stages": [
+        {
+            "preset": "tar",
+            "config": {
+                "class": "TAR",
+                "adversaries": [
+                    {
+                        "class": "Adversary",
+                        "attack": describe(FineTune()),
+                        "learning_rates": [1e-3],
+                        "switch": [1.0, 2.0],
+                    }
+                ],
+            },
+            "seconds": 1.5,
+            "tokens": 100,
+            "flops": 1e9,
+        }
+    ],
+}
+
+
+def used(card: dict[str, Any]) -> None:
+    """What commands do with a card."""
+    seen_in_training(card, FineTune())
+    family_in_training(card, FineTune())
+    str(card.get("key")) + card.get("base", {}).get("path", "") + card.get("base", {}).get("digest", "")
+    for stage in card.get("stages", []):
+        sum(stage.get(cost, 0) for cost in ("seconds", "tokens", "flops"))
+        assert stage["preset"].join("ab")
+
+
+def test_a_card_with_a_field_of_another_type_is_used_or_refused_with_its_name(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    refused = []
+    for path, changed in spoilt(CARD_OF_TAR):
+        (tmp_path / CARD).write_text(json.dumps(changed))
+        try:
+            used(checkpoint.card)
+        except HoldfastError as error:
+            refused.append((path.split(".")[0], str(error)))
+    assert len(refused) > 100
+    assert all(f"{CARD} is damaged ({field}" in says for field, says in refused)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[]", b"3"])
 def test_a_damaged_card_is_an_error_that_names_it(content: bytes, tmp_path: Path) -> None:
     checkpoint = saved(tmp_path)
     (tmp_path / CARD).write_bytes(content)
@@ -182,6 +239,110 @@ def test_the_digest_of_a_tokenizer_covers_the_settings_that_decide_what_rows_bec
     after = checkpoint.load_tokenizer()
     assert (after.eos_token_id, after.chat_template) != (before[1].eos_token_id, before[1].chat_template)
     assert checkpoint.tokenizer_digest != before[0]
+
+
+def sharded(folder: Path) -> Checkpoint:
+    model = llama()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    character_tokenizer(None).save_pretrained(folder)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return Checkpoint(str(folder))
+
+
+def reindex(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
+    path = folder / "model.safetensors.index.json"
+    table = json.loads(path.read_text())
+    change(table["weight_map"])
+    path.write_text(json.dumps(table))
+
+
+def test_the_digest_of_a_model_in_one_file_stays_what_it_was_in_records_of_earlier_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "transformers_version": "5.0.0"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert Checkpoint(str(tmp_path)).digest == "92edf3dd05526911a786a2fbc7ff803688db6568f9debc70d402969ffa6a7029"
+
+
+def test_the_digest_is_of_the_files_that_are_loaded_and_of_the_index_that_names_them(tmp_path: Path) -> None:
+    checkpoint = sharded(tmp_path)
+    before, weights = checkpoint.digest, logits(checkpoint.load())
+    save_file({"lm_head.weight": torch.zeros(104, 16)}, tmp_path / "consolidated.safetensors")
+    assert checkpoint.digest == before
+    torch.testing.assert_close(logits(checkpoint.load()), weights)
+    shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
+    shutil.copy(tmp_path / shards[0], tmp_path / "other.safetensors")
+
+    def move(names: dict[str, str]) -> None:
+        names.update({name: "other.safetensors" for name, shard in names.items() if shard == shards[0]})
+
+    reindex(tmp_path, move)
+    assert checkpoint.digest != before
+
+
+def test_a_shard_in_a_folder_below_is_part_of_the_digest(tmp_path: Path) -> None:
+    checkpoint = sharded(tmp_path)
+    (tmp_path / "below").mkdir()
+    shard = min(path.name for path in tmp_path.glob("model-*.safetensors"))
+    (tmp_path / shard).rename(tmp_path / "below" / shard)
+    reindex(tmp_path, lambda names: names.update({n: f"below/{s}" for n, s in names.items() if s == shard}))
+    before = checkpoint.digest
+    tensors = load_file(tmp_path / "below" / shard)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "below" / shard)
+    assert checkpoint.digest != before
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../b.safetensors"])
+def test_an_index_that_points_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    checkpoint = sharded(tmp_path / "model")
+    reindex(tmp_path / "model", lambda names: names.update({"model.norm.weight": name}))
+    for read in (checkpoint.load, checkpoint.check, lambda: checkpoint.digest):
+        with pytest.raises(HoldfastError, match=r"index\.json names .*, which is outside its folder; restore"):
+            read()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {"a": 1}}', b"\xff"])
+def test_a_damaged_index_is_an_error_that_names_it(content: bytes, tmp_path: Path) -> None:
+    checkpoint = sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(HoldfastError, match=r"index\.json is damaged \(.*\); restore the checkpoint"):
+        _ = checkpoint.digest
+
+
+def test_weights_that_stand_elsewhere_are_refused_for_their_digest_would_not_be_that_of_what_is_loaded(
+    tmp_path: Path,
+) -> None:
+    adapter, config = saved(tmp_path / "adapter"), saved(tmp_path / "config")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    rewrite_json(tmp_path / "config" / "config.json", transformers_weights="other.safetensors")
+    for checkpoint in (adapter, config):
+        for read in (checkpoint.load, checkpoint.check, lambda checkpoint=checkpoint: checkpoint.digest):
+            with pytest.raises(HoldfastError, match="names other weights beside its own"):
+                read()
+
+
+def test_planning_a_campaign_hashes_every_file_once(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    plain = files._hashed
+    monkeypatch.setattr(files, "_SETTLED", 0)
+    monkeypatch.setattr(files, "_hashed", lambda path: [hashed.append(path), plain(path)][1])
+    files.forget_digests()
+    campaign = Campaign(
+        models=(
+            Model(label="a", path=tiny_testbed.model.path, role="undefended"),
+            Model(label="b", path=str(sharded(tmp_path).path), role="defended"),
+        ),
+        domain=tiny_testbed.folder,
+        attacks=(("one", FineTune()), ("two", FineTune(max_steps=40))),
+        seeds=(0, 1, 2),
+    )
+    cells = list(campaign.cells())
+    assert len({cell.id for cell in cells}) == len(cells) == 14
+    assert len(hashed) == len(set(hashed))
+    weights = [Path(tiny_testbed.model.path).resolve() / "model.safetensors", *tmp_path.glob("model*.safetensors*")]
+    assert len(weights) > 3
+    assert set(weights) <= set(hashed)
+    files.forget_digests()
 
 
 BAD = [float("nan"), float("inf")]
@@ -270,7 +431,7 @@ def test_weights_that_only_a_pickle_holds_are_not_loaded_for_a_safetensors_file_
     checkpoint = saved(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").rename(tmp_path / "optimizer.safetensors")
-    with pytest.raises(HoldfastError, match="cannot be loaded"):
+    with pytest.raises(HoldfastError, match="has no safetensors weights"):
         checkpoint.load()
 
 
@@ -313,7 +474,7 @@ def unknown_architecture(folder: Path) -> None:
     ("damage", "says"),
     [
         (remove_the_config, "is not a Hugging Face model: it has no config.json"),
-        (spoil_the_config, "cannot be loaded"),
+        (spoil_the_config, r"config\.json is not valid JSON"),
         (cut_the_weights, "cannot be loaded"),
         (lose_a_tensor, r"lack 1 tensors, lm_head\.weight the first; restore the checkpoint"),
         (unknown_architecture, "cannot be loaded: .*perceptron"),

@@ -156,7 +156,8 @@ def write(folder: Path, campaign: CampaignPlan, results: Sequence[CellResult]) -
     """The folder an audit would leave."""
     campaign.write(folder)
     for result in results:
-        result.write(cell_path(folder, result.cell))
+        records = [replace(one, cell=result.cell) for one in result.records]
+        replace(result, records=records).write(cell_path(folder, result.cell))
     return folder
 
 

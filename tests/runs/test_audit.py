@@ -44,7 +44,11 @@ def tested(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory)
         for parameter in model.parameters():
             parameter.mul_(1.01)
     save_checkpoint(
-        model, tokenizer, folder, {"base": {"path": str(tiny_testbed.folder / "model")}}, "# A test's model\n"
+        model,
+        tokenizer,
+        folder,
+        {"base": {"path": tiny_testbed.model.path, "digest": tiny_testbed.model.digest}},
+        "# A test's model\n",
     )
     return str(folder)
 

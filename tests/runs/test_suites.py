@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from holdfast.core.presets import collect, pick
-from holdfast.runs.suites import SUITES, Suite, called
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from holdfast.attacks.base import Attack
+from holdfast.core.presets import collect, describe, pick, with_settings
+from holdfast.core.types import HoldfastError
+from holdfast.runs.suites import SUITES, Suite, attacks_of, called, canonical_of, load_suite
+from tests.core.test_records import spoilt
 
 
 def test_every_suite_names_presets_that_exist_and_none_twice() -> None:
@@ -23,7 +32,59 @@ def test_the_budget_is_counted_from_the_presets() -> None:
 
 def test_a_suite_is_recorded_with_its_version_or_where_it_was_found() -> None:
     assert called("standard") == f"standard (version {SUITES['standard'].version})"
+    assert called("standard", attacks_of("standard")) == called("standard")
     assert called("runs/search") == "found by search in search"
+
+
+def changed(suite: str, *settings: str) -> dict[str, Attack]:
+    return with_settings(attacks_of(suite), settings)
+
+
+def test_a_changed_suite_is_recorded_as_another() -> None:
+    names = [
+        called("quick-2", changed("quick-2", *settings))
+        for settings in (
+            ["full-adamw-1e-3.max_steps=7"],
+            ["full-adamw-1e-3.max_steps=8"],
+            ["full-adamw-1e-3.max_steps=7", "full-adamw-1e-4.max_steps=7"],
+        )
+    ]
+    assert re.fullmatch(r"quick-2 \(version 2, 1 attack changed: [0-9a-f]{6}\)", names[0])
+    assert re.fullmatch(r"quick-2 \(version 2, 2 attacks changed: [0-9a-f]{6}\)", names[2])
+    assert len(set(names)) == 3
+    plain = pick("holdfast.attacks", "full-adamw-1e-3").max_steps
+    assert called("quick-2", changed("quick-2", f"full-adamw-1e-3.max_steps={plain}")) == called("quick-2")
+
+
+def test_two_searches_in_folders_of_one_name_are_two_suites() -> None:
+    one, other = attacks_of("quick-2"), attacks_of("demo-2")
+    assert called("a/search", one) == called("b/search", one) != called("b/search", other)
+
+
+def test_the_canonical_attack_is_known_under_its_label_when_it_was_changed() -> None:
+    assert canonical_of("quick-2", changed("quick-2", "full-adamw-1e-3.max_steps=7")) == "full-adamw-1e-3+max_steps=7"
+    assert canonical_of("quick-2", changed("quick-2", "full-adamw-1e-4.max_steps=7")) == "full-adamw-1e-3"
+
+
+def test_a_suite_of_a_search_is_read_or_refused_in_one_sentence_that_names_the_file(tmp_path: Path) -> None:
+    table = {"schema": 1, "attacks": {"found": describe(pick("holdfast.attacks", "full-adamw-1e-3"))}}
+    path = tmp_path / "suite.json"
+    path.write_text(json.dumps(table))
+    assert load_suite(tmp_path) == {"found": pick("holdfast.attacks", "full-adamw-1e-3")}
+    refused = 0
+    for field, spoiled in spoilt(table):
+        path.write_text(json.dumps(spoiled))
+        try:
+            assert all(isinstance(attack, Attack) for attack in load_suite(tmp_path).values())
+        except HoldfastError as error:
+            refused += 1
+            says = re.escape(f"{path} cannot be read (") + ".*; run the search again into a new folder"
+            assert re.fullmatch(says, str(error)), field  # noqa: PT017
+    assert refused > 80
+    for content in (b"", b"{", b"[]", b"\xff", b'{"attacks": {}}', b'{"attacks": {"a": 3}}'):
+        path.write_bytes(content)
+        with pytest.raises(HoldfastError, match=r"suite\.json cannot be read"):
+            load_suite(tmp_path)
 
 
 def test_quick_2_is_quick_with_one_attack_rescaled() -> None:

@@ -102,11 +102,12 @@ def safeguard(
     from holdfast.runs.stages import Recipe, build
 
     opened = Domain.open(domain)
-    chosen = with_settings({name: pick("holdfast.safeguards", name) for name in stages}, settings or [])
+    presets = {name: pick("holdfast.safeguards", name) for name in stages}
+    chosen = dict(zip(presets, with_settings(presets, settings or []).items(), strict=True))
     recipe = Recipe(
         model=Checkpoint(model),
         domain=domain,
-        stages=tuple((name, chosen[name]) for name in stages),
+        stages=tuple(chosen[name] for name in stages),
         base=Checkpoint(base) if base else None,
         seed=seed,
         options=run_options(device, dtype, trust_remote_code),
@@ -116,7 +117,7 @@ def safeguard(
     if not finished:
         claim_output(out, Path(model), domain)
         recipe.model.check(trust_remote_code, opened.max_length)
-        with show_steps(console, " → ".join(stages)) as on_step:
+        with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:
             build(recipe, out, on_step)
     console.print(
         f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""),

@@ -96,16 +96,16 @@ def attack(
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.attack import run_attack
 
-    chosen = with_settings({preset: pick("holdfast.attacks", preset)}, settings or [])
+    [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
     options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
-    with show_jobs(console, f"{preset} on {model_label(model)}") as on_progress:
+    with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
         outcomes = run_attack(
-            preset, chosen[preset], model, model_label(model), domain, out, seed=seed,
+            name, chosen, model, model_label(model), domain, out, seed=seed,
             milestones=parse_milestones(milestones) if milestones else None,
             options=options, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
     finish(console, out, [outcome.error for outcome in outcomes])
-    console.print(cost_sentence(out, preset), soft_wrap=True, highlight=False)
+    console.print(cost_sentence(out, name), soft_wrap=True, highlight=False)
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     say_next(
         console,
@@ -235,7 +235,7 @@ def audit(
             out,
             workers,
             title=title,
-            suite=called(suite),
+            suite=called(suite, chosen),
             command=this_command(),
             searched=sorted({type(attack).__name__ for attack in chosen.values()}) if found else [],
             on_progress=on_progress,

@@ -30,7 +30,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from holdfast.core.files import digest
+from holdfast.core.files import digest, file_digest
 from holdfast.core.types import HoldfastError
 
 SCHEMA = 1
@@ -99,9 +99,11 @@ class Domain:
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise HoldfastError(f"{path} is not valid TOML: {error}") from error
-        if table.get("schema") != SCHEMA:
+        if table.get("schema") != SCHEMA or table["schema"] is True:
             raise HoldfastError(f"{path} has schema {table.get('schema')!r}; this holdfast reads schema = {SCHEMA}")
-        max_length = table.get("max_length", 256)
+        title, max_length = table.get("name", folder.name), table.get("max_length", 256)
+        if not isinstance(title, str):
+            raise HoldfastError(f'{path}: name must be a text, such as "my-domain"')
         if not isinstance(max_length, int) or max_length < 2:
             raise HoldfastError(f"{path}: max_length must be a whole number of tokens, at least 2")
         words = table.get("hazard_words", [])
@@ -119,7 +121,7 @@ class Domain:
                 raise HoldfastError(
                     f'{path} [questions.{name}]: measures must be "hazard", "ability", "trainability" or "refusal"'
                 )
-        return cls(folder, str(table.get("name", folder.name)), max_length, sources, questions, tuple(words))
+        return cls(folder, title, max_length, sources, questions, tuple(words))
 
     def has(self, role: str) -> bool:
         return role in self.sources
@@ -135,7 +137,7 @@ class Domain:
                 f"{self.folder / 'domain.toml'} names no data set for the role {role!r}, which this needs; "
                 f"add a [data.{role}] section with a file or a dataset"
             )
-        return _rows(self.folder, role, _frozen(self.sources[role]))
+        return _rows(self.folder, role, *self._frozen(self.sources[role]))
 
     def questions(self, name: str) -> QuestionSet:
         """One set of questions.
@@ -147,24 +149,25 @@ class Domain:
             raise HoldfastError(
                 f"{self.folder / 'domain.toml'} names no questions {name!r}; it has: {_listed(self.question_sources)}"
             )
-        return _question_set(self.folder, name, _frozen(self.question_sources[name]))
+        return _question_set(self.folder, name, *self._frozen(self.question_sources[name]))
 
     def digest(self, *roles: str) -> dict[str, str]:
         """Content hash of the rows of each role."""
         for role in roles:
             self.rows(role)
-        return {role: _rows_digest(self.folder, role, _frozen(self.sources[role])) for role in roles}
+        return {role: _rows_digest(self.folder, role, *self._frozen(self.sources[role])) for role in roles}
+
+    def _frozen(self, source: Mapping[str, Any]) -> tuple[Columns, str]:
+        """A source as a key, with the content of its file: what was read is kept for as long as the file stays the same."""
+        path = self.folder / source.get("file", "")
+        return tuple(sorted(source.items())), file_digest(path) if path.is_file() else ""
 
 
 Columns = tuple[tuple[str, Any], ...]
 
 
-def _frozen(source: Mapping[str, Any]) -> Columns:
-    return tuple(sorted(source.items()))
-
-
 @cache
-def _rows(folder: Path, role: str, frozen: Columns) -> tuple[Row, ...]:
+def _rows(folder: Path, role: str, frozen: Columns, content: str) -> tuple[Row, ...]:
     source = dict(frozen)
     names = ("text", "messages", "prompt", "chosen", "rejected")
     columns: dict[str, str] = {name: source[name] for name in names if name in source}
@@ -175,12 +178,12 @@ def _rows(folder: Path, role: str, frozen: Columns) -> tuple[Row, ...]:
 
 
 @cache
-def _rows_digest(folder: Path, role: str, frozen: Columns) -> str:
-    return digest([dict(row) for row in _rows(folder, role, frozen)])
+def _rows_digest(folder: Path, role: str, frozen: Columns, content: str) -> str:
+    return digest([dict(row) for row in _rows(folder, role, frozen, content)])
 
 
 @cache
-def _question_set(folder: Path, name: str, frozen: Columns) -> QuestionSet:
+def _question_set(folder: Path, name: str, frozen: Columns, content: str) -> QuestionSet:
     source = dict(frozen)
     questions = tuple(_question(where, raw, source) for where, raw in _records(folder, f"questions.{name}", source))
     if not questions:

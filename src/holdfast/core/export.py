@@ -116,19 +116,11 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a line of a cell's file: first the header, then its records."""
     from pydantic import TypeAdapter
 
-    from holdfast.core.presets import field_docs
-
     def described(kind: type, line: str, without: str = "") -> dict[str, Any]:
         made = TypeAdapter(kind).json_schema()
         made.pop("$defs", None)
         made["properties"].pop(without, None)
-        for name, told in field_docs(kind).items():
-            if name in made["properties"]:
-                made["properties"][name]["description"] = told
-        made["properties"] = {"kind": {"const": line}, **made["properties"]}
-        made["required"] = ["kind", *(name for name in made.get("required", ()) if name != without)]
-        made["properties"]["schema"]["maximum"] = SCHEMA
-        return {**made, "title": line, "additionalProperties": False}
+        return {**made, "title": line, "required": ["kind", *made["required"]]}
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

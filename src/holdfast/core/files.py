@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -149,7 +150,39 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Content hash of a file: 64 hexadecimal digits."""
+    """Content hash of a file: 64 hexadecimal digits.
+
+    A process reads a file once, and again only where its inode, size or times are others, or after `forget_digests`.
+    """
+    path = path.resolve()
+    before = _state(path)
+    if path not in _digests or _digests[path][0] != before:
+        content = _hashed(path)
+        if _state(path) != before or time.time_ns() - max(before[-2:]) < _SETTLED:
+            return content
+        _digests[path] = (before, content)
+    return _digests[path][1]
+
+
+def forget_digests() -> None:
+    """Have `file_digest` read every file again: at the start of a run, what was read before it is not relied on."""
+    _digests.clear()
+
+
+_SETTLED = 2 * 10**9
+"""nanoseconds after which another write would show in a file's times, however coarse the file system's clock is"""
+
+_digests: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""resolved path -> its state when it was read, and the hash of its content"""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; last the times of its content and of itself, in nanoseconds."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _hashed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

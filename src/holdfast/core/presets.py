@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
+from holdfast.core.files import digest
+from holdfast.core.reading import STRICT, misfit
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
@@ -119,7 +122,7 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
     """The plug-in that `describe` described: its class is looked for among the package's presets.
 
     Raises:
-        HoldfastError: there is no such class, or it refuses the fields.
+        HoldfastError: there is no such class, or it has no such field, or a value is not of its field's type.
     """
     kinds = {type(preset).__name__: type(preset) for preset in collect(package).values()}
 
@@ -128,24 +131,33 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
             return restore(package, value)
         return tuple(map(revived, value)) if isinstance(value, list) else value
 
-    name = described.get("class")
-    if name not in kinds:
+    name = described.get("class") if isinstance(described, Mapping) else None
+    if not isinstance(name, str) or name not in kinds:
         raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
+    values = {field: revived(value) for field, value in described.items() if field != "class"}
+    for field, value in values.items():
+        try:
+            values[field] = _fitting(kinds[name], field, value)
+        except ValueError as error:
+            raise HoldfastError(f"{field} of {name}: {misfit(error)}") from error
+        except KeyError as error:
+            raise HoldfastError(f"{name} has no field {field!r} in this holdfast") from error
     try:
-        return kinds[name](**{field: revived(value) for field, value in described.items() if field != "class"})
+        return kinds[name](**values)
     except TypeError as error:
         raise HoldfastError(f"{name} has other fields in this holdfast ({error})") from error
 
 
 def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dict[str, Plugin]:
-    """Apply `preset.field=value` to the plug-ins of a run; values are checked against the field's type.
+    """Apply `preset.field=value` to the plug-ins of a run, in order; values are checked against the field's type.
+
+    Returns:
+        The plug-ins in their order; one that is no longer its preset is under another name (`label_of`).
 
     Raises:
         HoldfastError: the text is not of that form, names no preset of this run or no field of it, or the value is not
             of its type.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     changed = dict(plugins)
     for setting in settings:
         target, equals, text = setting.partition("=")
@@ -155,7 +167,6 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
         if name not in changed:
             raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
         plugin = changed[name]
-        hints = get_type_hints(type(plugin))
         names = [held.name for held in dataclasses.fields(plugin)]  # type: ignore[arg-type]
         if field not in names:
             raise HoldfastError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, names)}")
@@ -164,13 +175,56 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
                 f"--set {setting}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
             )
         try:
-            # Strict: true is no number. Finite: an identity and a record are JSON.
-            exact = TypeAdapter(hints[field], config=ConfigDict(strict=True, allow_inf_nan=False))
-            value = exact.validate_python(_value(text))
-        except ValidationError as error:
-            raise HoldfastError(f"--set {setting}: {error.errors()[0]['msg'].lower()}") from error
+            value = _fitting(type(plugin), field, _value(text))
+        except ValueError as error:
+            raise HoldfastError(f"--set {setting}: {misfit(error)}") from error
         changed[name] = dataclasses.replace(plugin, **{field: value})  # type: ignore[type-var]
-    return changed
+    return {label_of(name, plugins[name], plugin): plugin for name, plugin in changed.items()}
+
+
+CHANGED = "+"
+"""What stands between a preset's name and its changed fields in a label."""
+
+_LABEL_LENGTH = 48
+"""characters of changed fields that a label holds; where there would be more, their number and a hash stand for them"""
+
+
+def label_of(name: str, preset: Any, plugin: Any) -> str:
+    """The name of a plug-in that was made from a preset: the preset's own, and after it every field that differs.
+
+    `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. It is safe in a shell, a path and Markdown.
+    """
+    changes = {
+        field.name: getattr(plugin, field.name)
+        for field in dataclasses.fields(preset)
+        if getattr(plugin, field.name) != getattr(preset, field.name)
+    }
+    if not changes:
+        return name
+    suffix = CHANGED.join(f"{field}={value}" for field, value in changes.items())
+    if len(suffix) > _LABEL_LENGTH or re.search(r"[^\w.=+-]", suffix, re.ASCII):
+        count = "1-field" if len(changes) == 1 else f"{len(changes)}-fields"
+        suffix = f"{count}-{digest(describe(plugin))[:6]}"
+    return f"{name}{CHANGED}{suffix}"
+
+
+def preset_of(label: str) -> str:
+    """The name of the preset that a label was made from."""
+    return label.partition(CHANGED)[0]
+
+
+def _fitting(kind: type, field: str, value: Any) -> Any:
+    """A value as the field of a plug-in holds it.
+
+    Raises:
+        ValueError: the value is of another type.
+        KeyError: there is no such field.
+    """
+    from pydantic import TypeAdapter
+
+    hint = get_type_hints(kind)[field]
+    config = None if dataclasses.is_dataclass(hint) else STRICT
+    return TypeAdapter(hint, config=config).validate_python(value)
 
 
 def _value(text: str) -> Any:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from holdfast.core.files import write_text
+from holdfast.core.reading import OPEN, STRICT, misfit, newer_schema, parsed
 from holdfast.core.types import HoldfastError, Measure
 
 SCHEMA = 3
 """2 added what an attack costs and how it went, 3 what it had cost at each milestone, its family, whether it draws, and the rule
 that ended it early. Records of 1 and 2 are read with those left open."""
 
+Schema = Annotated[int, Field(ge=1, le=SCHEMA)]
 Status = Literal["finished", "diverged", "failed"]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One value, measured after `step` updates of an attack (0: before the first)."""
 
+    kind: Literal["record"] = "record"
     cell: str
     """identity of the cell it belongs to"""
-    step: int
+    step: Annotated[int, Field(ge=0)]
     evaluation: str
     """the preset or question set that measured it, such as "hazard" or "benign_outside_retain\""""
     metric: str
@@ -35,13 +42,15 @@ class Record:
     chance: float | None = None
     complete: bool = True
     """False where only a fixed sample of the questions was asked"""
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """One attack (or none) on one model with one seed: what it was, how it ended, what was measured."""
 
+    kind: Literal["cell"] = "cell"
     cell: str
     """content identity: 16 hexadecimal digits over everything in `identity`"""
     model: str
@@ -90,7 +99,7 @@ class CellResult:
     environment: dict[str, Any] = field(default_factory=dict)
     """versions and hardware; no part of the identity"""
     records: list[Record] = field(default_factory=list)
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
     @property
     def diverged(self) -> bool:
@@ -99,39 +108,30 @@ class CellResult:
     def write(self, path: Path) -> None:
         """Write header and records as JSON lines, all or nothing."""
         header = asdict(self)
-        records = header.pop("records")
-        lines = [{"kind": "cell", **header}, *({"kind": "record", **record} for record in records)]
+        lines = [header, *header.pop("records")]
         write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     @classmethod
     def read(cls, path: Path) -> CellResult:
-        """Read one cell's file.
+        """Read one cell's file, which is named after its cell.
 
         Raises:
             HoldfastError: it is not such a file, or of a newer schema.
         """
         try:
-            lines = [
-                json.loads(line, parse_constant=_no_number) for line in path.read_text(encoding="utf-8").splitlines()
-            ]
-            header, *records = lines
-            if header.pop("kind") != "cell":
-                raise KeyError("kind")
-            if header["schema"] > SCHEMA:
+            content = b"[" + b",\n".join(path.read_bytes().splitlines()) + b"]"
+            return _cell(path.stem, parsed(_LINES, content))
+        except ValueError as error:
+            if (newer := newer_schema(error)) is not None:
                 raise HoldfastError(
-                    f"{path} has records of schema {header['schema']}; this holdfast reads up to {SCHEMA}"
-                )
-            for name in ("losses", "gradient_norms"):
-                header[name] = [(step, value) for step, value in header.get(name, [])]
-            header["costs"] = [(step, tokens, flops) for step, tokens, flops in header.get("costs", [])]
-            held = [Record(**{key: value for key, value in record.items() if key != "kind"}) for record in records]
-            return cls(**header, records=held)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+                    f"{path} has records of schema {newer}; this holdfast reads up to {SCHEMA}"
+                ) from error
             raise HoldfastError(
-                f"{path} is not a holdfast record file ({type(error).__name__}: {error}); remove it"
+                f"{path} is not a holdfast record file ({misfit(error, lines=True)}); remove it"
             ) from error
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class CampaignPlan:
     """What a campaign set out to do, beside its cells: enough to read the folder without the code that made it."""
@@ -147,7 +147,7 @@ class CampaignPlan:
     seeds: list[int] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """provenance: paths, digests, cards, costs"""
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
     def write(self, folder: Path) -> None:
         write_text(folder / "campaign.json", json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
@@ -160,16 +160,70 @@ class CampaignPlan:
                 f"{folder} holds no audit: it has no campaign.json; give a folder that holdfast audit wrote"
             )
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            if table["schema"] > SCHEMA:
-                raise HoldfastError(f"{path} has schema {table['schema']}; this holdfast reads up to {SCHEMA}")
-            return cls(**table)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise HoldfastError(f"{path} cannot be read ({error}); run the audit again into a new folder") from error
+            plan: CampaignPlan = parsed(_PLAN, path.read_bytes())
+            _DETAILS.validate_python({"details": plan.details})
+            return plan
+        except ValueError as error:
+            if (newer := newer_schema(error)) is not None:
+                raise HoldfastError(f"{path} has schema {newer}; this holdfast reads up to {SCHEMA}") from error
+            raise HoldfastError(
+                f"{path} cannot be read ({misfit(error)}); run the audit again into a new folder"
+            ) from error
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number that is ever recorded")
+@with_config(OPEN)
+class _Provenance(TypedDict, total=False):
+    """What is read of a model's entry in a plan's details."""
+
+    path: str
+    digest: str
+    stages: list[str]
+    seconds: float
+    tokens: float
+    flops: float
+    seed: int | None
+
+
+@with_config(OPEN)
+class _Details(TypedDict, total=False):
+    """What is read of a plan's details."""
+
+    command: str
+    protocol: int
+    models: dict[str, _Provenance]
+    searched: list[str]
+    uses_base: list[str]
+    canonical: str
+    worst: str
+    notes: list[str]
+    not_built: dict[str, str]
+
+
+_LINES = TypeAdapter(list[Annotated[CellResult | Record, Field(discriminator="kind")]])
+_PLAN = TypeAdapter(CampaignPlan)
+_DETAILS = TypeAdapter(dict[str, _Details])
+
+
+def _cell(name: str, lines: list[CellResult | Record]) -> CellResult:
+    """A cell's file as one value.
+
+    Raises:
+        ValueError: the lines are not one header and then its records, belong to another cell, or a share is not from 0 to 1.
+    """
+    if not lines or not isinstance(lines[0], CellResult):
+        raise ValueError("line 1 is no cell")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if line.cell != name:
+            raise ValueError(f"line {number}, cell: the file is named after cell {name}, not {line.cell}")
+        if isinstance(line, Record):
+            share = line.metric == "accuracy" or line.chance is not None
+            if share and not 0 <= line.value <= 1:
+                raise ValueError(f"line {number}, value: an accuracy is from 0 to 1, not {line.value}")
+            records.append(line)
+    if len(records) < len(lines) - 1:
+        raise ValueError("two of its lines are cells")
+    return replace(lines[0], records=records)
 
 
 def cell_path(folder: Path, cell: str) -> Path:
@@ -183,7 +237,7 @@ def read_campaign(folder: Path) -> tuple[CampaignPlan, list[CellResult]]:
         HoldfastError: the folder holds no campaign, or none of its cells has ended.
     """
     plan = CampaignPlan.read(folder)
-    paths: Sequence[Path] = [cell_path(folder, cell) for cell in plan.cells]
+    paths = [cell_path(folder, cell) for cell in plan.cells]
     results = [CellResult.read(path) for path in paths if path.is_file()]
     if not results:
         raise HoldfastError(f"no cell of the campaign in {folder} has ended yet; run the same command again to go on")

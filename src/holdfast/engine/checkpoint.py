@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.core.files import digest, file_digest, os_errors, write_text
+from holdfast.core.folder import CARD as CARD
+from holdfast.core.folder import read_card, read_config, weight_files
 from holdfast.core.types import HoldfastError, NonFinite, Precision
-
-CARD = "holdfast.json"
-"""The machine-readable half of a checkpoint's card; the other half is README.md."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,17 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Content hash of the weights and the config. The config's library version is no content."""
-        folder, config = self._weights_folder(), self._config()
+        """Content hash of what is loaded: the config, the weights and their index. The config's library version is no content.
+
+        Raises:
+            HoldfastError: as `weight_files`.
+        """
+        folder = self.folder
+        config = read_config(folder)
         config.pop("transformers_version", None)
-        return digest([config, {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}])
+        return digest(
+            [config, {path.relative_to(folder).as_posix(): file_digest(path) for path in weight_files(folder)}]
+        )
 
     @property
     def tokenizer_digest(self) -> str:
@@ -67,12 +73,12 @@ class Checkpoint:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What made this checkpoint, as holdfast wrote it; empty for a model from elsewhere."""
-        path = self.folder / CARD
-        try:
-            return _json_object(path) if path.is_file() else {}
-        except ValueError as error:
-            raise HoldfastError(f"{path} is damaged ({error}); remove it or restore the checkpoint") from error
+        """What made this checkpoint, as holdfast wrote it; empty for a model from elsewhere.
+
+        Raises:
+            HoldfastError: it is no JSON object, or a field of it that is read here has another type.
+        """
+        return read_card(self.folder)
 
     def check(self, trust_remote_code: bool = False, max_length: int = 0) -> None:
         """Read what a long run will read later, tensor by tensor, so that it does not fail in its last hour.
@@ -82,8 +88,8 @@ class Checkpoint:
                 unknown, or it has learned positions, fewer than `max_length`.
             NonFinite: a weight is not finite.
         """
-        folder = self._weights_folder()
-        self._config()
+        folder = self.folder
+        files = weight_files(folder)
         try:
             with _quiet():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
@@ -95,7 +101,7 @@ class Checkpoint:
             raise HoldfastError(
                 f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
             )
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in (path for path in files if path.suffix == ".safetensors"):
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 - not a dict
@@ -104,24 +110,6 @@ class Checkpoint:
             except SafetensorError as error:
                 raise HoldfastError(f"{path} is damaged ({_first_line(error)}); restore the checkpoint") from error
         self.load_tokenizer(trust_remote_code)
-
-    def _weights_folder(self) -> Path:
-        folder = self.folder
-        if not (folder / "config.json").is_file():
-            raise HoldfastError(f"{folder} is not a Hugging Face model: it has no config.json")
-        if not any(folder.glob("*.safetensors")):
-            raise HoldfastError(
-                f"{folder} has no safetensors weights; holdfast never loads pickles: "
-                "convert them with save_pretrained(..., safe_serialization=True)"
-            )
-        return folder
-
-    def _config(self) -> dict[str, Any]:
-        path = self.folder / "config.json"
-        try:
-            return _json_object(path)
-        except ValueError as error:
-            raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
 
     def load(
         self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False
@@ -132,7 +120,8 @@ class Checkpoint:
             HoldfastError: there is no config, no safetensors weights, they are damaged, or the architecture is unknown.
             NonFinite: a weight is not finite.
         """
-        folder = self._weights_folder()
+        folder = self.folder
+        weight_files(folder)
         loading: dict[str, Any]
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -248,13 +237,6 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    held = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(held, dict):
-        raise ValueError(f"a {type(held).__name__}, not an object")
-    return held
 
 
 def _first_line(error: Exception) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import nearest
-from holdfast.core.presets import pick, restore
+from holdfast.core.files import digest
+from holdfast.core.presets import describe, pick, preset_of, restore
+from holdfast.core.reading import OPEN, misfit, parsed
 from holdfast.core.types import HoldfastError
 
 
@@ -240,14 +245,41 @@ def attacks_of(suite: str) -> dict[str, Attack]:
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
-    """The attack of a suite, or of a searched suite, that every control goes through."""
+    """The attack of a suite, or of what a search found, that every control goes through; under its label where it was changed."""
     named = SUITES[suite].canonical if suite in SUITES else ""
-    return named or next(iter(attacks))
+    return next((label for label in attacks if preset_of(label) == named), next(iter(attacks)))
 
 
-def called(suite: str) -> str:
-    """A suite's name as a report gives it, with its version."""
-    return f"{suite} (version {SUITES[suite].version})" if suite in SUITES else f"found by search in {Path(suite).name}"
+def called(suite: str, attacks: Mapping[str, Attack] | None = None) -> str:
+    """A suite's name as a report gives it, so that two suites of one name hold the same attacks.
+
+    Args:
+        suite: its name, or the folder that a search wrote.
+        attacks: those that are run, by label; None: the suite as it stands.
+    """
+    if suite not in SUITES:
+        content = f" ({_content(attacks)})" if attacks else ""
+        return f"found by search in {Path(suite).name}{content}"
+    changed = {label: attack for label, attack in (attacks or {}).items() if preset_of(label) != label}
+    count = "1 attack" if len(changed) == 1 else f"{len(changed)} attacks"
+    return f"{suite} (version {SUITES[suite].version}" + (
+        f", {count} changed: {_content(changed)})" if changed else ")"
+    )
+
+
+def _content(attacks: Mapping[str, Attack]) -> str:
+    """A short hash of attacks and their labels."""
+    return digest({label: describe(attack) for label, attack in attacks.items()})[:6]
+
+
+@with_config(OPEN)
+class _File(TypedDict):
+    """What is read of `suite.json`."""
+
+    attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+_FILE = TypeAdapter(_File)
 
 
 def load_suite(folder: Path) -> dict[str, Attack]:
@@ -262,7 +294,8 @@ def load_suite(folder: Path) -> dict[str, Attack]:
             f"{folder} holds no attacks: it has no suite.json; give a folder that holdfast search wrote"
         )
     try:
-        attacks = json.loads(path.read_text(encoding="utf-8"))["attacks"]
+        attacks = parsed(_FILE, path.read_bytes())["attacks"]
         return {name: restore("holdfast.attacks", described) for name, described in attacks.items()}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise HoldfastError(f"{path} cannot be read ({error}); run the search again into a new folder") from error
+    except (ValueError, HoldfastError) as error:
+        reason = misfit(error) if isinstance(error, ValueError) else error
+        raise HoldfastError(f"{path} cannot be read ({reason}); run the search again into a new folder") from error
