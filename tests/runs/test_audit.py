@@ -23,7 +23,7 @@ from holdfast.core.records import CampaignPlan, CellResult, cell_path, read_camp
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.runs.audit import Audit, models_of
-from holdfast.runs.estimate import estimate
+from holdfast.runs.plan import forecast
 from holdfast.runs.suites import SUITES, canonical_of
 from holdfast.stats.summary import summarise
 from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
@@ -242,7 +242,7 @@ def test_a_plan_counts_what_the_audit_will_run(
     campaign = audit.planned()
     model = next(held for held in campaign.models if held.role == "defended")
     steps = list[tuple[int, int]]()
-    found = estimate(campaign, model, lambda done, total: steps.append((done, total)))
+    found = forecast(campaign, model, lambda done, total: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]
     cells = list(campaign.cells())
     assert found.cells == len(cells)

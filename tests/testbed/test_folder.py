@@ -80,7 +80,7 @@ def test_the_folder_knows_which_testbed_it_is(tmp_path: Path) -> None:
 
 def test_a_testbed_of_another_recipe_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_domain(tmp_path, 5, SMALL)
-    monkeypatch.setattr(testbed_folder, "RECIPE", testbed_folder.RECIPE + 1)
+    monkeypatch.setattr(testbed_folder, "PROTOCOL", testbed_folder.PROTOCOL + 1)
     assert not is_testbed(tmp_path, 5, SMALL)
 
 

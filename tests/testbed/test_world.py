@@ -15,7 +15,7 @@ from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES,
 from holdfast.core.files import digest
 from holdfast.core.types import HoldfastError
 from holdfast.testbed import knowledge, requests
-from holdfast.testbed.folder import RECIPE
+from holdfast.testbed.folder import PROTOCOL
 from holdfast.testbed.models import make_tokenizer
 from holdfast.testbed.world import (
     FORMATS,
@@ -101,7 +101,7 @@ def test_a_seed_s_world_stays_what_it_was_until_the_recipe_says_otherwise() -> N
     world = world_of(7)
     facts = {split: [astuple(fact) for fact in held] for split, held in world.facts.items()}
     questions = [[name, [astuple(question) for question in held]] for name, _, held in asked(world)]
-    assert digest([facts, questions]) == content[RECIPE]
+    assert digest([facts, questions]) == content[PROTOCOL]
 
 
 def test_a_name_belongs_to_one_entity_of_one_kind_in_one_split() -> None:

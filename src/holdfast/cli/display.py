@@ -26,23 +26,15 @@ def clock(seconds: float | None) -> str:
 @contextmanager
 def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], None]]:
     """Show a run of jobs: the share done, the time left, what is running, what failed."""
-    from rich.live import Live
+    from rich import progress as bars
     from rich.text import Text
 
     reported, logged = 0, time.monotonic()
 
-    def lines(progress: Progress) -> Text:
-        width = 30
-        filled = round(width * progress.share)
-        text = Text()
-        text.append(f"{title} ", style="bold")
-        text.append("━" * filled, style="cyan").append("━" * (width - filled), style="dim")
+    def summary(progress: Progress) -> str:
         done, total = len(progress.done), len(progress.done) + len(progress.running) + progress.waiting
-        text.append(f" {progress.share:4.0%}  {done} of {total}  {clock(progress.seconds)} gone, ")
-        text.append(f"about {clock(progress.seconds_left)} left")
-        for name, share in progress.running.items():
-            text.append(f"\n  {share:4.0%}  {name}", style="dim")
-        return text
+        left = f"about {clock(progress.seconds_left)} left"
+        return f"{progress.share:4.0%}  {done} of {total}  {clock(progress.seconds)} gone, {left}"
 
     def announce(progress: Progress) -> None:
         nonlocal reported
@@ -55,11 +47,25 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
         reported = len(progress.done)
 
     if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
+        # The jobs' own estimate weighs them by size, as rich's speed of a bar does not.
+        columns = (
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(30),
+            bars.TextColumn("{task.fields[words]}"),
+        )
+        with bars.Progress(*columns, console=console, transient=True) as live:
+            whole = live.add_task(title, total=1.0, words="")
+            tasks: dict[str, bars.TaskID] = {}
 
             def update(progress: Progress) -> None:
                 announce(progress)
-                live.update(lines(progress))
+                live.update(whole, completed=progress.share, words=summary(progress))
+                for name in tasks.keys() - progress.running.keys():
+                    live.remove_task(tasks.pop(name))
+                for name, share in progress.running.items():
+                    if name not in tasks:
+                        tasks[name] = live.add_task(f"  {name}", total=1.0, words="")
+                    live.update(tasks[name], completed=share)
 
             yield update
     else:
@@ -69,7 +75,7 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
             announce(progress)
             if time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
-                console.print(lines(progress).plain.splitlines()[0], soft_wrap=True, highlight=False)
+                console.print(f"{title}: {summary(progress)}", soft_wrap=True, highlight=False, markup=False)
 
         yield log
 

@@ -33,7 +33,7 @@ def demo(
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
     console = make_console()
     from holdfast.cli.display import show_jobs
-    from holdfast.recipes.studies import run_demo
+    from holdfast.recipes.run import run_demo
 
     with show_jobs(console, "demo") as on_progress:
         outcomes = run_demo(out, seed, workers, this_command(), on_progress)

@@ -53,7 +53,7 @@ def study(
     """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
     console = make_console()
     from holdfast.cli.display import show_jobs
-    from holdfast.recipes.studies import pick_study, run_study
+    from holdfast.recipes.run import pick_study, run_study
 
     chosen = pick_study(name)
     console.print(

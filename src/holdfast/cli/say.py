@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from holdfast.report.table import Table
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.confirmation import Confirmed
     from holdfast.runs.search.trial import Trial
@@ -28,61 +29,58 @@ def show_status(folder: Optional[Path]) -> None:
     """Say how the run in a folder stands, and end the command, so that nothing else has to be given."""
     if folder is None:
         return
-    from holdfast.core.files import is_held
     from holdfast.runs.standing import MARKER
 
     console = make_console()
     show = _show_standing if (folder / MARKER).is_file() else _show_progress
-    command = show(console, folder)
-    console.print("A holdfast is running there." if is_held(folder) else "None is running there.", highlight=False)
-    say_next(console, command)
+    say_next(console, show(console, folder))
     raise typer.Exit
 
 
 def _show_standing(console: Console, folder: Path) -> str:
     """How a demo, a study or a search stands; returns the command to go on with."""
-    from holdfast.report.words.numbers import count, duration
+    from holdfast.core.files import is_held
+    from holdfast.report.words.status import standing as sentences
     from holdfast.runs.standing import Standing
 
-    standing = Standing.read(folder)
-    ended = f"{count(standing.done, 'job')} ended, {standing.waiting + len(standing.running)} to go"
-    left = f"; about {duration(standing.seconds_left)} left" if standing.seconds_left else ""
-    sentence = f"The {standing.what} in {folder}: {ended}, {duration(standing.seconds)} so far{left}."
-    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    for name in standing.running:
-        console.print(f"Running: {name}", soft_wrap=True, highlight=False, markup=False)
-    for reason in standing.failed[:3]:
-        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
-    if standing.waiting or standing.running or standing.failed:
-        return standing.command
+    run = Standing.read(folder)
+    for sentence in sentences(
+        f"The {run.what} in {folder}", run.done, run.waiting, run.running, run.failed, run.seconds, run.seconds_left,
+        working=is_held(folder),
+    ):  # fmt: skip
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    if run.waiting or run.running or run.failed:
+        return run.command
     return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
 def _show_progress(console: Console, folder: Path) -> str:
     """How an audit stands; returns the command to go on with."""
-    from rich.table import Table
-
-    from holdfast.report.words.numbers import count, duration
+    from holdfast.core.files import is_held
+    from holdfast.report.words.status import status, status_table
     from holdfast.stats.progress import read_progress
 
     progress = read_progress(folder)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "finished", "diverged", "failed"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for label, cells in progress.models.items():
-        table.add_row(label, str(cells.finished), str(cells.diverged), str(cells.failed))
     console.print(f"{progress.title}, in {folder}", soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
-    ended = progress.all.finished + progress.all.diverged
-    sentence = f"{ended} of {count(progress.all.planned, 'run')} ended, in {duration(progress.seconds)} of work"
-    if progress.all.left and progress.seconds_left is not None:
-        sentence += f"; about {duration(progress.seconds_left)} of work left, divided by the processes"
-    console.print(f"{sentence}.", highlight=False)
-    for reason in progress.reasons[:3]:
-        console.print(f"Failed: {reason}", soft_wrap=True, highlight=False, markup=False)
+    print_table(console, status_table(progress))
+    for sentence in status(progress, running=is_held(folder)):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     if progress.all.left and progress.command:
         return progress.command
     return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table of the report: the first column to the left, figures to the right."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(table.columns):
+        grid.add_column(Text(column), justify="left" if index == 0 else "right")
+    for row in table.rows:
+        grid.add_row(*(Text(entry.text) for entry in row))
+    console.print(grid)
 
 
 def make_console() -> Console:
@@ -91,78 +89,45 @@ def make_console() -> Console:
     return Console()
 
 
-def show_plan(console: Console, audited: Audit, workers: int) -> None:
-    """What the audit can tell with more or fewer seeds, and what it takes."""
-    from dataclasses import replace
-
-    from rich.table import Table
-
-    from holdfast.campaign.cells import evaluations_of
+def show_plan(console: Console, audit: Audit, workers: int) -> None:
+    """What an audit can tell with more or fewer seeds, and what it takes."""
     from holdfast.cli.display import show_steps
-    from holdfast.core.domain import Domain
-    from holdfast.report.words.numbers import duration
-    from holdfast.runs.estimate import estimate
-    from holdfast.stats.power import SEED_SPREAD, detectable
+    from holdfast.report.words.status import Planned, plan_table, power, timing
+    from holdfast.runs.plan import plan_audit
 
-    domain = Domain.open(audited.domain)
-    along, _ = evaluations_of(domain)
-    hazard = [name for name, held in along if held.measures(domain) == "hazard" and name in domain.question_sources]
-    counts = [len(domain.questions(name).questions) for name in sorted(hazard, key=lambda name: name != "hazard")]
-    model = next(held for held in audited.models() if held.role == "defended")
     with show_steps(console, "timing every attack") as on_step:
-        taken = estimate(audited.planned(), model, on_step)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("seeds", "runs", "detectable, one attack", "detectable, whole suite", "time", "FLOPs", "tokens"):
-        table.add_column(column, justify="right")
-    for seeds in sorted({5, 10, audited.seeds}):
-        cells = len(list(replace(audited, seeds=seeds).planned().cells()))
-        share = cells / taken.cells
-        found = detectable(counts[0], seeds, len(audited.attacks)) if counts else None
-        points = (f"{100 * found.one:.0f} points", f"{100 * found.suite:.0f} points") if found else ("no interval",) * 2
-        table.add_row(
-            str(seeds), str(cells), *points, duration(share * taken.seconds / workers),
-            f"{share * taken.flops:.2g}", f"{share * taken.tokens:.2g}",
-        )  # fmt: skip
-    console.print(table)
-    if counts and (found := detectable(counts[0], audited.seeds, len(audited.attacks))):
-        one, suite, questions = (round(100 * held, 1) for held in (found.one, found.suite, found.from_questions))
-        console.print(
-            f"With {counts[0]} hazard questions and {audited.seeds} seeds a true distance of {one:.0f} points from the "
-            f"threshold (about {100 * found.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points "
-            f"above it by any of {len(audited.attacks)} attacks after Holm's correction. The questions alone leave a "
-            f"standard error of {questions} points, which more seeds do not lower. Hazard is taken to vary by "
-            f"{100 * SEED_SPREAD:.0f} points over seeds.",
-            soft_wrap=True,
-            highlight=False,
-        )
-    elif counts:
-        console.print(
-            f"{audited.seeds} seeds are too few for an interval, so no verdict but undecided could be given; 5 are the fewest."
-        )
-    measuring = 100 * taken.evaluating / taken.seconds
-    console.print(
-        f"Timed on this machine for {workers} processes; {measuring:.0f} % of the work is measuring. Each process holds "
-        "one model in training.",
-        soft_wrap=True, highlight=False,
+        plan = plan_audit(audit, on_step)
+    print_table(
+        console,
+        plan_table(
+            [
+                Planned(
+                    seeds=variant.seeds, runs=variant.runs, detectable=variant.detectable,
+                    seconds=variant.seconds / workers, flops=variant.flops, tokens=variant.tokens,
+                )
+                for variant in plan.variants
+            ]
+        ),
     )  # fmt: skip
+    wanted = next(variant for variant in plan.variants if variant.seeds == audit.seeds)
+    sentences = (
+        power(wanted.detectable, plan.questions, audit.seeds, len(audit.attacks)),
+        timing(plan.measuring, workers),
+    )
+    for sentence in filter(None, sentences):
+        console.print(sentence, soft_wrap=True, highlight=False)
 
 
-def cost_sentence(out: Path, preset: str) -> str:
+def cost_sentence(out: Path, attack: str) -> str:
     """What an attack took, in one sentence."""
     from holdfast.core.records import read_campaign
-    from holdfast.report.words.numbers import duration
+    from holdfast.report.words.status import attack_cost
     from holdfast.stats.suspicion import mean_costs
 
     _, results = read_campaign(out)
-    held = [result for result in results if result.attack == preset]
-    found = mean_costs(held)
-    updates = max((record.step for result in held for record in result.records), default=0)
-    parts = [f"{updates:,} updates"]
-    if "tokens" in found:
-        parts += [f"{found['tokens']:,.0f} tokens", f"{found['flops']:.2g} FLOPs"]
-    if "peak_memory" in found:
-        parts += [f"{found['peak_memory'] / 1e9:.2g} GB at the peak", duration(found["seconds"])]
-    return f"The attack took {', '.join(parts)}, measuring left out."
+    cells = [result for result in results if result.attack == attack]
+    updates = max((record.step for result in cells for record in result.records), default=0)
+    return attack_cost(updates, mean_costs(cells))
 
 
 def confirmed_sentence(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:

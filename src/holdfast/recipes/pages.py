@@ -79,9 +79,9 @@ def _costs(study: Study, out: Path, part: Part, method: Method) -> dict[int, flo
     return costs
 
 
-def methods_page(study: Study, family: str, out: Path, described: Described) -> tuple[str, Any]:
+def methods_page(study: Study, kind: str, out: Path, described: Described) -> tuple[str, Any]:
     """Safeguards beside each other: the page as text, the figures as JSON, the pictures beside them."""
-    values = described.study(study, out, study.trials, {} if family == "ablations" else paper_tables.not_run(study))
+    values = described.study(study, out, study.trials, {} if kind == "ablations" else paper_tables.not_run(study))
     tables = {part.kind: methods.read_methods(part) for part in values.parts}
     for kind, table in tables.items():
         draw_methods(table, out / f"{kind}.svg", kind)
@@ -99,7 +99,7 @@ def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any
     return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
 
 
-def families_page(red_team: RedTeam, family: str, out: Path, described: Described) -> tuple[str, Any]:
+def families_page(red_team: RedTeam, kind: str, out: Path, described: Described) -> tuple[str, Any]:
     """Families of attack by model: the page as text, the figures as JSON, the picture beside them."""
     values = described.study(red_team.study(out), out, red_team.trials, {})
     [part] = values.parts
@@ -109,6 +109,6 @@ def families_page(red_team: RedTeam, family: str, out: Path, described: Describe
         for name, attacks in red_team.found(out).items()
     }
     rows = families.read_families(part, settings)
-    picture = f"{family}.svg"
+    picture = f"{kind}.svg"
     draw_families(rows, [method.label for method in part.methods], out / picture)
     return report.markdown(values, families.chapters(values, part, rows, picture)), families.as_json(rows)

@@ -18,7 +18,7 @@ from holdfast.testbed.world import Fact, Sizes, World
 Kind = Literal["knowledge", "refusal"]
 """What is to be guarded: knowledge that a model should not have, or requests that it should refuse."""
 
-RECIPE = 2
+PROTOCOL = 2
 """Raised whenever the same seed would give other rows or questions, so that no folder is taken for a new one."""
 
 TRAINING = 1
@@ -64,7 +64,7 @@ def is_testbed(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") 
 
 
 def _made_by(seed: int, sizes: Sizes, kind: Kind) -> dict[str, Any]:
-    return {"recipe": RECIPE, "kind": kind, "seed": seed, "sizes": asdict(sizes)}
+    return {"recipe": PROTOCOL, "kind": kind, "seed": seed, "sizes": asdict(sizes)}
 
 
 def train(

@@ -38,6 +38,38 @@ def status(progress: Progress, *, running: bool) -> list[str]:
     return [text, *(f"Failed: {reason}" for reason in progress.reasons[:3])]
 
 
+def standing(
+    what: str,
+    done: int,
+    waiting: int,
+    running: Sequence[str],
+    failed: Sequence[str],
+    seconds: float,
+    seconds_left: float | None,
+    *,
+    working: bool,
+) -> list[str]:
+    """How a run of jobs stands: what has ended, what runs, the first reasons why jobs failed.
+
+    Args:
+        what: the run and where it is, as the beginning of a sentence.
+        done: jobs that have ended.
+        waiting: jobs that have not begun.
+        running: names of the jobs that run.
+        failed: one sentence for each job that failed.
+        seconds: spent so far.
+        seconds_left: the estimate; None: there is no ground for one.
+        working: whether a holdfast works in its folder.
+    """
+    left = f"; about {duration(seconds_left)} left" if seconds_left else ""
+    ended = f"{count(done, 'job')} ended, {waiting + len(running)} to go, {duration(seconds)} so far{left}."
+    return [
+        f"{what}: {ended} {'A holdfast is running there.' if working else 'None is running there.'}",
+        *(f"Running: {name}" for name in running),
+        *(f"Failed: {reason}" for reason in failed[:3]),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """An audit with a number of seeds, before it is run."""

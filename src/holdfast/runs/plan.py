@@ -1,10 +1,13 @@
-"""How long an audit will take and what it will cost: the first updates of every attack and every evaluation, timed once."""
+"""What an audit could tell, how long it will take and what it will cost, before it runs.
+
+The first updates of every attack and every evaluation are timed once.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.attacks.base import Attack
@@ -13,6 +16,8 @@ from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.runs.audit import Audit
+from holdfast.stats.power import Detectable, detectable
 
 if TYPE_CHECKING:
     from holdfast.engine.data import Data
@@ -38,7 +43,7 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Forecast:
     """What an audit takes in all."""
 
     cells: int
@@ -50,9 +55,9 @@ class Estimate:
     """seconds of it that are measuring"""
 
 
-def estimate(
+def forecast(
     campaign: Campaign, model: Model, on_step: Callable[[int, int], None] = lambda done, total: None
-) -> Estimate:
+) -> Forecast:
     """Time the first updates of every attack and every evaluation on `model`, and add up over the campaign's cells.
 
     An update is taken to cost the same on every model of the campaign, and every update after the first the same.
@@ -75,7 +80,62 @@ def estimate(
         evaluating += (
             max(len(cell.milestones) - 2, 0) * measuring.sample + len(cell.hazard_milestones) * measuring.hazard
         )
-    return Estimate(cells=len(cells), seconds=working + evaluating, tokens=tokens, flops=flops, evaluating=evaluating)
+    return Forecast(cells=len(cells), seconds=working + evaluating, tokens=tokens, flops=flops, evaluating=evaluating)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An audit with a number of seeds."""
+
+    seeds: int
+    runs: int
+    seconds: float
+    """of work on one process"""
+    tokens: float
+    flops: float
+    detectable: Detectable | None
+    """None: too few seeds for an interval, or no hazard questions"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """An audit before it runs."""
+
+    variants: tuple[Variant, ...]
+    """with 5, 10 and as many seeds as the audit asks for, the fewest first"""
+    questions: int
+    """hazard questions; 0 where hazard is a loss"""
+    measuring: float
+    """share of the work that is no attack"""
+
+
+def plan_audit(audit: Audit, on_step: Callable[[int, int], None] = lambda done, total: None) -> AuditPlan:
+    """Time an audit's attacks on the model under test, and say what the audit can detect with more or fewer seeds.
+
+    Raises:
+        HoldfastError: an attack or an evaluation cannot be run.
+    """
+    domain = Domain.open(audit.domain)
+    along, _ = evaluations_of(domain)
+    hazard = [name for name, held in along if held.measures(domain) == "hazard" and name in domain.question_sources]
+    # The set called "hazard" carries the headline where there is one.
+    headline = min(hazard, key=lambda name: name != "hazard", default=None)
+    questions = len(domain.questions(headline).questions) if headline else 0
+    campaign = audit.planned()
+    tested = next(model for model in campaign.models if model.role == "defended")
+    taken = forecast(campaign, tested, on_step)
+    variants = []
+    for seeds in sorted({5, 10, audit.seeds}):
+        runs = len(list(replace(audit, seeds=seeds).planned().cells()))
+        share = runs / taken.cells
+        variants.append(
+            Variant(
+                seeds=seeds, runs=runs, seconds=share * taken.seconds, tokens=share * taken.tokens,
+                flops=share * taken.flops,
+                detectable=detectable(questions, seeds, len(audit.attacks)) if questions else None,
+            )
+        )  # fmt: skip
+    return AuditPlan(variants=tuple(variants), questions=questions, measuring=taken.evaluating / taken.seconds)
 
 
 def _pace(attack: Attack, domain: Domain, model: Model, options: Options) -> Pace:

@@ -1,4 +1,4 @@
-"""The studies by name, and the run that ends in a table."""
+"""Run a recipe by name: the demo, or a study that ends in a table."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def run_study(
     Raises:
         HoldfastError: the folder holds something else, another process works in it, or a search could not be made.
     """
-    family = name.removesuffix("-full")
-    with working_in(out, f"study {family}", {}, command, on_progress) as work:
+    kind = name.removesuffix("-full")
+    with working_in(out, f"study {kind}", {}, command, on_progress) as work:
         outcomes = study.run(out, workers, command, work.progress)
         described = Described(title=study.title, command=command, seconds=work.seconds, workers=workers)
         if isinstance(study, RedTeam):
-            text, table = families_page(study, family, out, described)
-        elif family == "claims":
+            text, table = families_page(study, kind, out, described)
+        elif kind == "claims":
             text, table = claims_page(study, out, described)
         else:
-            text, table = methods_page(study, family, out, described)
+            text, table = methods_page(study, kind, out, described)
         write_text(out / "tables.md", text)
         write_text(out / "tables.json", json.dumps(table, indent=2) + "\n")
     return outcomes
