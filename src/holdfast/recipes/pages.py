@@ -79,9 +79,9 @@ def _costs(study: Study, out: Path, part: Part, method: Method) -> dict[int, flo
     return costs
 
 
-def methods_page(study: Study, kind: str, out: Path, described: Described) -> tuple[str, Any]:
+def methods_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
     """Safeguards beside each other: the page as text, the figures as JSON, the pictures beside them."""
-    values = described.study(study, out, study.trials, {} if kind == "ablations" else paper_tables.not_run(study))
+    values = described.study(study, out, study.trials, {} if name == "ablations" else paper_tables.not_run(study))
     tables = {part.kind: methods.read_methods(part) for part in values.parts}
     for kind, table in tables.items():
         draw_methods(table, out / f"{kind}.svg", kind)
