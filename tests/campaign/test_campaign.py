@@ -674,7 +674,7 @@ def start_interrupted_campaign(folder: str, out: str) -> list[Outcome]:
 
 def in_a_process(function: str, *arguments: Path) -> subprocess.Popen[str]:
     """Call a function of this module in another Python, which can be killed."""
-    code = f"import sys; from tests.test_campaign import {function}; {function}(*sys.argv[1:])"
+    code = f"import sys; from tests.campaign.test_campaign import {function}; {function}(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -1040,6 +1040,17 @@ def test_an_edit_was_seen_where_an_adversary_made_the_same_edit() -> None:
     assert family_in_training(card, replace(merge, t=0.5))
     assert not family_in_training(card, SEEN)
     assert not family_in_training(card, None)
+
+
+def test_a_card_of_an_older_or_unknown_safeguard_is_read() -> None:
+    card = card_of(Adversary(attack=SEEN))
+    tar = card["stages"][1]["config"]
+    # Cards hold no field that its class gained later.
+    assert not {"rows", "ascent_steps"} & set(tar["adversaries"][0]["attack"])
+    del tar["pooled"]
+    assert seen_in_training(card, SEEN)
+    card["stages"].insert(0, {"preset": "gone", "config": {"class": "Gone", "strength": 2}})
+    assert seen_in_training(card, SEEN)
 
 
 def test_a_cell_says_whether_its_attack_was_seen(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:

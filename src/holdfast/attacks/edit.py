@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Edit(Attack):
     """Rewrites the weights without a gradient; one hazardous batch gives the loss that it yields."""
 
+    sizes = Attack.sizes | {"batch_size"}
+
     max_steps: int = 1
     """updates of the weights; without `tune` the edit grows to its full strength over them, so that they give a curve"""
     batch_size: int = 16
@@ -45,6 +47,10 @@ class Edit(Attack):
     @abc.abstractmethod
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         """Make the edit's update of that number, from 1 to `edits`, out of what the one before it left."""
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size if self.tune is None else self.tune.rows_per_step
 
     @property
     def edits(self) -> int:

@@ -6,17 +6,18 @@ A cell's identity is the content of all that its numbers depend on; a cell whose
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
 from holdfast.core.files import digest
-from holdfast.core.presets import collect, describe
+from holdfast.core.presets import collect, describe, restore
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
+from holdfast.safeguards.base import Safeguard
 
 PROTOCOL = 2
 """Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
@@ -200,11 +201,9 @@ def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evalua
     """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
     if attack.disguise is None:
         return evaluations
-    # One that has no field for a disguise can only ask plainly.
-    worn = {"disguise": attack.disguise}
     return tuple(
-        (name, replace(held, **worn) if held.measures(domain) == "hazard" and hasattr(held, "disguise") else held)
-        for name, held in evaluations
+        (name, evaluation.wearing(attack.disguise) if evaluation.measures(domain) == "hazard" else evaluation)
+        for name, evaluation in evaluations
     )
 
 
@@ -220,6 +219,16 @@ def dense_steps(last: int) -> tuple[int, ...]:
     while steps[-1] < last:
         steps.append(max(steps[-1] + 1, steps[-1] * 5 // 4))
     return tuple(step for step in steps if step < last)
+
+
+def _trained_against(card: Mapping[str, Any]) -> Iterator[Attack]:
+    """The attacks that the stages of a model trained against."""
+    for stage in card.get("stages", []):
+        try:
+            safeguard: Safeguard = restore("holdfast.safeguards", stage["config"])
+        except HoldfastError:
+            continue  # a safeguard that this holdfast does not know
+        yield from safeguard.trains_against()
 
 
 def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:

@@ -152,6 +152,7 @@ class _Measured:
             costs=list(self.costs),
             family=cell.attack.family if cell.attack else "",
             draws=cell.attack.draws if cell.attack else True,
+            transfers=cell.attack.transfers if cell.attack else False,
             stopped=self._stopped(),
             first_loss=sum(own[:ends]) / len(own[:ends]) if own else None,
             last_loss=sum(own[-ends:]) / len(own[-ends:]) if own else None,

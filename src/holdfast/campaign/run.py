@@ -128,6 +128,5 @@ def _size(cell: Cell) -> float:
     """Rough duration: rows trained on, and a fixed part for each step and for what is measured."""
     if cell.attack is None:
         return 100.0
-    rows = getattr(cell.attack, "batch_size", 16)
     measured = 12 * len(cell.milestones) + 6 * len(cell.hazard_milestones)
-    return cell.attack.max_steps * (0.5 + rows / 32) + measured
+    return cell.attack.max_steps * (0.5 + cell.attack.rows_per_step / 32) + measured

@@ -63,6 +63,14 @@ class Adversary:
                     f"{type(self.attack).__name__} has no {field} to be drawn anew; leave it to the attack as it stands"
                 )
 
+    def drawable(self) -> tuple[Attack, ...]:
+        """The attack at each rate that may be drawn, with a share of benign steps first where one is drawn."""
+        drawn: dict[str, Any] = {}
+        if self.switch is not None:
+            drawn["benign_first"] = self.switch[0] / sum(self.switch)
+        rates = [{"learning_rate": rate} for rate in self.learning_rates] or [{}]
+        return tuple(replace(self.attack, **drawn, **rate) for rate in rates)
+
     def draw(self, inner_steps: int, generator: torch.Generator) -> Attack:
         """This entry with its rate and switch drawn."""
         import torch
@@ -161,6 +169,9 @@ class TAR(Safeguard):
         )
         if not 0 <= self.persist_probability <= 1:
             raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
+
+    def trains_against(self) -> tuple[Attack, ...]:
+        return tuple(attack for adversary in self.adversaries for attack in adversary.drawable())
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
