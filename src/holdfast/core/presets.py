@@ -137,7 +137,7 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
 
 
 def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Callable[[Any], Any]) -> Any:
-    name = described.get("class")
+    name = str(described.get("class"))
     if name not in kinds:
         raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
     try:

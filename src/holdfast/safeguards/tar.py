@@ -68,7 +68,7 @@ class Adversary:
         drawn: dict[str, Any] = {}
         if self.switch is not None:
             drawn["benign_first"] = self.switch[0] / sum(self.switch)
-        rates = [{"learning_rate": rate} for rate in self.learning_rates] or [{}]
+        rates: list[dict[str, Any]] = [{"learning_rate": rate} for rate in self.learning_rates] or [{}]
         return tuple(replace(self.attack, **drawn, **rate) for rate in rates)
 
     def draw(self, inner_steps: int, generator: torch.Generator) -> Attack:
