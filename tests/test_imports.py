@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "evals": {"core", "engine", "evals"},
     "testbed": {"core", "engine", "testbed"},
     "jobs": {"core.types", "jobs"},
-    "campaign": {"core", "engine", "attacks", "evals", "jobs", "campaign"},
+    "campaign": {"core", "engine", "attacks", "safeguards", "evals", "jobs", "campaign"},
     "stats": {"core.files", "core.records", "core.types", "stats"},
     "report": {"core.files", "core.records", "core.types", "stats", "report"},
     "runs": {"core", "engine", "attacks", "safeguards", "evals", "testbed", "jobs", "campaign", "stats", "runs"},

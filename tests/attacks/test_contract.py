@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.transfer import Transfer
-from holdfast.core.presets import collect
+from holdfast.core.presets import collect, describe, restore
 from holdfast.engine.data import Data
 from holdfast.engine.losses import next_token_loss
 from holdfast.engine.run import Run, seed_everything
@@ -154,3 +156,34 @@ def test_the_attacker_s_own_objective_improves(name: str, tiny_testbed: SmallTes
     losses = [loss for _, loss in drive(attack.steps(model, data, run), run)]
     assert objective(model, data, attack) < before
     assert min(losses[-3:]) < losses[0]
+
+
+# What the machinery asks an attack instead of looking at its fields. No model is needed, so every preset answers.
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_kind_is_json_keeps_its_class_and_leaves_sizes_out(name: str) -> None:
+    attack = ATTACKS[name]
+    kind = attack.kind()
+    assert json.loads(json.dumps(kind, allow_nan=False)) == kind
+    assert kind["class"] == type(attack).__name__
+    assert "max_steps" in attack.sizes
+    assert not set(kind) & attack.sizes
+    assert replace(attack, max_steps=attack.max_steps + 1).kind() == kind
+    assert restore("holdfast.attacks", json.loads(json.dumps(describe(attack)))).kind() == kind
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_says_its_size_and_what_it_takes_from_the_base(name: str) -> None:
+    attack = ATTACKS[name]
+    tune = getattr(attack, "tune", None)
+    assert attack.rows_per_step == (tune or attack).batch_size  # type: ignore[union-attr]
+    assert attack.transfers is isinstance(attack, Transfer)
+    assert attack.uses_base or not attack.transfers
+
+
+def test_a_family_is_the_class_whatever_the_settings() -> None:
+    tuning, other = ATTACKS["full-adamw-1e-3"], ATTACKS["lora-r4-adamw-5e-3"]
+    assert tuning.is_family_of(other)
+    assert tuning.kind() != other.kind()
+    assert not tuning.is_family_of(ATTACKS["jailbreak-backdoor-adamw-1e-3"])

@@ -1094,6 +1094,17 @@ def test_an_edit_was_seen_where_an_adversary_made_the_same_edit() -> None:
     assert not family_in_training(card, None)
 
 
+def test_a_card_of_an_older_or_unknown_safeguard_is_read() -> None:
+    card = card_of(Adversary(attack=SEEN))
+    tar = card["stages"][1]["config"]
+    # Cards hold no field that its class gained later.
+    assert not {"rows", "ascent_steps"} & set(tar["adversaries"][0]["attack"])
+    del tar["pooled"]
+    assert seen_in_training(card, SEEN)
+    card["stages"].insert(0, {"preset": "gone", "config": {"class": "Gone", "strength": 2}})
+    assert seen_in_training(card, SEEN)
+
+
 def test_a_cell_says_whether_its_attack_was_seen(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     shutil.copytree(tiny_testbed.folder / "model", tmp_path / "model")
     (tmp_path / "model" / "holdfast.json").write_text(json.dumps(card_of(Adversary(attack=ATTACK))))

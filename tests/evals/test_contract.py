@@ -15,8 +15,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from holdfast.core.disguise import Disguise
 from holdfast.core.domain import Domain
-from holdfast.core.presets import collect
+from holdfast.core.presets import collect, describe
 from holdfast.core.types import Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 from holdfast.evals.refusals import Requests
@@ -233,3 +234,15 @@ def test_equal_content_means_equal_scores(
 def test_it_is_not_available_where_the_domain_lacks_what_it_reads(name: str, tmp_path: Path) -> None:
     (tmp_path / "domain.toml").write_text("schema = 1\n")
     assert not EVALUATIONS[name].available(Domain.open(tmp_path))
+
+
+@every_evaluation
+def test_an_evaluation_wears_a_disguise_in_the_words_it_asks_or_stays_as_it_is(
+    name: str, testbed: SmallTestbed
+) -> None:
+    disguise = Disguise(before="ask note")
+    worn = EVALUATIONS[name].wearing(disguise)
+    assert type(worn) is type(EVALUATIONS[name])
+    assert describe(worn).get("disguise") == (describe(disguise) if hasattr(worn, "disguise") else None)
+    if EVALUATIONS[name].measures(testbed.domain) == "hazard":
+        assert worn != EVALUATIONS[name]

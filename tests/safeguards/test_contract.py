@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,16 +14,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from holdfast.attacks.base import Attack
+from holdfast.attacks.finetune import FineTune
 from holdfast.core.domain import DEFENDER_ROLES
-from holdfast.core.presets import collect
+from holdfast.core.presets import collect, describe, restore
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
+from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.outer_loop import OuterLoop
 from holdfast.safeguards.rmu import RMU
+from holdfast.safeguards.tar import TAR
 from tests.attacks.walk import distinct, loaded, weights
 from tests.conftest import SmallTestbed
 
@@ -237,3 +242,23 @@ def test_random_mapping_hides_the_hazard_and_keeps_ability(small_testbed: SmallT
     assert before["hazard"] - after["hazard"] > 0.3
     assert before["benign_in_retain"] - after["benign_in_retain"] <= 0.01
     assert not torch.equal(weights(model), weights(original))
+
+
+@every_safeguard
+def test_a_safeguard_comes_back_from_its_card_and_says_what_it_trains_against(name: str) -> None:
+    safeguard = SAFEGUARDS[name]
+    assert restore("holdfast.safeguards", json.loads(json.dumps(describe(safeguard)))) == safeguard
+    trained = safeguard.trains_against()
+    assert all(isinstance(attack, Attack) for attack in trained)
+    assert bool(trained) is isinstance(safeguard, TAR)
+
+
+def test_an_adversary_may_be_any_attack_and_is_listed_at_each_of_its_rates() -> None:
+    tuning = FineTune(benign_first=0.0)
+    merging = collect("holdfast.attacks")["merge-base-25"]
+    adversaries = (Adversary(attack=tuning, learning_rates=(1e-3, 2e-3), switch=(6.0, 3.0)), Adversary(attack=merging))
+    safeguard = restore("holdfast.safeguards", json.loads(json.dumps(describe(TAR(adversaries=adversaries)))))
+    fast, faster, merged = safeguard.trains_against()
+    assert (fast.learning_rate, faster.learning_rate) == (1e-3, 2e-3)
+    assert fast.benign_first == pytest.approx(2 / 3)
+    assert merged == merging

@@ -1,16 +1,24 @@
-"""Abliteration: what tells hazardous prompts from benign ones is taken out of all that writes into the residual stream.
+"""Abliteration: what tells hazardous prompts from benign ones is set to a fixed value in the whole residual stream.
 
-    W <- W - w R R^T W        R: orthonormal directions (hidden size x k), w: the weight of the ablation
+    directional   h <- h - w R R^T h            the component along the directions becomes zero (at w = 1)
+    affine        h <- h - w R R^T (h - m)      the component becomes that of the mean benign state m (at w = 1)
 
-for the last linear map of every attention and every MLP (out x in) and its bias, and likewise for the rows of the embeddings.
-The direction is the mean hidden state over hazardous rows less that over benign ones, at a layer's output and the prompt's last
-token, found anew in the model as it is: the weight orthogonalisation of arXiv 2406.11717, which chooses the layer on rows held
-back, among the first four fifths of the layers.
+R holds orthonormal directions (hidden size x k) and w is the weight. Both forms are made in the weights: W <- W - w R R^T W for
+the last linear map of every attention and every MLP (out x in) and its bias, and likewise for the rows of the embeddings. The
+affine form also adds the constant w R R^T m to every row of the input embeddings. The stream is a sum of what these weights
+write, so the constant enters once and stays at every layer. With tied embeddings the output embedding gains the same constant in
+every row, which moves all logits alike and changes no probability.
 
-Deviations: rows of plain text have no prompt, so there the mean goes over all tokens; biases are ablated too. Ours are several
-directions, a direction for each layer, weights other than 1, and the search's objective, the loss of the attacker's own
-completions plus the KL divergence on benign rows (the source maximises the odds of no refusal where that divergence is below
-0.1 and adding the direction induces refusal). Where a norm follows a writer, what is left of the direction is not zero.
+The direction is the mean hidden state over hazardous rows less that over benign ones, at a layer's output and one of the
+prompt's last tokens, taken anew from the model as it is. Hazardous and benign rows are compared within one format (text, chat or
+pair) only: across formats the difference is mostly the format. The directional form is the weight orthogonalisation of arXiv
+2406.11717, which chooses layer and token position on rows held back, among the first four fifths of the layers. The affine form
+is affine concept editing (arXiv 2411.09003), which edits activations; zero is a wrong value where benign states lie far from it.
+
+Deviations: rows of plain text have no prompt, so there the mean goes over all tokens; biases are ablated too. Ours are the
+affine form in the weights, several directions, a direction for each layer, weights other than 1, and the search's objective, the
+loss of the attacker's completions plus the KL divergence on benign rows (the source maximises the odds of no refusal where that
+divergence is below 0.1 and adding the direction induces refusal). Where a norm follows a writer, the component is not exact.
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ from typing import TYPE_CHECKING, Literal
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.space import Choice, Family
+from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -35,23 +44,33 @@ if TYPE_CHECKING:
 _EARLY = 0.8
 """A search looks for directions in this share of the layers, as the source does."""
 
+_FORMATS = ("prompt", "messages", "text")
+"""Formats of rows by their first column; where several serve alike, the first: its directions are those of a prompt's end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Abliterate(Edit):
     """Directional ablation in the weights; every edit finds its directions anew."""
 
     family = "abliteration"
+    sizes = Edit.sizes | {"rows"}
 
+    form: Literal["directional", "affine"] = added("directional")
+    """what the component along the directions is set to: zero, or that of the mean benign state"""
     directions: Literal["one", "several", "per-layer"] = "one"
     """one direction for all layers, several for all layers, or for the writers of each layer the one at its output"""
     count: int = 3
     """how many there are if several: the principal directions in which hazardous rows differ from the mean benign one"""
     depth: float = 0.5
     """the layer at whose output the one or the several are taken, as a share of the layers"""
+    position: int = added(-1)
+    """the prompt's token at which states are taken, from its end: -1 the last; rows of text have no prompt and take all tokens"""
     weight: float = 1.0
-    """w: 1 takes the directions out, 2 turns them round"""
+    """w: 1 sets the component, 2 mirrors it"""
     tried: tuple[float, ...] = ()
     """weights that a search tries with every layer, in place of `weight` and `depth`; none: no search"""
+    positions: tuple[int, ...] = added(())
+    """positions that a search tries with every layer and weight, in place of `position`; none: `position` alone"""
     rows: int = 160
     """hazardous rows and benign ones that are looked at, the last fifth of them by a search alone"""
 
@@ -65,43 +84,64 @@ class Abliterate(Edit):
         for weight in (self.weight, *self.tried):
             if not weight > 0:
                 raise HoldfastError(f"the weight of an ablation must be above 0, not {weight}")
+        for position in (self.position, *self.positions):
+            if not position < 0:
+                raise HoldfastError(f"a position counts from the prompt's end, so it must be below 0, not {position}")
+        if self.positions and not self.tried:
+            raise HoldfastError("positions are tried by a search; give tried some weights, or set position alone")
+        if self.form == "affine" and self.directions == "per-layer":
+            raise HoldfastError(
+                'the affine form sets a component of the whole stream; set directions to "one" or "several", since '
+                "per-layer leaves the embeddings as they are"
+            )
 
     def looks_at(self) -> tuple[str, ...]:
         return ("hazard", "benign")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         looked = _looked_at(data, self.rows)
-        held = self.rows // 5 if self.tried else 0
-        hazard, benign = (_states(model, rows[held:], self.batch_size) for rows in looked)
-        apart = hazard - benign.mean(0)
-        source, weight = int(self.depth * apart.shape[1]), self.weight
+        spare = max(min(map(len, looked)) // 5, 1) if self.tried else 0
+        contrasts = [
+            _contrast(model, [rows[spare:] for rows in looked], self.batch_size, position)
+            for position in self.positions or (self.position,)
+        ]
+        chosen = _Choice(contrasts[0], int(self.depth * contrasts[0].layers), self.weight)
         if self.tried:
-            source, weight = self._search(model, apart, *(_batch(model, rows[:held]) for rows in looked))
-        self._ablate(model, apart, source, weight)
+            chosen = self._search(model, contrasts, *(_batch(model, rows[:spare]) for rows in looked))
+        self._ablate(model, chosen)
 
-    def _ablate(self, model: PreTrainedModel, apart: torch.Tensor, source: int, weight: float) -> None:
-        """Ablate by `apart`, how each hazardous row differs from the mean benign one (rows x layers x hidden size)."""
+    def _ablate(self, model: PreTrainedModel, chosen: _Choice) -> None:
+        """Rewrite every weight that writes into the residual stream."""
         from torch import nn
 
         from holdfast.engine.anatomy import decoder_layers, residual_writers
-        from holdfast.engine.sharded import rewrite
+        from holdfast.engine.sharded import reshard, rewrite
+
+        apart, source, weight = chosen.contrast.apart, chosen.layer, chosen.weight
 
         def out_of(parameter: nn.Parameter, basis: torch.Tensor, rows: bool = False) -> None:
-            def change(held: torch.Tensor) -> torch.Tensor:
-                return held - weight * (held @ basis @ basis.T if rows else basis @ (basis.T @ held))
+            def change(before: torch.Tensor) -> torch.Tensor:
+                return before - weight * (before @ basis @ basis.T if rows else basis @ (basis.T @ before))
 
             rewrite(parameter, change)
 
-        own = self.directions == "per-layer"
+        by_layer = self.directions == "per-layer"
+        basis = self._basis(apart[:, source])
+        constant = weight * basis @ (basis.T @ chosen.contrast.benign[source])
+        share = _entering_share(model, constant) if self.form == "affine" else 1.0
+        reshard(model)
         for index, layer in enumerate(decoder_layers(model)):
-            basis = self._basis(apart[:, index if own else source])
+            if by_layer:
+                basis = self._basis(apart[:, index])
             for writer in residual_writers(layer):
                 for parameter in writer.parameters():
                     out_of(parameter, basis)
         # The embeddings have no layer before them whose direction would be theirs.
-        for module in () if own else model.modules():
+        for module in () if by_layer else model.modules():
             if isinstance(module, nn.Embedding) and module.embedding_dim == len(basis):
                 out_of(module.get_parameter("weight"), basis, rows=True)
+        if self.form == "affine":
+            rewrite(model.get_input_embeddings().get_parameter("weight"), lambda rows: rows + constant / share)
 
     def _basis(self, apart: torch.Tensor) -> torch.Tensor:
         """Orthonormal directions (hidden size x k) of differences at one layer (rows x hidden size)."""
@@ -114,8 +154,8 @@ class Abliterate(Edit):
             basis = torch.nn.functional.normalize(apart.mean(0), dim=0)[:, None]
         return basis
 
-    def _search(self, model: PreTrainedModel, apart: torch.Tensor, hazard: Batch, benign: Batch) -> tuple[int, float]:
-        """The layer and the weight with which the model serves the attacker best on rows that gave no direction."""
+    def _search(self, model: PreTrainedModel, contrasts: Sequence[_Contrast], hazard: Batch, benign: Batch) -> _Choice:
+        """The position, layer and weight that serve the attacker best on rows that gave no direction."""
         import torch
 
         from holdfast.engine.losses import distillation_loss, next_token_loss
@@ -125,8 +165,8 @@ class Abliterate(Edit):
             for part in batch.split(self.batch_size):
                 yield part, model(input_ids=part.input_ids, use_cache=False).logits
 
-        def cost(choice: tuple[int, float]) -> float:
-            self._ablate(model, apart, *choice)
+        def cost(choice: _Choice) -> float:
+            self._ablate(model, choice)
             with torch.no_grad():
                 loss = sum(next_token_loss(given, part.labels, part.label_count) for part, given in logits(hazard))
                 for (part, given), teacher in zip(logits(benign), before, strict=True):
@@ -138,19 +178,60 @@ class Abliterate(Edit):
         with torch.no_grad():
             before = [given for _, given in logits(benign)]
         reshard(model)
-        sources = range(max(int(_EARLY * apart.shape[1]), 1)) if self.directions != "per-layer" else (0,)
-        return min(product(sources, self.tried), key=cost)
+        layers = range(max(int(_EARLY * contrasts[0].layers), 1)) if self.directions != "per-layer" else (0,)
+        return min((_Choice(*choice) for choice in product(contrasts, layers, self.tried)), key=cost)
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """How hazardous states differ from benign ones at one position."""
+
+    apart: torch.Tensor
+    """each hazardous row's state less the mean benign one (rows x layers x hidden size)"""
+    benign: torch.Tensor
+    """the mean benign state (layers x hidden size)"""
+
+    @property
+    def layers(self) -> int:
+        return len(self.benign)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What an ablation takes its directions from, and how far it goes."""
+
+    contrast: _Contrast
+    layer: int
+    weight: float
+
+
+def _contrast(model: PreTrainedModel, looked: Sequence[Sequence[Encoded]], at_once: int, position: int) -> _Contrast:
+    hazard, benign = (_states(model, rows, at_once, position) for rows in looked)
+    return _Contrast(hazard - benign.mean(0), benign.mean(0))
 
 
 def _looked_at(data: Data, count: int) -> list[list[Encoded]]:
-    """Hazardous and benign rows, for every seed the same; only those with a prompt if there are some of either kind."""
-    held = []
-    for name in ("hazard", "benign"):
-        stream = data.stream(name, batch_size=count, seed=0)
-        held.append(stream.take(len(stream.rows)))
-    if all(any(map(_prompted, rows)) for rows in held):
-        held = [[row for row in rows if _prompted(row)] for rows in held]
-    return [rows[:count] for rows in held]
+    """Hazardous and benign rows of one format, for every seed the same.
+
+    The format is the one of which both kinds have the most rows, up to `count`. Prompts without an answer are left out.
+
+    Raises:
+        HoldfastError: no format has two hazardous rows and two benign ones.
+    """
+    by_format: dict[str, list[list[Encoded]]] = {name: [] for name in _FORMATS}
+    for kind in ("hazard", "benign"):
+        stream, formats = data.stream(kind, batch_size=count, seed=0), data.formats(kind)
+        order = stream.draw(len(stream.rows))
+        for name, looked in by_format.items():
+            rows = [stream.rows[index] for index in order if formats[index] == name]
+            looked.append([row for row in rows if name == "text" or _prompted(row)][:count])
+    best = max(by_format.values(), key=lambda looked: min(map(len, looked)))
+    if min(map(len, best)) < 2:
+        raise HoldfastError(
+            "abliteration compares hazardous rows with benign rows of the same format, and the domain has no two of each; "
+            "give the attacker benign rows in the format of the hazardous ones (text, messages, or prompt, chosen and rejected)"
+        )
+    return best
 
 
 def _prompted(row: Encoded) -> bool:
@@ -166,8 +247,12 @@ def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> Batch:
     return collate(rows, 0, model.device, 0, 1)
 
 
-def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int) -> torch.Tensor:
-    """The hidden state of every row at every layer's output: at the prompt's last token, or the mean over all (N x L x H)."""
+def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int, position: int = -1) -> torch.Tensor:
+    """The hidden state of every row at every layer's output (N x L x H).
+
+    It is taken at the prompt's token of that position, the first where the prompt is shorter; of a text it is the mean over all
+    tokens.
+    """
     import torch
 
     from holdfast.engine.anatomy import residual_stream
@@ -179,7 +264,7 @@ def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int) -> to
         where = part.mask
         if all(map(_prompted, rows)):
             first = (part.labels != UNLABELLED).int().argmax(-1, keepdim=True)
-            where = torch.arange(where.shape[1], device=where.device) == first - 1
+            where = torch.arange(where.shape[1], device=where.device) == (first + position).clamp(min=0)
         with torch.no_grad():
             _, outputs = residual_stream(model, part.input_ids)
         share = (where / where.sum(-1, keepdim=True))[:, None]
@@ -188,26 +273,78 @@ def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int) -> to
     return torch.cat(states)
 
 
+def _entering_share(model: PreTrainedModel, constant: torch.Tensor) -> float:
+    """What the first layer sees of a constant that every row of the input embeddings gains, as a share of the constant.
+
+    It is 1 unless the architecture scales its embeddings. It is measured: one row with the constant and one without.
+
+    Raises:
+        HoldfastError: the architecture does more than scale, so that the constant would reach the layers changed.
+    """
+    import torch
+    from torch import nn
+
+    from holdfast.engine.anatomy import decoder_layers
+
+    if not constant.any():
+        return 1.0
+    embedding, unit = model.get_input_embeddings(), constant / constant.norm()
+    seen: dict[str, torch.Tensor] = {}
+
+    def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        plain = nn.functional.embedding(inputs[0], module.get_parameter("weight")).float()
+        seen["scale"] = (output * plain).sum() / plain.square().sum()
+        seen["length"] = output.float().norm(dim=-1).mean()
+        moved = output[1:] + (seen["length"] * unit).to(output.dtype)
+        return torch.cat([output[:1], moved])
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        seen["entering"] = (inputs[0] if inputs else named["hidden_states"]).float()
+
+    hooks = [
+        embedding.register_forward_hook(add),
+        decoder_layers(model)[0].register_forward_pre_hook(keep, with_kwargs=True),
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.arange(8, device=model.device).expand(2, -1), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    clean, moved = seen["entering"] / seen["length"]
+    share = ((moved - clean) @ unit).mean()
+    if not (moved - clean - share * unit).norm(dim=-1).max() < 0.05 * share:
+        raise HoldfastError(
+            f"the architecture {type(model).__name__} changes its embeddings before the first layer by more than a scale, so the "
+            'affine form has no place for its constant; set form to "directional"'
+        )
+    return float(seen["scale"] * share)
+
+
 _EDIT = Abliterate()
+_AFFINE = Abliterate(form="affine")
 
 PRESETS = {
     "abliterate": _EDIT,
     "abliterate-several": replace(_EDIT, directions="several"),
     "abliterate-per-layer": replace(_EDIT, directions="per-layer"),
     "abliterate-searched": replace(_EDIT, tried=(0.5, 1.0, 1.5)),
+    "abliterate-affine": _AFFINE,
+    "abliterate-affine-searched": replace(_AFFINE, tried=(0.5, 1.0, 1.5), positions=(-1, -2, -3, -4)),
     "abliterate-then-full-adamw-3e-4": replace(_EDIT, max_steps=161, tune=FineTune(learning_rate=3e-4)),
     # Models of billions of weights: the same edits, and fine-tuning at a rate for them.
     "abliterate-then-full-adamw-2e-5": replace(_EDIT, max_steps=1001, tune=FineTune(learning_rate=2e-5, batch_size=32)),
 }
 
+_SPACE = {
+    "count": Choice((1, 2, 3, 8)),
+    "depth": Choice((0.25, 0.5, 0.75)),
+    "position": Choice((-1, -2, -3)),
+    "weight": Choice((0.25, 0.5, 1.0, 2.0)),
+}
+
 FAMILIES = {
-    "abliteration": Family(
-        _EDIT,
-        {
-            "directions": Choice(("one", "several", "per-layer")),
-            "count": Choice((1, 2, 3, 8)),
-            "depth": Choice((0.25, 0.5, 0.75)),
-            "weight": Choice((0.25, 0.5, 1.0, 2.0)),
-        },
-    ),
+    "abliteration": Family(_EDIT, {"directions": Choice(("one", "several", "per-layer")), **_SPACE}),
+    # A family apart: the affine form has no direction for each layer.
+    "abliteration-affine": Family(_AFFINE, {"directions": Choice(("one", "several")), **_SPACE}),
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.disguise import Disguise
+from holdfast.core.presets import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,6 +23,9 @@ class Attack(abc.ABC):
 
     family: ClassVar[str] = "an attack of another kind"
     """the kind of attack in words; a public report names the family where it may not name settings"""
+
+    sizes: ClassVar[frozenset[str]] = frozenset({"max_steps"})
+    """names of the fields in which two attacks may differ and still be of one kind: lengths, batch sizes and the like"""
 
     max_steps: int = 160
     """updates of the weights"""
@@ -45,6 +49,27 @@ class Attack(abc.ABC):
     def uses_base(self) -> bool:
         """Whether the attack reads the model before any safeguard, which not every threat model grants."""
         return False
+
+    @property
+    def transfers(self) -> bool:
+        """Whether its update is computed on the model before any safeguard, whose gradients no safeguard can mask."""
+        return False
+
+    @property
+    def rows_per_step(self) -> int:
+        """About how many rows an update reads; how long an attack takes is estimated from it."""
+        return 16
+
+    def kind(self) -> dict[str, Any]:
+        """The attack without its sizes, as JSON. Two attacks of one kind have equal kinds.
+
+        A model that was trained against an attack has seen every attack of that kind.
+        """
+        return {name: value for name, value in describe(self).items() if name not in self.sizes}
+
+    def is_family_of(self, other: Attack) -> bool:
+        """Whether another attack does the same, whatever its settings."""
+        return type(self) is type(other)
 
     @property
     def disguise(self) -> Disguise | None:

@@ -35,6 +35,8 @@ class BreakThenRepair(Attack):
 
     family = "break-then-repair"
 
+    sizes = Attack.sizes | {"batch_size", "weight_decay"}
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
     """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     kick_steps: int = 4
@@ -78,6 +80,10 @@ class BreakThenRepair(Attack):
     def benign_rows(self) -> int:
         """Benign rows in a batch of the settling."""
         return round(self.benign_share * self.batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
 
     def reads(self) -> tuple[str, ...]:
         return (self.hazard, "benign")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Edit(Attack):
     """Rewrites the weights without a gradient; the yielded loss is that of one hazardous batch."""
 
+    sizes = Attack.sizes | {"batch_size"}
+
     max_steps: int = 1
     """updates of the weights; without `tune` the edit grows to its full strength over them, so that they give a curve"""
     batch_size: int = 16
@@ -45,6 +47,10 @@ class Edit(Attack):
     @abc.abstractmethod
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         """Make update number `update` of the edit, from 1 to `edits`, on the weights that the previous one left."""
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size if self.tune is None else self.tune.rows_per_step
 
     @property
     def edits(self) -> int:

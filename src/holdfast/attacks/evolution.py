@@ -40,6 +40,8 @@ class Evolution(Attack):
 
     family = "evolution strategies"
 
+    sizes = Attack.sizes | {"batch_size"}
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
     """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     benign_share: float = 0.0
@@ -77,6 +79,10 @@ class Evolution(Attack):
     def benign_rows(self) -> int:
         """Benign rows in a batch."""
         return round(self.benign_share * self.batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
 
     def reads(self) -> tuple[str, ...]:
         return (self.hazard, "benign") if self.benign_rows else (self.hazard,)

@@ -34,6 +34,9 @@ class FineTune(Attack):
     """
 
     family = "fine-tuning"
+    sizes = Attack.sizes | {
+        "batch_size", "rows", "weight_decay", "warmup_steps", "restart_every", "max_grad_norm", "lora_alpha", "lora_dropout",
+    }  # fmt: skip
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
     """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
@@ -108,6 +111,14 @@ class FineTune(Attack):
             target_modules=list(linear_weights(model)),
         )
         inject_adapter_in_model(config, model)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
+
+    def kind(self) -> dict[str, Any]:
+        """Of benign and of climbing steps at the start it tells only whether there are any."""
+        return {**super().kind(), "benign_first": self.benign_first > 0, "ascent_steps": self.ascent_steps > 0}
 
     @property
     def climb(self) -> int:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 class Universal(Attack):
     """Gradient descent on an embedding or a few vectors in the hidden states, the same for every text."""
 
+    sizes = Attack.sizes | {"batch_size"}
+
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
     """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
     batch_size: int = 16
@@ -58,6 +60,10 @@ class Universal(Attack):
     @property
     def benign_steps(self) -> int:
         return 0
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
 
     def reads(self) -> tuple[str, ...]:
         return (self.hazard,)

@@ -61,6 +61,10 @@ class NoiseRestart(Attack):
     def disguise(self) -> Disguise | None:
         return self.tune.disguise
 
+    @property
+    def rows_per_step(self) -> int:
+        return self.tune.rows_per_step
+
     def reads(self) -> tuple[str, ...]:
         return self.tune.reads()
 

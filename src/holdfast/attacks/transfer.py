@@ -54,6 +54,14 @@ class Transfer(Attack):
         return True
 
     @property
+    def transfers(self) -> bool:
+        return True
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.tune.rows_per_step
+
+    @property
     def disguise(self) -> Disguise | None:
         return self.tune.disguise
 

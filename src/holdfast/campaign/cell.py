@@ -91,6 +91,7 @@ def run_cell(
         peak_memory=memory.peak(),
         family=attack.family if attack else "",
         draws=attack.draws if attack else True,
+        transfers=attack.transfers if attack else False,
         stopped=measuring.stopped,
         seen_in_training=seen_in_training(checkpoint.card, attack),
         family_in_training=family_in_training(checkpoint.card, attack),

@@ -6,7 +6,7 @@ A cell's identity is the content of all that its numbers depend on; a cell whose
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,11 +217,9 @@ def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evalua
     """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
     if attack.disguise is None:
         return evaluations
-    # One that has no field for a disguise can only ask plainly.
-    worn = {"disguise": attack.disguise}
     return tuple(
-        (name, replace(held, **worn) if held.measures(domain) == "hazard" and hasattr(held, "disguise") else held)
-        for name, held in evaluations
+        (name, evaluation.wearing(attack.disguise) if evaluation.measures(domain) == "hazard" else evaluation)
+        for name, evaluation in evaluations
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.campaign.cell import is_done, record_failure, run_cell
 from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
 from holdfast.core.domain import Domain
-from holdfast.core.files import claim_output, clear_temporaries, environment, only_one
+from holdfast.core.files import claim_output, clear_temporaries, environment, forget_digests, only_one
 from holdfast.core.records import CampaignPlan
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ def run_campaign(
     Raises:
         HoldfastError: another process runs a campaign in the same folder.
     """
+    forget_digests()  # files may have changed since they were hashed for another run
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
 
@@ -164,5 +165,4 @@ def _seconds(cell: Cell) -> float:
     measuring = 0.2 * len(cell.milestones) + 0.1 * len(cell.hazard_milestones)
     if cell.attack is None:
         return 1.5
-    rows = getattr(cell.attack, "batch_size", 16)
-    return cell.attack.max_steps * (0.5 + rows / 32) / 60 + measuring
+    return cell.attack.max_steps * (0.5 + cell.attack.rows_per_step / 32) / 60 + measuring

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -21,6 +21,9 @@ from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
 Value = TypeVar("Value")
+
+PACKAGES = ("holdfast.attacks", "holdfast.evals", "holdfast.safeguards")
+"""Where plug-ins live."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def describe(plugin: Any) -> dict[str, Any]:
 def restore(package: str, described: Mapping[str, Any]) -> Any:
     """The plug-in that `describe` described: its class is looked for among the package's presets.
 
+    What the plug-in holds is looked for among the presets of every package and what these hold.
+
     Raises:
         HoldfastError: there is no such class, or it has no such field, or a value is not of its field's type.
     """
@@ -128,9 +133,13 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
 
     def revived(value: Any) -> Any:
         if isinstance(value, Mapping) and "class" in value:
-            return restore(package, value)
+            return _built(_nested_kinds(), value, revived)
         return tuple(map(revived, value)) if isinstance(value, list) else value
 
+    return _built(kinds, described, revived)
+
+
+def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Callable[[Any], Any]) -> Any:
     name = described.get("class") if isinstance(described, Mapping) else None
     if not isinstance(name, str) or name not in kinds:
         raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
@@ -146,6 +155,23 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
         return kinds[name](**values)
     except TypeError as error:
         raise HoldfastError(f"{name} has other fields in this holdfast ({error})") from error
+
+
+@cache
+def _nested_kinds() -> Mapping[str, type]:
+    """The class of every preset, and of everything that a preset holds, by name."""
+
+    def inside(value: Any) -> Iterator[Any]:
+        if dataclasses.is_dataclass(value):
+            yield value
+            for field in dataclasses.fields(value):
+                yield from inside(getattr(value, field.name))
+        elif isinstance(value, tuple):
+            for item in value:
+                yield from inside(item)
+
+    presets = [preset for package in PACKAGES for preset in collect(package).values()]
+    return {type(part).__name__: type(part) for preset in presets for part in inside(preset)}
 
 
 def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dict[str, Plugin]:

@@ -86,6 +86,8 @@ class CellResult:
     """the attack's family in words, which may be named where its settings may not"""
     draws: bool = True
     """False where its path depends on no seed, so that one run is all that there is to see"""
+    transfers: bool = False
+    """the attack's update was computed on the model before the safeguard"""
     stopped: str = ""
     """the rule that ended it before its last step, in words; empty: none did"""
     seen_in_training: bool = False

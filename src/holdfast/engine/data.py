@@ -244,6 +244,12 @@ class Data:
         """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""
         return [row for role in self._held(name) for row in self._rows(role, side, disguise)]
 
+    def formats(self, name: str) -> list[str]:
+        """The format of each row behind a name, in the order of `rows`, by its first column: text, messages or prompt."""
+        columns = ("text", "messages", "prompt")
+        rows = (row for role in self._held(name) for row in self._domain.rows(role))
+        return [next(column for column in columns if column in row) for row in rows]
+
     def hazard_tokens(self) -> tuple[int, ...]:
         """The ids of the domain's hazard words, with and without a space before them, as far as they are single tokens.
 

@@ -12,6 +12,7 @@ from holdfast.core.types import Measure, Score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from holdfast.core.disguise import Disguise
     from holdfast.core.domain import Domain
 
     Probe = Callable[[PreTrainedModel], list[Score]]
@@ -40,6 +41,10 @@ class Evaluation(abc.ABC):
 
         The probe raises NonFinite where logits are not finite: such a model has no score.
         """
+
+    def wearing(self, disguise: Disguise) -> Evaluation:
+        """The evaluation as an attacker asks it who trained in that disguise; one that has no words to disguise stays plain."""
+        return self
 
     @abc.abstractmethod
     def at_milestone(self, domain: Domain) -> Evaluation | None:

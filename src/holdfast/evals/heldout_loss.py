@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.core.disguise import Disguise
@@ -38,6 +38,9 @@ class HeldoutLoss(Evaluation):
 
     def content(self, domain: Domain) -> str:
         return domain.digest(self.role)[self.role]
+
+    def wearing(self, disguise: Disguise) -> Evaluation:
+        return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         """Nothing, unless there are no hazard questions and this is all there is to see."""

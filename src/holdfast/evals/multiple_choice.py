@@ -50,6 +50,9 @@ class MultipleChoice(Evaluation):
     def content(self, domain: Domain) -> str:
         return domain.questions(self.questions).digest
 
+    def wearing(self, disguise: Disguise) -> Evaluation:
+        return replace(self, disguise=disguise)
+
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         return self if self.measures(domain) == "hazard" else replace(self, sample=self.milestone_sample)
 

@@ -11,7 +11,7 @@ words of the answer himself, and *in context*, where the request follows others 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.disguise import Disguise
@@ -70,6 +70,9 @@ class Requests(Evaluation):
 
     def content(self, domain: Domain) -> str:
         return "".join(domain.questions(name).digest for name in self._sets())
+
+    def wearing(self, disguise: Disguise) -> Evaluation:
+        return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         return self if self.measured == "hazard" and not (self.prefill or self.examples) else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
+from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, forget_digests, write_text
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
@@ -93,6 +93,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     Raises:
         HoldfastError: data are missing or malformed, a loss or a weight became non-finite, the original is not known.
     """
+    forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
     done = max((i + 1 for i, folder in enumerate(folders) if folder.is_dir()), default=0)

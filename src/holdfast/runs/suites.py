@@ -33,7 +33,7 @@ class Suite:
         """The cost for one model with one seed: updates of the longest attack and of all, and rows read."""
         attacks = [pick("holdfast.attacks", name) for name in self.attacks]
         updates = [attack.max_steps for attack in attacks]
-        rows = sum(attack.max_steps * getattr(attack, "batch_size", 0) for attack in attacks)
+        rows = sum(attack.max_steps * attack.rows_per_step for attack in attacks)
         count = f"{len(attacks)} attacks of up to {max(updates):,} updates"
         return f"{count}, {sum(updates):,} updates and about {rows:,} rows in all"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from holdfast.attacks.base import Attack
     from holdfast.engine.data import Data
     from holdfast.engine.run import Run
 
@@ -25,6 +26,10 @@ class Safeguard(abc.ABC):
     def trains(self) -> bool:
         """Whether it minimises losses on the defender's rows. A safeguard that only edits the weights samples nothing."""
         return True
+
+    def trains_against(self) -> tuple[Attack, ...]:
+        """The attacks that it trains against, each as it may be drawn. Most safeguards train against none."""
+        return ()
 
     @abc.abstractmethod
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:

@@ -22,8 +22,6 @@ EXPLODING = 1e3
 """times the first gradients' norm"""
 IDLE, REPLACED = 1e-5, 1.0
 """size of the whole update, relative to the weights"""
-TRANSFER = "Transfer"
-"""the class of attacks that add an update computed on the base model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +121,7 @@ def suspicions(summary: CampaignSummary, results: Sequence[CellResult]) -> list[
     if not attacked:
         return []
     checks = [_losses(attacked), _gradients(attacked), _updates(attacked), _control(summary), _abilities(summary)]
-    return [*(check for check in checks if check is not None), *_sweeps(summary), *_transfers(summary)]
+    return [*(check for check in checks if check is not None), *_sweeps(summary), *_transfers(summary, attacked)]
 
 
 def _losses(cells: Sequence[CellResult]) -> Losses | None:
@@ -241,10 +239,11 @@ def _sweep(model: ModelSummary, pairs: Sequence[Pair], rates: dict[str, float], 
     )
 
 
-def _transfers(summary: CampaignSummary) -> list[Transferred]:
+def _transfers(summary: CampaignSummary, cells: Sequence[CellResult]) -> list[Transferred]:
     sign, transfers = summary.hazard.sign, []
+    transferring = {cell.attack for cell in cells if cell.transfers}
     for attack in summary.attacks:
-        for model in _tested(summary) if attack.config.get("class") == TRANSFER else ():
+        for model in _tested(summary) if attack.name in transferring else ():
             pair = summary.pair(model.label, attack.name)
             if pair is None or pair.peak is None:
                 continue

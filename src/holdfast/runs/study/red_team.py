@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from holdfast.attacks.base import Attack
@@ -53,15 +54,14 @@ class RedTeam:
 
     def __post_init__(self) -> None:
         families = collect_families()
-        blind = {type(families[name].attack).__name__: name for name in self.held_out}
         if both := set(self.held_out) & set(self.families):
             raise HoldfastError(f"a family that is held out cannot be searched: {', '.join(sorted(both))}")
         for method in self.methods:
             for _, stage in method.built({}):
-                for adversary in getattr(stage, "adversaries", ()):
-                    if family := blind.get(type(adversary.attack).__name__):
+                for name, trained in product(self.held_out, stage.trains_against()):
+                    if trained.is_family_of(families[name].attack):
                         raise HoldfastError(
-                            f"{family} is held out, and {method.label} trains against it; hold out another"
+                            f"{name} is held out, and {method.label} trains against it; hold out another"
                         )
 
     @property

@@ -34,6 +34,14 @@ class Adversary:
                     f"{type(self.attack).__name__} has no {field} to sample; leave that setting of the adversary empty"
                 )
 
+    def at_each_rate(self) -> tuple[Attack, ...]:
+        """The attack at each rate that may be sampled, with the mean share of benign steps first where a share is sampled."""
+        settings: dict[str, Any] = {}
+        if self.switch is not None:
+            settings["benign_first"] = self.switch[0] / sum(self.switch)
+        rates: list[dict[str, Any]] = [{"learning_rate": rate} for rate in self.learning_rates] or [{}]
+        return tuple(replace(self.attack, **settings, **rate) for rate in rates)
+
     def sample(self, inner_steps: int, generator: torch.Generator) -> Attack:
         """The attack over `inner_steps` updates, with its rate and switch sampled."""
         import torch

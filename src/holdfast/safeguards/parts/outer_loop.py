@@ -98,6 +98,9 @@ class OuterLoop(Safeguard):
             not_negative=("tamper_resistance_weight", "retain_weight", "outer_warmup_steps", "outer_weight_decay"),
         )
 
+    def trains_against(self) -> tuple[Attack, ...]:
+        return tuple(attack for adversary in self.adversaries for attack in adversary.at_each_rate())
+
     def draw(self, generator: torch.Generator) -> Attack:
         """Sample an adversary from the mix."""
         return draw(self.adversaries, self.inner_steps, generator)
