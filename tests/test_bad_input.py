@@ -30,7 +30,7 @@ from holdfast.cli.app import main
 from holdfast.core.records import SCHEMA, CampaignPlan, CellResult
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
-from tests.test_cli import run_here
+from tests.cli.test_cli import run_here
 
 
 @dataclass(frozen=True)

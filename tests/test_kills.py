@@ -26,7 +26,7 @@ from holdfast.engine.data import Data
 from holdfast.engine.run import Run
 from holdfast.jobs.local import Job, Outcome, run_jobs
 from tests.conftest import SmallTestbed
-from tests.test_campaign import content
+from tests.campaign.test_campaign import content
 
 ROOT = Path(__file__).parents[1]
 

@@ -674,7 +674,7 @@ def start_interrupted_campaign(folder: str, out: str) -> list[Outcome]:
 
 def in_a_process(function: str, *arguments: Path) -> subprocess.Popen[str]:
     """Call a function of this module in another Python, which can be killed."""
-    code = f"import sys; from tests.test_campaign import {function}; {function}(*sys.argv[1:])"
+    code = f"import sys; from tests.campaign.test_campaign import {function}; {function}(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

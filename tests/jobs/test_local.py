@@ -268,7 +268,7 @@ def test_a_coordinator_that_stops_takes_its_workers_with_it() -> None:
 
 
 def test_workers_die_with_a_killed_coordinator() -> None:
-    command = [sys.executable, "-c", "from tests.test_jobs import coordinate; coordinate()"]
+    command = [sys.executable, "-c", "from tests.jobs.test_local import coordinate; coordinate()"]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert coordinator.stdout.readline() == "at work\n"

@@ -28,7 +28,7 @@ from holdfast.runs.estimate import estimate
 from holdfast.runs.suites import SUITES, canonical_of
 from holdfast.stats.summary import summarise
 from tests.conftest import SmallTestbed
-from tests.test_campaign import Dial, TurnsUp, cell_of, content
+from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
 
 GENTLE = FineTune(max_steps=6, batch_size=4, learning_rate=1e-5)
 STRONG = FineTune(max_steps=6, batch_size=4, learning_rate=1e-2)

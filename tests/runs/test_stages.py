@@ -256,7 +256,7 @@ def build_until_killed(folder: str) -> None:
 def test_a_build_survives_a_real_kill(
     tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys; from tests.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
+    code = "import sys; from tests.runs.test_stages import build_until_killed; build_until_killed(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tiny_testbed.folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
