@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.data import collate, encode
 from holdfast.engine.losses import next_token_loss
+from holdfast.evals import gradient_check
 from holdfast.evals.gradient_check import GradientCheck
 from tests.conftest import SmallTestbed
 
@@ -66,6 +68,27 @@ def test_how_rows_are_split_does_not_matter(tiny_testbed: SmallTestbed) -> None:
     whole, split = (figures(tiny_testbed, model, replace(CHECK, batch_size=size)) for size in (64, 5))
     assert split["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
     assert split["descent_gain"] == pytest.approx(whole["descent_gain"], rel=1e-3)
+
+
+def test_double_logits_a_few_positions_at_a_time_give_the_same(
+    tiny_testbed: SmallTestbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_testbed.model.load()
+    whole = figures(tiny_testbed, model)
+    words, largest = model.config.vocab_size, [0]
+    monkeypatch.setattr(gradient_check, "DOUBLES_AT_ONCE", 7 * words)
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.double and args[0].shape[-1] == words:
+                largest[0] = max(largest[0], args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        parts = figures(tiny_testbed, model)
+    assert largest == [7 * words]
+    assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-5)
+    assert parts["descent_gain"] == pytest.approx(whole["descent_gain"], rel=1e-5)
 
 
 def test_gradients_that_the_model_holds_are_left_alone(tiny_testbed: SmallTestbed) -> None:

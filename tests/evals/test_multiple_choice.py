@@ -60,7 +60,7 @@ class Oracle:
     device = torch.device("cpu")
 
     def __init__(self, vocabulary: int, word: Callable[[tuple[int, ...]], int]) -> None:
-        self.vocabulary, self.word = vocabulary, word
+        self.vocabulary, self.word, self.config = vocabulary, word, LlamaConfig(vocab_size=vocabulary)
 
     def __call__(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
         logits = torch.zeros(*input_ids.shape, self.vocabulary)
@@ -288,7 +288,7 @@ def test_batching_changes_no_answer(
 ) -> None:
     model, tokenizer = made(make), character_tokenizer()
     plain = [transcription(model, tokenizer, question) for question in SPELLED]
-    monkeypatch.setattr(multiple_choice, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(multiple_choice, "TOKENS_AT_ONCE", at_once)
     batches = list(multiple_choice.batches_of(multiple_choice.items_of(tokenizer, SPELLED)))
     assert (max(map(len, batches)) == 1) == (at_once == 1)
     assert_close(our_scores(model, tokenizer, SPELLED), plain)

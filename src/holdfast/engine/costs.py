@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from holdfast.engine.data import Data
 from holdfast.engine.sharded import local
@@ -27,16 +26,18 @@ Losses = TypeVar("Losses")
 class Meter:
     """Counts what passes through any model while a walk is between two yields, and so not what the caller measures.
 
-    FLOPs are those of matrix products, counted at every forward pass from the shapes that it really has: 2 for each weight and
-    position of a linear layer, 4 times width times T^2 for attention over T positions. A backward pass costs the forward's once
-    more for the gradient of the inputs and once for that of the weights, as far as these are wanted. Factorisations (an edit's
-    SVD) and elementwise work are left out. torch's own counter agrees, but changes the last bits of what it watches.
-    Tokens are those of the batches that the data handed out, over all ranks; FLOPs are this rank's.
+    FLOPs are those of matrix products. Tokens are those of the batches that the data handed out, over all ranks; FLOPs are
+    this rank's. torch's own counter agrees, but changes the last bits of what it watches.
     """
 
     def __init__(self, data: Data) -> None:
-        self.flops = 0.0
+        self._products = _Products()
         self._data = data
+
+    @property
+    def flops(self) -> float:
+        """FLOPs so far."""
+        return self._products.flops
 
     @property
     def tokens(self) -> int:
@@ -51,31 +52,65 @@ class Meter:
     def walk(self, steps: Iterator[Losses]) -> Iterator[Losses]:
         """The same steps, counted."""
         while True:
-            hook = register_module_forward_hook(self._count)
-            try:
+            with self._products:
                 losses = next(steps, None)
-            finally:
-                hook.remove()
             if losses is None:
                 return
             yield losses
-
-    def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(module, (nn.Linear, Conv1D)):
-            forward = 2.0 * output.numel() / output.shape[-1] * module.weight.numel()
-            wanted = (inputs[0].requires_grad, module.weight.requires_grad) if output.requires_grad else ()
-            self.flops += forward * (1 + sum(wanted))
-        elif type(module).__name__.endswith("Attention") and isinstance(output, tuple):
-            rows, positions, width = output[0].shape
-            forward = 4.0 * rows * positions**2 * width
-            self.flops += forward * (3 if output[0].requires_grad else 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"flops": self.flops, "tokens": self.tokens}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.flops = float(state["flops"])
+        self._products.flops = float(state["flops"])
         self._data.tally.tokens = int(state["tokens"])
+
+
+class _Products(TorchFunctionMode):
+    """Counts the FLOPs of every matrix product that Python calls, from the shapes of what is multiplied.
+
+    So no model's family matters: attention counts the heads that there are, and a mixture of experts the tokens that are
+    routed to each. A product of matrices m x k and k x n is 2 m k n FLOPs. Attention counts the full square of positions,
+    whatever its mask hides and whichever kernel computes it. A backward pass costs a product's forward once more for each of
+    its two factors whose gradient is wanted; what a fused kernel computes again is left out. Convolutions, factorisations
+    (an edit's SVD) and elementwise work are left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _PRODUCTS:
+            factors = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)]
+            left, right = factors[1:3] if name in _SUMS else factors[:2]
+            self._count(2.0 * output.numel() * left.shape[-1], left, right)
+        elif name == "scaled_dot_product_attention":
+            query, key, value = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)][:3]
+            pairs = query.numel() / query.shape[-1] * key.shape[-2]
+            self._count(2.0 * pairs * query.shape[-1], query, key)
+            # The gradient of the scores is wanted where that of the query or the key is.
+            self._count(2.0 * pairs * value.shape[-1], query if query.requires_grad else key, value)
+        return output
+
+    def _count(self, forward: float, left: torch.Tensor, right: torch.Tensor) -> None:
+        wanted = left.requires_grad + right.requires_grad if torch.is_grad_enabled() else 0
+        self.flops += forward * (1 + wanted)
+
+
+_SUMS = {"addmm", "baddbmm"}
+"""Products that are added to their first argument."""
+
+_PRODUCTS = _SUMS | {
+    *("linear", "matmul", "__matmul__", "mm", "bmm"),
+    *("grouped_mm", "_grouped_mm", "grouped_mm_fallback"),  # of experts: each row with the matrix of its group
+}
+"""Functions, methods and operators by name."""
 
 
 class Memory:
@@ -83,22 +118,31 @@ class Memory:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._since_now = True
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            except OSError:  # a container may forbid it
+                self._since_now = False
 
-    def peak(self) -> int:
-        """In bytes, since this object was made; without Linux, since the process began."""
+    def peak(self) -> int | None:
+        """In bytes, since this object was made; without Linux, since the process began. None where it cannot be read."""
         if self._device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self._device)
-        if sys.platform == "linux":
-            status = Path("/proc/self/status").read_text()
-            [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-            return int(line.split()[1]) * 1024
-        import resource
+        if not self._since_now:
+            return None
+        try:
+            if sys.platform == "linux":
+                status = Path("/proc/self/status").read_text()
+                [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+                return int(line.split()[1]) * 1024
+            import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        except (OSError, ValueError, ImportError):
+            return None
 
 
 def gradient_norm(model: nn.Module) -> float | None:

@@ -49,11 +49,11 @@ def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class Snapshot:
-    """A copy of a model's trainable weights that can be put back."""
+    """A copy of a model's trainable weights that can be put back; it lies on `device`, by default where they lie."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: str | None = None) -> None:
         self._model = model
-        self._saved = [local(p.detach()).clone() for p in self._shards()]
+        self._saved = [local(p.detach()).to(device or p.device, copy=True) for p in self._shards()]
 
     def take(self) -> None:
         """Copy the weights as they are now, in place of those that were kept."""

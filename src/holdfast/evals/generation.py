@@ -47,7 +47,7 @@ def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, en
     ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
     while len(drawn) < new_tokens and not ended.all():
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1]
         if not torch.isfinite(logits).all():
             raise NonFinite("the model's logits are not finite, so its text has no score")

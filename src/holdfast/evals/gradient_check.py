@@ -14,11 +14,14 @@ Three checks at the untouched weights w, on held-out hazardous rows with mean lo
 They are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
 measures masking rather than naming it). All constants are ours. In half precision a step vanishes in the rounding of the
 weights: only the norm is scored there.
+
+Memory: weights, gradient and a copy of the weights, the activations of a microbatch, and of double precision only the logits
+of a few positions. Directions are drawn again wherever they are needed and never kept whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING
@@ -40,6 +43,9 @@ FORETOLD = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 WORST = 100.0
 """A loss that has risen by more than this, in nats, or is not finite counts as risen by this: moved weights may overflow."""
 
+DOUBLES_AT_ONCE = 2**24
+"""Logits in double precision at once: 128 MB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientCheck(Evaluation):
@@ -48,7 +54,7 @@ class GradientCheck(Evaluation):
     rows: int = 64
     """how many rows at most, the first ones"""
     batch_size: int = 64
-    """rows that go through the model at once"""
+    """rows that go through the model at once, or fewer where `rows_at_once` says so"""
     directions: int = 3
     """random directions, the same for every model of one shape"""
     lengths: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
@@ -72,13 +78,16 @@ class GradientCheck(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         from holdfast.engine.data import collate, encode
+        from holdfast.evals.memory import fits, rows_at_once
 
         role = "hazard_heldout"
         rows = [encode(row, tokenizer, role, domain.max_length) for row in domain.rows(role)[: self.rows]]
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            batches = list(collate(rows, pad=0, device=model.device).split(self.batch_size))
-            values = self._check(model, batches)
+            batch = collate(rows, pad=0, device=model.device)
+            at_once = min(self.batch_size, rows_at_once(model, batch.input_ids.shape[1]))
+            with fits("its gradients"):
+                values = self._check(model, list(batch.split(at_once)))
             return [Score(metric=name, value=value, stderr=None, n=len(rows)) for name, value in values.items()]
 
         return probe
@@ -94,96 +103,134 @@ class GradientCheck(Evaluation):
             return scores
         # Along a random direction the slope is smaller by the root of how many weights there are.
         short, long = 1 / here.steepness, sqrt(here.count) / here.steepness
-        downhill = [-part / here.steepness for part in here.gradient]
-        along = [here.error(downhill, short * nats) for nats in FORETOLD]
+        away = _Away(here)
+        downhill = _Direction(lambda: iter(here.gradient), -1 / here.steepness)
+        along = [away.error(downhill, short * nats) for nats in FORETOLD]
         across, random_falls = [], []
         for seed in range(self.directions):
-            direction = here.random(seed)
-            across.append([here.error(direction, long * nats) for nats in FORETOLD])
-            random_falls += [here.fall(direction, length * here.size) for length in self.lengths]
+            direction = away.random(seed)
+            across.append([away.error(direction, long * nats) for nats in FORETOLD])
+            random_falls += [away.fall(direction, length * here.size) for length in self.lengths]
         # One step length for all random directions: a chance agreement of one of them is no agreement.
         scores["gradient_error"] = max(min(along), min(map(max, zip(*across, strict=True))))
-        falls = [here.fall(downhill, length * here.size) for length in self.lengths]
+        falls = [away.fall(downhill, length * here.size) for length in self.lengths]
         foretold = self.lengths[0] * here.size * here.steepness
         scores |= {"descent_gain": max(falls), "random_gain": max(random_falls), "descent_ratio": falls[0] / foretold}
         return scores
 
 
 class _Here:
-    """The loss and its gradient at the model's weights, and the loss a step away from them."""
+    """The loss and its gradient at the model's weights."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         import torch
 
-        from holdfast.engine.sharded import Snapshot, trainable
+        from holdfast.engine.sharded import trainable
 
-        self._model, self._batches, self._weights = model, batches, trainable(model)
-        self.gradient = [torch.zeros_like(weight) for weight in self._weights]
+        self.model, self._batches, self.weights = model, batches, trainable(model)
+        self.gradient = [torch.zeros_like(weight) for weight in self.weights]
         self.loss = 0.0
         for batch in batches:
             with torch.enable_grad():
-                loss = self._loss_of(batch)
+                loss = _loss(model, batch)
             self.loss += loss.item()
             if loss.requires_grad:
-                parts = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
+                parts = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
                 torch._foreach_add_(self.gradient, parts)
+                del parts, loss  # or they would be kept through the next microbatch
         if not isfinite(self.loss):
             raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")
-        self._origin = Snapshot(model)
-        self.size = sqrt(_dot(self._weights, self._weights))
-        self.steepness = sqrt(_dot(self.gradient, self.gradient))
-        self.count = sum(weight.numel() for weight in self._weights)
+        self.size = sqrt(sum(_dot(weight, weight) for weight in self.weights))
+        self.steepness = sqrt(sum(_dot(part, part) for part in self.gradient))
+        self.count = sum(weight.numel() for weight in self.weights)
 
-    def random(self, seed: int) -> list[torch.Tensor]:
-        """A direction of norm 1 over all weights."""
+    def loss_now(self) -> float:
+        """The loss at the weights that the model has now."""
+        return sum(_loss(self.model, batch).item() for batch in self._batches)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A direction of norm 1 over all weights: `scale` times parts, one for each weight in turn."""
+
+    parts: Callable[[], Iterator[torch.Tensor]]
+    scale: float
+
+
+class _Away:
+    """The loss a step away from the model's weights, and what the gradient foretells of it."""
+
+    def __init__(self, here: _Here) -> None:
+        from holdfast.engine.sharded import Snapshot
+
+        self._here, self._origin = here, Snapshot(here.model)
+
+    def random(self, seed: int) -> _Direction:
+        """A direction drawn at random."""
         import torch
 
-        generator = torch.Generator(self._model.device).manual_seed(seed)
-        drawn = [torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype) for w in self._weights]
-        norm = sqrt(_dot(drawn, drawn))
-        return [part / norm for part in drawn]
+        def parts() -> Iterator[torch.Tensor]:
+            generator = torch.Generator(self._here.model.device).manual_seed(seed)
+            for w in self._here.weights:
+                yield torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype)
 
-    def fall(self, direction: Sequence[torch.Tensor], length: float) -> float:
+        return _Direction(parts, 1 / sqrt(sum(_dot(part, part) for part in parts())))
+
+    def fall(self, direction: _Direction, length: float) -> float:
         """How far the loss falls by a step."""
-        return self.loss - self._step(direction, length)[0]
+        return self._here.loss - self._step(direction, length)[0]
 
-    def error(self, direction: Sequence[torch.Tensor], length: float) -> float:
+    def error(self, direction: _Direction, length: float) -> float:
         """How far the gradient is from the central difference: 0 where both agree, 1 where one of them sees nothing."""
         (up, gained), (down, lost) = (self._step(direction, sign * length) for sign in (1, -1))
-        if max(up, down) >= self.loss + WORST:
+        if max(up, down) >= self._here.loss + WORST:
             return 1.0
         real, foretold = up - down, gained - lost
         # A direction that happens to lie across the slope has a foretold change of nearly nothing.
-        typical = self.steepness * 2 * length / sqrt(self.count)
+        typical = self._here.steepness * 2 * length / sqrt(self._here.count)
         return abs(real - foretold) / max(abs(real), abs(foretold), typical)
 
-    def _step(self, direction: Sequence[torch.Tensor], length: float) -> tuple[float, float]:
+    def _step(self, direction: _Direction, length: float) -> tuple[float, float]:
         """The loss a step away, and the change that the gradient foretells; the weights are put back."""
         import torch
 
+        here, foretold = self._here, 0.0
         with torch.no_grad():
             try:
-                torch._foreach_add_([w.detach() for w in self._weights], list(direction), alpha=length)
-                foretold = _dot(self._origin.difference(), self.gradient)
-                loss = sum(self._loss_of(batch).item() for batch in self._batches)
+                for weight, part, slope in zip(here.weights, direction.parts(), here.gradient, strict=True):
+                    before = weight.clone()
+                    weight.add_(part, alpha=direction.scale * length)
+                    foretold += _dot(weight - before, slope)
+                loss = here.loss_now()
             finally:
                 self._origin.restore()
-        return min(loss if isfinite(loss) else inf, self.loss + WORST), foretold
-
-    def _loss_of(self, batch: Batch) -> torch.Tensor:
-        """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""
-        import torch.nn.functional as F
-
-        from holdfast.engine.data import UNLABELLED
-
-        logits = self._model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].double()
-        target = batch.labels[:, 1:]
-        summed = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="sum")
-        return summed / batch.label_count
+        return min(loss if isfinite(loss) else inf, here.loss + WORST), foretold
 
 
-def _dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    return sum((a.detach().double() * b.detach().double()).sum().item() for a, b in zip(left, right, strict=True))
+def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""
+    import torch
+    import torch.nn.functional as F
+    from torch.utils.checkpoint import checkpoint
+
+    from holdfast.engine.data import UNLABELLED
+
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
+    target = F.pad(batch.labels[:, 1:], (0, 1), value=UNLABELLED).flatten()
+    positions = max(DOUBLES_AT_ONCE // logits.shape[-1], 1)
+
+    def summed(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.double(), target, ignore_index=UNLABELLED, reduction="sum")
+
+    # A backward pass computes the double logits of a few positions again, so all of them never exist together.
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for few, words in zip(torch.split(logits, positions), torch.split(target, positions), strict=True):
+        total = total + checkpoint(summed, few, words, use_reentrant=False, preserve_rng_state=False)
+    return total / batch.label_count
+
+
+def _dot(left: torch.Tensor, right: torch.Tensor) -> float:
+    return (left.detach().double() * right.detach().double()).sum().item()
 
 
 PRESETS = {"gradient-check": GradientCheck()}

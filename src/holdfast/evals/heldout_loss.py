@@ -26,7 +26,7 @@ class HeldoutLoss(Evaluation):
     rows: int = 96
     """how many rows at most"""
     batch_size: int = 64
-    """rows that go through the model at once"""
+    """rows that go through the model at once, or fewer where `rows_at_once` says so"""
     disguise: Disguise | None = added(None)
     """the attacker's, which the rows wear; None: none. What an answer opens with counts, what stands before it does not"""
 
@@ -51,6 +51,7 @@ class HeldoutLoss(Evaluation):
         import torch.nn.functional as F
 
         from holdfast.engine.data import UNLABELLED, collate, encode
+        from holdfast.evals.memory import rows_at_once
 
         held = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
         rows = [encode(row, tokenizer, self.role, domain.max_length) for row in held]
@@ -60,10 +61,13 @@ class HeldoutLoss(Evaluation):
             with torch.no_grad():
                 for start in range(0, len(rows), self.batch_size):
                     batch = collate(rows[start : start + self.batch_size], pad=0, device=model.device)
-                    target = batch.labels[:, 1:]
-                    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
-                    loss = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="none")
-                    means.append(loss.sum(-1) / (target != UNLABELLED).sum(-1).clamp(min=1))
+                    for part in batch.split(rows_at_once(model, batch.input_ids.shape[1])):
+                        target = part.labels[:, 1:]
+                        logits = model(input_ids=part.input_ids, use_cache=False).logits[:, :-1].float()
+                        loss = F.cross_entropy(
+                            logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="none"
+                        )
+                        means.append(loss.sum(-1) / (target != UNLABELLED).sum(-1).clamp(min=1))
             by_row = torch.cat(means)
             if not torch.isfinite(by_row).all():
                 raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")

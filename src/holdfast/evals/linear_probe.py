@@ -15,16 +15,20 @@ training questions (share of wrong options below the right one); the tested ques
 Linear probes: arXiv 1610.01644; of unlearned models: arXiv 2402.16835 (abstract). The bilinear form is ours. A classifier
 of right and wrong on h(prompt and option) reads nothing here, not even from the model that knows every answer. The control
 is the never-exposed model, in which there is nothing to read.
+
+Memory: on the device a forward pass without gradients; on the host the states of each layer at one position a question, and
+in double precision those of one layer at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.types import Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.memory import fits
 from holdfast.evals.multiple_choice import batches_of, items_of
 
 if TYPE_CHECKING:
@@ -67,7 +71,8 @@ class LinearProbe(Evaluation):
         chance = sum(1 / len(item.continuations) for item in test) / len(test)
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            layer, accuracy = _read([_seen(model, items) for items in train], _seen(model, test))
+            with fits("what a linear probe reads"):
+                layer, accuracy = _read([_seen(model, items) for items in train], _seen(model, test))
             stderr = (accuracy * (1 - accuracy) / len(test)) ** 0.5
             return [
                 Score(metric="probe_accuracy", value=accuracy, stderr=stderr, n=len(test), chance=chance),
@@ -99,17 +104,12 @@ class _Seen:
 def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
     import torch
 
-    from holdfast.engine.anatomy import residual_stream
-
     head = model.get_output_embeddings().get_parameter("weight").detach()  # type: ignore[no-untyped-call]
     parts, places = [], []
     with torch.no_grad():
         for batch in batches_of(items):
             ids = torch.tensor([items[i].prefix for i in batch], device=model.device)
-            logits, outputs = residual_stream(model, ids)
-            if not torch.isfinite(logits).all():
-                raise NonFinite("the model's logits are not finite, so it has no score")
-            parts.append([output[:, -1].float().cpu() for output in outputs])
+            parts.append(_last_states(model, ids))
             places += batch
     order = torch.tensor(places).argsort()
     return _Seen(
@@ -117,6 +117,28 @@ def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
         [_centred(torch.stack([head[list(c)].double().mean(0) for c in item.continuations]).cpu()) for item in items],
         [item.answer for item in items],
     )
+
+
+def _last_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What every layer puts out at the last position, each B x H; no other position is kept, neither of states nor of logits."""
+    import torch
+
+    from holdfast.engine.anatomy import decoder_layers
+
+    states: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output)[:, -1].float().cpu())
+
+    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    try:
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not torch.isfinite(logits).all():
+        raise NonFinite("the model's logits are not finite, so it has no score")
+    return states
 
 
 def _read(train: Sequence[_Seen], test: _Seen) -> tuple[int, float]:

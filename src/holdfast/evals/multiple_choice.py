@@ -15,6 +15,7 @@ from holdfast.core.disguise import Disguise
 from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.memory import TOKENS_AT_ONCE, rows_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from holdfast.core.domain import Domain, Question
     from holdfast.evals.base import Probe
-
-_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +134,16 @@ def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
     best = [0] * len(items)
     with torch.no_grad():
         for batch in batches_of(items):
-            scores = _scores(model, [items[i] for i in batch])
-            if not all(torch.isfinite(row).all() for row in scores):
-                raise NonFinite("the model's logits are not finite, so it has no score")
-            for i, row in zip(batch, scores, strict=True):
-                best[i] = int(row.argmax())
+            # Of each item the logits of all options after their first token are computed together.
+            options = [items[i].continuations for i in batch]
+            size = rows_at_once(model, max(map(len, options)) * max(len(c) for choices in options for c in choices))
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                scores = _scores(model, [items[i] for i in part])
+                if not all(torch.isfinite(row).all() for row in scores):
+                    raise NonFinite("the model's logits are not finite, so it has no score")
+                for i, row in zip(part, scores, strict=True):
+                    best[i] = int(row.argmax())
     return best
 
 
@@ -149,7 +153,7 @@ def batches_of(items: Sequence[Item]) -> Iterator[list[int]]:
     for i, item in enumerate(items):
         by_length[len(item.prefix)].append(i)
     for length, indices in sorted(by_length.items()):
-        size = max(_TOKENS_AT_ONCE // length, 1)
+        size = max(TOKENS_AT_ONCE // length, 1)
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 

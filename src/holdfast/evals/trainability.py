@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from math import isfinite
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from holdfast.core.types import HoldfastError, Measure, Score
+from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 from holdfast.evals.multiple_choice import MultipleChoice
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from holdfast.core.domain import Domain
+    from holdfast.engine.data import Encoded
     from holdfast.evals.base import Probe
 
 
@@ -20,11 +25,21 @@ if TYPE_CHECKING:
 class BenignLearning(Evaluation):
     """Steps of fine-tuning on `benign_new` until its questions are answered to `target`; the weights are put back.
 
-    Scores `steps`, and `reached`: 1 where the target was reached, else 0, and `steps` is then a lower bound.
+    The learning rate is searched, as a user would: each rate is tried for a few steps, and the rate with the lowest loss
+    then learns from the start. A rate that diverges is passed over. Where the best rate does not reach the target, the
+    second best is tried.
+
+    Scores `steps`, and `reached`: 1 where the target was reached, else 0, and `steps` is then a lower bound. `learning_rate`
+    is the rate of that count; a model that needs no step has none.
+
+    Memory: weights, gradients and AdamW's two moments, as for an attack by full fine-tuning, and the activations of as many
+    rows as `rows_at_once` allows. The copy of the weights lies in the host's memory.
     """
 
-    learning_rate: float = 1e-3
-    """of AdamW"""
+    learning_rates: tuple[float, ...] = (3e-3, 3e-4, 3e-5, 3e-6)
+    """of AdamW; of equally good ones the first is taken"""
+    trial: int = 10
+    """steps for which each rate is tried; the loss of the last half counts"""
     batch_size: int = 16
     """rows a step"""
     max_steps: int = 400
@@ -37,6 +52,8 @@ class BenignLearning(Evaluation):
     def __post_init__(self) -> None:
         if self.max_steps % self.every:
             raise HoldfastError("max_steps must be a multiple of every")
+        if not self.learning_rates or min(self.learning_rates) <= 0 or self.trial < 1:
+            raise HoldfastError("learning_rates must name at least one positive rate, and trial must be positive")
 
     def measures(self, domain: Domain) -> Measure:
         return "trainability"
@@ -53,49 +70,107 @@ class BenignLearning(Evaluation):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
 
-        from holdfast.engine.data import Stream, encode
-        from holdfast.engine.losses import next_token_loss
-        from holdfast.engine.optimizers import make_optimizer
-        from holdfast.engine.sharded import Snapshot, trainable
+        from holdfast.engine.data import encode
+        from holdfast.engine.sharded import Snapshot
+        from holdfast.evals.memory import fits
 
         ask = MultipleChoice(questions="benign_new").prepare(tokenizer, domain)
         rows = [encode(row, tokenizer, "benign_new", domain.max_length) for row in domain.rows("benign_new")]
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            before = Snapshot(model)
+            before = Snapshot(model, device="cpu")
             devices = [model.device] if model.device.type == "cuda" else []
-            try:
-                with torch.random.fork_rng(devices):
-                    steps, score = learn(model)
-            finally:
-                before.restore()
-                model.zero_grad(set_to_none=True)
-                model.train(False)
-            reached = float(score.value >= self.target)
-            return [
-                Score(metric="steps", value=float(steps), stderr=None, n=score.n),
-                Score(metric="reached", value=reached, stderr=None, n=score.n),
-            ]
 
-        def learn(model: PreTrainedModel) -> tuple[int, Score]:
-            stream = Stream(rows, self.batch_size, seed=0, pad=0, device=model.device)
-            optimizer = make_optimizer("adamw", trainable(model), self.learning_rate)
-            model.zero_grad(set_to_none=True)  # an attack leaves its last gradients behind
-            steps, [score] = 0, ask(model)
-            while score.value < self.target and steps < self.max_steps:
-                model.train()
-                for _ in range(self.every):
-                    batch = next(stream)
-                    logits = model(input_ids=batch.input_ids, use_cache=False).logits
-                    loss = next_token_loss(logits, batch.labels, batch.label_count)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    model.zero_grad(set_to_none=True)
+            def start_over() -> None:
+                before.restore()
+                model.zero_grad(set_to_none=True)  # an attack leaves its last gradients behind
                 model.train(False)
-                steps, [score] = steps + self.every, ask(model)
-            return steps, score
+
+            try:
+                with torch.random.fork_rng(devices), fits("how fast it learns"):
+                    learned = search(model, start_over)
+            finally:
+                start_over()
+            values = {"steps": float(learned.steps), "reached": float(learned.accuracy >= self.target)}
+            if learned.rate is not None:
+                values["learning_rate"] = learned.rate
+            n = len(domain.questions("benign_new").questions)
+            return [Score(metric=name, value=value, stderr=None, n=n) for name, value in values.items()]
+
+        def search(model: PreTrainedModel, start_over: Callable[[], None]) -> _Learned:
+            [score] = ask(model)
+            best = _Learned(steps=0, accuracy=score.value, rate=None)
+            finite = 0
+            for rate in ranked(model, start_over) if score.value < self.target else ():
+                start_over()
+                try:
+                    learned = learn(model, rate)
+                except NonFinite:
+                    continue
+                finite += 1
+                if best.rate is None or learned.accuracy >= self.target:
+                    best = learned
+                if finite == 2 or learned.accuracy >= self.target:
+                    break
+            if best.rate is None and score.value < self.target:
+                raise NonFinite("the model diverges at every learning rate, so how fast it learns has no score")
+            return best
+
+        def ranked(model: PreTrainedModel, start_over: Callable[[], None]) -> list[float]:
+            """The rates whose trial stays finite, that with the lowest loss first."""
+            if len(self.learning_rates) == 1:
+                return list(self.learning_rates)
+            losses = {}
+            for rate in self.learning_rates:
+                start_over()
+                losses[rate] = fmean(
+                    list(islice(_train(model, rows, self.batch_size, rate), self.trial))[self.trial // 2 :]
+                )
+            return sorted((rate for rate, loss in losses.items() if isfinite(loss)), key=losses.__getitem__)
+
+        def learn(model: PreTrainedModel, rate: float) -> _Learned:
+            steps, accuracy, training = 0, 0.0, _train(model, rows, self.batch_size, rate)
+            while accuracy < self.target and steps < self.max_steps:
+                for _ in range(self.every):
+                    next(training)
+                [score] = ask(model)
+                steps, accuracy = steps + self.every, score.value
+            return _Learned(steps=steps, accuracy=accuracy, rate=rate)
 
         return probe
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What came of one learning rate."""
+
+    steps: int
+    accuracy: float
+    rate: float | None
+    """None where the model was not trained"""
+
+
+def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rate: float) -> Iterator[float]:
+    """Fine-tune without end; yields each step's loss, the model out of training mode."""
+    from holdfast.engine.data import Stream
+    from holdfast.engine.losses import next_token_loss
+    from holdfast.engine.optimizers import make_optimizer
+    from holdfast.engine.sharded import trainable
+    from holdfast.evals.memory import rows_at_once
+
+    optimizer = make_optimizer("adamw", trainable(model), rate)
+    for batch in Stream(rows, batch_size, seed=0, pad=0, device=model.device):
+        model.train()
+        total = 0.0
+        for part in batch.split(rows_at_once(model, batch.input_ids.shape[1])):
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            loss = next_token_loss(logits, part.labels, part.label_count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        model.train(False)
+        yield total
 
 
 PRESETS = {"benign-learning": BenignLearning()}

@@ -1,0 +1,39 @@
+"""How much goes through a model at once, so that a measurement fits where an attack on the same model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from holdfast.core.types import HoldfastError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS_AT_ONCE = 4096
+LOGITS_AT_ONCE = 2**27
+"""Half a gigabyte in single precision: 1024 positions of a vocabulary of 131 072 words."""
+
+
+def rows_at_once(model: PreTrainedModel, positions: int) -> int:
+    """How many rows of so many positions may go through the model together; at least one."""
+    words: int = model.config.get_text_config().vocab_size
+    return max(min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // words) // positions, 1)
+
+
+@contextmanager
+def fits(name: str) -> Iterator[None]:
+    """Say in one sentence that the measurement `name` is too large for the device, where it is.
+
+    Raises:
+        HoldfastError: the device ran out of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise HoldfastError(
+            f"the device has too little memory to measure {name} on this model; use a larger device or a smaller dtype"
+        ) from error
