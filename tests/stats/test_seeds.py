@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm, t
 
 from holdfast.stats.cells import Point
-from holdfast.stats.seeds import SEEDS_FOR_INTERVAL, over_attacks, over_seeds, t_interval, within_noise
+from holdfast.stats.seeds import (
+    SEEDS_FOR_INTERVAL,
+    Spread,
+    difference,
+    over_attacks,
+    over_seeds,
+    partners,
+    t_interval,
+    within_noise,
+)
 
 
 def point(value: float, stderr: float = 0.02) -> Point:
@@ -62,3 +73,27 @@ def test_a_mean_lies_between_its_seeds(values: list[float]) -> None:
 def test_noise_is_two_combined_errors() -> None:
     assert within_noise(0.099, 0.03, 0.04)
     assert not within_noise(-0.101, 0.03, 0.04)
+
+
+def test_a_bound_far_out_has_the_quantile_of_the_runs_that_there_are() -> None:
+    gap = Spread(mean=0.2, seed_variance=0.03**2, question_variance=0.02**2, seeds=5)
+    for alpha in (0.05, 0.05 / 29, 0.05 / 290):
+        half = sqrt((t.isf(alpha / 2, 4) * 0.03) ** 2 + (norm.isf(alpha / 2) * 0.02) ** 2)
+        assert gap.half_width(alpha) == pytest.approx(half)
+        assert replace(gap, mean=half).exceeds_zero() == pytest.approx(alpha / 2)
+        assert replace(gap, mean=-half).exceeds_zero() == pytest.approx(1 - alpha / 2)
+    assert replace(gap, mean=5.0).exceeds_zero() < 1e-6
+    assert replace(gap, seed_variance=0.0).half_width() == pytest.approx(norm.isf(0.025) * 0.02)
+    assert replace(gap, question_variance=0.0).half_width() == pytest.approx(t.isf(0.025, 4) * 0.03)
+
+
+def test_seeds_are_paired_where_the_other_model_has_all_of_them() -> None:
+    mine, theirs = {0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.9}
+    assert partners(mine, theirs, 0.4) == {0: 0.1, 1: 0.2, 2: 0.3}
+    assert partners(mine, {0: 0.1, 1: 0.2}, 0.4) == {0: 0.4, 1: 0.4, 2: 0.4}
+    other = over_seeds([point(value) for value in theirs.values()])
+    assert other is not None
+    paired, apart = difference(mine, theirs, other, 0.01), difference(mine, {}, other, 0.01, weight=0.5)
+    assert (paired.mean, paired.seed_variance) == (pytest.approx(0.4), pytest.approx(0.0, abs=1e-12))
+    assert apart.mean == pytest.approx(0.6 - 0.5 * other.mean)
+    assert apart.seed_variance == pytest.approx(0.1**2 / 3 + (0.5 * other.seed_stderr) ** 2)
