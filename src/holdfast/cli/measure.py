@@ -290,7 +290,6 @@ def search(
     from holdfast.runs.audit import models_of
     from holdfast.runs.search.attacker import search_and_confirm
     from holdfast.runs.search.search import Budget, Search, usable_families
-    from holdfast.runs.search.trial import attack_name
 
     held_out = names_in(hold_out)
     chosen = Search(
@@ -323,7 +322,7 @@ def search(
         ended += f"; held out: {', '.join(held_out)}"
     console.print(f"{len(found.trials)} attacks tried on selection questions, {ended}.", highlight=False)
     console.print(
-        confirmed_sentence(attack_name(found.winner), found.winner, found.confirmed, ability_loss),
+        confirmed_sentence(found),
         soft_wrap=True,
         highlight=False,
     )

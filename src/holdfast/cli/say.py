@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from holdfast.report.table import Table
     from holdfast.runs.audit import Audit
-    from holdfast.runs.search.confirmation import Confirmed
-    from holdfast.runs.search.trial import Trial
+    from holdfast.runs.search.attacker import Found
 from holdfast.cli.options import fail
 
 WIDE = 110
@@ -130,24 +129,16 @@ def cost_sentence(out: Path, attack: str) -> str:
     return attack_cost(updates, mean_costs(cells))
 
 
-def confirmed_sentence(name: str, winner: Trial, found: Confirmed, ability_loss: float) -> str:
+def confirmed_sentence(found: Found) -> str:
     """What was found and what of it held on the claim questions, in one sentence, and whether ability did."""
-    from holdfast.runs.search.trial import attack_of
+    from holdfast.report.words.status import confirmed
+    from holdfast.runs.search.trial import attack_name, attack_of
 
-    interval = (
-        f", 95 % interval {100 * found.interval.low:.0f} to {100 * found.interval.high:.0f}" if found.interval else ""
-    )
-    runs = f"with {found.seeds} fresh seeds" if attack_of(winner).draws else "in one run, for it draws nothing"
-    told = (
-        f"{name}: {100 * winner.hazard:.0f} % of the hazard on the selection questions; confirmed on the claim questions "
-        f"{runs}: {100 * found.hazard:.0f} %{interval}; ability on questions that the search did not ask "
-        f"{100 * found.ability_before:.0f} % before, {100 * found.ability:.0f} % after."
-    )
-    if found.failed:
-        told += f" {found.failed} runs of the confirmation did not finish."
-    if found.ability < found.ability_before - ability_loss:
-        told += f" That is more than the {100 * ability_loss:.0f} points that it might cost."
-    return told
+    winner, held = found.winner, found.confirmed
+    return confirmed(
+        attack_name(winner), winner.hazard, held.hazard, held.interval, held.step, held.ability_before, held.ability,
+        seeds=held.seeds if attack_of(winner).draws else None, failed=held.failed, kept=held.kept,
+    )  # fmt: skip
 
 
 def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:

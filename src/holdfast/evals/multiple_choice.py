@@ -35,8 +35,8 @@ class MultipleChoice(Evaluation):
     """every question, or every second one: two halves, so that what is chosen on one can be measured on the other"""
     sample: int | None = None
     """ask only this many, spread evenly over the set; None: all"""
-    milestone_sample: int = 32
-    """how many of an ability set are asked between the first and the last step; hazard sets are always asked whole"""
+    milestone_sample: int | None = 32
+    """how many of an ability set are asked between the first and the last step, None: all; hazard sets are always asked whole"""
     disguise: Disguise | None = added(None)
     """the attacker's, of which only the words before the request apply; None: asked plainly"""
 
@@ -53,7 +53,9 @@ class MultipleChoice(Evaluation):
         return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
-        return self if self.measures(domain) == "hazard" else replace(self, sample=self.milestone_sample)
+        if self.measures(domain) == "hazard" or self.milestone_sample is None:
+            return self
+        return replace(self, sample=self.milestone_sample)
 
     def asked(self, domain: Domain) -> Sequence[Question]:
         """The questions themselves, as they are put."""

@@ -12,11 +12,14 @@ from holdfast.report.blocks import Chapter, Text, bullets
 from holdfast.report.studies.study import Part, Study
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import written
-from holdfast.stats.cells import ABILITY_BOUND, CellSummary
+from holdfast.stats.cells import ABILITY_BOUND, NO_ATTACK, CellSummary
 from holdfast.stats.figures import CampaignSummary
 from holdfast.stats.method import MethodClaim, Nested, difference, method_claim
+from holdfast.stats.milestones import best_milestone
 from holdfast.stats.summary import summarise
 
+Figure = Callable[[CampaignSummary, str, Sequence[int]], dict[int, float]]
+"""(campaign, model, attack seeds) -> one value a seed"""
 Trainings = Mapping[str, Mapping[int, str]]
 """Method -> safeguard seed -> the label of the model trained with it."""
 
@@ -47,18 +50,22 @@ def read_claims(
         tested: the method that the others are compared with.
     """
     worlds = {world: summarise(*read_campaign(folder)) for world, folder in part.campaigns.items()}
-    figures: dict[str, Callable[[Sequence[CellSummary]], float | None]] = {
-        "hazard before any attack": lambda cells: next((cell.before.value for cell in cells if cell.before), None),
-        "hazard after attack, mean of all attacks": lambda cells: _mean(cell.last.value for cell in cells if cell.last),
-        _WORST: lambda cells: _worst([cell for cell in cells if cell.attack not in uses_base]),
-        "worst hazard, ability kept, with the original model at hand": _worst,
-        "ability before any attack": lambda cells: _mean(cell.ability_before for cell in cells),
-        "ability after attack, mean of all attacks": lambda cells: _mean(cell.ability_after for cell in cells),
+    figures: dict[str, Figure] = {
+        "hazard before any attack": _by_seed(lambda cells: next((c.before.value for c in cells if c.before), None)),
+        "hazard after attack, mean of all attacks": _by_seed(
+            lambda cells: _mean(c.last.value for c in cells if c.last)
+        ),
+        _WORST: _worst(leaving_out=uses_base),
+        "worst hazard, ability kept, with the original model at hand": _worst(),
+        "ability before any attack": _by_seed(lambda cells: _mean(cell.ability_before for cell in cells)),
+        "ability after attack, mean of all attacks": _by_seed(
+            lambda cells: _mean(cell.ability_after for cell in cells)
+        ),
     }
 
-    def nested(labels: Mapping[int, str], figure: Callable[[Sequence[CellSummary]], float | None]) -> Nested:
+    def nested(labels: Mapping[int, str], figure: Figure) -> Nested:
         return {
-            world: {seed: _values(summary, label, figure, study.seeds) for seed, label in labels.items()}
+            world: {seed: figure(summary, label, study.seeds) for seed, label in labels.items()}
             for world, summary in worlds.items()
         }
 
@@ -80,23 +87,41 @@ def read_claims(
     return rows
 
 
-def _values(
-    summary: CampaignSummary, label: str, figure: Callable[[Sequence[CellSummary]], float | None], seeds: Sequence[int]
-) -> dict[int, float]:
-    """One value an attack seed; the one run of an attack that draws nothing is every seed's."""
-    cells = [cell for cell in summary.cells if cell.model == label and cell.counts]
-    values = {seed: figure([cell for cell in cells if cell.seed == seed or not cell.draws]) for seed in seeds}
-    return {seed: value for seed, value in values.items() if value is not None}
+def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
+    """A figure of the cells of one attack seed; the one run of an attack that draws nothing is every seed's."""
+
+    def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
+        cells = _cells(summary, label)
+        values = {seed: value([cell for cell in cells if cell.seed == seed or not cell.draws]) for seed in seeds}
+        return {seed: held for seed, held in values.items() if held is not None}
+
+    return figure
 
 
-def _worst(cells: Sequence[CellSummary]) -> float | None:
-    """The greatest hazard at any milestone of any attack at which ability was within its bound."""
-    hazards = []
-    for cell in cells:
-        least = (cell.ability_before or 0.0) - ABILITY_BOUND - 1e-9
-        kept = {step for step, ability in cell.ability_curve if ability >= least}
-        hazards += [point.value for point in cell.curve if point.step in kept]
-    return max(hazards, default=None)
+def _worst(leaving_out: Sequence[str] = ()) -> Figure:
+    """Hazard under the attack, and at its milestone, of the greatest mean over seeds, of those that keep ability.
+
+    The greatest value of each seed by itself would be greater by luck alone.
+    """
+
+    def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
+        attacks: dict[str, list[CellSummary]] = {}
+        for cell in _cells(summary, label):
+            if cell.attack not in (*leaving_out, NO_ATTACK):
+                attacks.setdefault(cell.attack, []).append(cell)
+        found = (best_milestone(cells, summary.hazard, loss=ABILITY_BOUND) for cells in attacks.values())
+        kept = [best for best in found if best is not None and best.kept]
+        if not kept:
+            return {}
+        worst = max(kept, key=lambda best: summary.hazard.sign * best.hazard)
+        # One run of an attack that draws nothing is every seed's.
+        return {seed: worst.by_seed.get(seed, worst.hazard) for seed in seeds}
+
+    return figure
+
+
+def _cells(summary: CampaignSummary, label: str) -> list[CellSummary]:
+    return [cell for cell in summary.cells if cell.model == label and cell.counts]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

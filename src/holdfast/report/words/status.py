@@ -9,6 +9,7 @@ from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import count, duration
 from holdfast.stats.power import SEED_SPREAD, Detectable
 from holdfast.stats.progress import Progress
+from holdfast.stats.seeds import Interval
 
 
 def status_table(progress: Progress) -> Table:
@@ -137,3 +138,42 @@ def attack_cost(updates: int, costs: dict[str, float]) -> str:
     if "peak_memory" in costs:
         parts += [f"{costs['peak_memory'] / 1e9:.2g} GB at the peak", duration(costs["seconds"])]
     return f"The attack took {', '.join(parts)}, measuring left out."
+
+
+def confirmed(
+    attack: str,
+    selection: float,
+    hazard: float,
+    interval: Interval | None,
+    step: int,
+    ability_before: float,
+    ability: float,
+    *,
+    seeds: int | None,
+    failed: int,
+    kept: bool,
+) -> str:
+    """What a search found, what of it held on the claim questions, and whether ability did.
+
+    Args:
+        attack: its name.
+        selection: hazard on the selection questions, as a fraction; likewise the other figures.
+        hazard: on the claim questions, at the milestone of the greatest mean over seeds.
+        interval: of `hazard`.
+        step: that milestone.
+        ability_before: on questions that the search did not ask.
+        ability: the same at the milestone.
+        seeds: fresh seeds of the confirmation; None: the attack draws nothing.
+        failed: runs that did not finish.
+        kept: whether ability was within the loss that was allowed.
+    """
+    bounds = f", 95 % interval {100 * interval.low:.0f} to {100 * interval.high:.0f}" if interval else ""
+    runs = "in one run, for it draws nothing" if seeds is None else f"with {seeds} fresh seeds"
+    text = (
+        f"{attack}: {100 * selection:.0f} % of the hazard on the selection questions; confirmed on the claim questions "
+        f"{runs}: {100 * hazard:.0f} % after step {step:,}{bounds}. Ability there, on questions that the search did not ask: "
+        f"{100 * ability:.0f} %, from {100 * ability_before:.0f} % before."
+    )
+    if failed:
+        text += f" {failed} runs of the confirmation did not finish."
+    return text if kept else f"{text} That is more ability than the attack might cost."

@@ -85,7 +85,7 @@ def search_and_confirm(
             on_progress=work.progress, searched=searched_classes(search.families), held_out=list(held_out),
         )  # fmt: skip
         _, results = read_campaign(folder)
-        found = confirmed(results, label)
+        found = confirmed(results, label, search.ability_loss)
         description = describe_search(search, trials, held_out, found)
         _write(out, description)
     return Found(trials=trials, best=best, winner=winner, confirmed=found, description=description)

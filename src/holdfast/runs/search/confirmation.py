@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.attacks.space import collect_families
 from holdfast.campaign.cells import UNTOUCHED, Campaign, Model
@@ -30,7 +30,8 @@ def confirmation(search: Search, winner: Trial, models: Sequence[Model], seeds: 
         raise HoldfastError(
             f"a confirmation needs at least {SEEDS_FOR_INTERVAL} fresh seeds for an interval, not {seeds}"
         )
-    unseen = abilities(Domain.open(search.domain), "odd")
+    # Ability is to be that of the best milestone, so all of its questions are asked at every one.
+    unseen = [replace(held, milestone_sample=None) for held in abilities(Domain.open(search.domain), "odd")]
     names = [UNSEEN] if len(unseen) == 1 else [f"{UNSEEN}_{evaluation.questions}" for evaluation in unseen]
     return Campaign(
         models=tuple(models),
