@@ -52,5 +52,5 @@ def test_a_name_with_a_dot_reaches_into_the_fine_tuning() -> None:
 def test_a_description_of_another_version_is_refused() -> None:
     with pytest.raises(HoldfastError, match="no class 'Gone'"):
         restore("holdfast.attacks", {"class": "Gone"})
-    with pytest.raises(HoldfastError, match="other fields"):
+    with pytest.raises(HoldfastError, match="has no field"):
         restore("holdfast.attacks", {**describe(pick("holdfast.attacks", "int8")), "colour": 1})

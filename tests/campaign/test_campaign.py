@@ -159,7 +159,7 @@ class Dial(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Callable[[PreTrainedModel], list[Score]]:
         def probe(model: PreTrainedModel) -> list[Score]:
-            value = float(dial(model)[0])
+            value = min(float(dial(model)[0]), 1.0)  # no share of questions is greater
             return [
                 Score(metric="accuracy", value=self.start if value == 1 else value, stderr=None, n=1, chance=self.start)
             ]

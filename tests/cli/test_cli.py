@@ -186,8 +186,10 @@ def test_the_tour(
     assert max(map(len, table)) <= 80
     plan, results = read_campaign(audit)
     assert list(plan.models) == ["undefended", "shallow", "tar", "never-exposed", "destroyed"]
-    assert re.fullmatch(r"quick \(version 1, 8 attacks changed: [0-9a-f]{6}\)", plan.suite)
-    assert plan.attacks == [f"{name}+max_steps=9" for name in SUITES["quick"].attacks]
+    assert re.fullmatch(
+        rf"demo-2 \(version 2, {len(SUITES['demo-2'].attacks)} attacks changed: [0-9a-f]{{6}}\)", plan.suite
+    )
+    assert plan.attacks == [f"{name}+max_steps=9" for name in SUITES["demo-2"].attacks]
     assert plan.details["canonical"] == "full-adamw-1e-3+max_steps=9"
     # Every attack on three models; on the undefended and the destroyed one the canonical and the worst, which may be one.
     assert len(results) in (5 + 3 * 4 + 2 * 1, 5 + 3 * 4 + 2 * 2)

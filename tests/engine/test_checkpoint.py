@@ -337,7 +337,7 @@ def test_planning_a_campaign_hashes_every_file_once(
         seeds=(0, 1, 2),
     )
     cells = list(campaign.cells())
-    assert len({cell.id for cell in cells}) == len(cells) == 14
+    assert len({cell.id for cell in cells}) == len(cells) == 14 + 2 * 3
     assert len(hashed) == len(set(hashed))
     weights = [Path(tiny_testbed.model.path).resolve() / "model.safetensors", *tmp_path.glob("model*.safetensors*")]
     assert len(weights) > 3
