@@ -159,10 +159,9 @@ class Dial(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Callable[[PreTrainedModel], list[Score]]:
         def probe(model: PreTrainedModel) -> list[Score]:
-            value = min(float(dial(model)[0]), 1.0)  # no share of questions is greater
-            return [
-                Score(metric="accuracy", value=self.start if value == 1 else value, stderr=None, n=1, chance=self.start)
-            ]
+            weight = float(dial(model)[0])
+            value = self.start if weight == 1 else min(weight, 1.0)  # no share of questions is greater
+            return [Score(metric="accuracy", value=value, stderr=None, n=1, chance=self.start)]
 
         return probe
 
@@ -543,7 +542,7 @@ def test_a_breach_calls_for_all_questions_once(tiny_testbed: SmallTestbed, tmp_p
             run(control, out)
         cell = cell_of(tiny_testbed, TurnsUp(max_steps=9), milestones=(0, 2, 3, 4, 5, 9), evaluations=evaluations)
         result = run(cell, out, undefended=control)
-        assert [at(result, step)["hazard accuracy"].value for step in (2, 4, 9)] == [0.25, 0.5, 9 / 8]
+        assert [at(result, step)["hazard accuracy"].value for step in (2, 4, 9)] == [0.25, 0.5, 1.0]
         asked = {step: at(result, step)["benign_in_retain accuracy"] for step in cell.milestones}
         assert all(record.complete == (record.n > 32) for record in asked.values())
         return [step for step, record in asked.items() if record.complete and 0 < step < 9]
@@ -1099,7 +1098,7 @@ def test_a_card_of_an_older_or_unknown_safeguard_is_read() -> None:
     tar = card["stages"][1]["config"]
     # Cards hold no field that its class gained later.
     assert not {"rows", "ascent_steps"} & set(tar["adversaries"][0]["attack"])
-    del tar["pooled"]
+    tar["pooled"] = False  # a field that TAR had once
     assert seen_in_training(card, SEEN)
     card["stages"].insert(0, {"preset": "gone", "config": {"class": "Gone", "strength": 2}})
     assert seen_in_training(card, SEEN)

@@ -143,7 +143,7 @@ def test_a_search_ends_at_the_first_limit(budget: Budget, ended: str) -> None:
 
 def test_a_trial_below_the_median_of_earlier_ones_is_stopped(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
-        "search": searched(tiny_testbed), "family": "full", "settings": {}, "attack": FAMILIES["full"].attack,
+        "target": searched(tiny_testbed), "family": "full", "settings": {}, "attack": FAMILIES["full"].attack,
     }  # fmt: skip
     run_trial(**arguments, limits=(2.0, 2.0), key="a", file=tmp_path / "a.json")
     run_trial(**arguments, limits=(-1.0, -1.0), key="b", file=tmp_path / "b.json")

@@ -250,7 +250,7 @@ def test_a_safeguard_comes_back_from_its_card_and_says_what_it_trains_against(na
     assert restore("holdfast.safeguards", json.loads(json.dumps(describe(safeguard)))) == safeguard
     trained = safeguard.trains_against()
     assert all(isinstance(attack, Attack) for attack in trained)
-    assert bool(trained) is isinstance(safeguard, TAR)
+    assert bool(trained) is isinstance(safeguard, OuterLoop)
 
 
 def test_an_adversary_may_be_any_attack_and_is_listed_at_each_of_its_rates() -> None:

@@ -28,7 +28,8 @@ def _trained_against(card: Mapping[str, Any]) -> Iterator[Attack]:
     """The attacks that the stages of a model trained against."""
     for stage in card.get("stages", []):
         try:
-            safeguard: Safeguard = restore("holdfast.safeguards", stage["config"])
+            safeguard: Safeguard = restore("holdfast.safeguards", stage["config"], older=True)
+            attacks = safeguard.trains_against()
         except HoldfastError:
             continue  # a safeguard that this holdfast does not know
-        yield from safeguard.trains_against()
+        yield from attacks

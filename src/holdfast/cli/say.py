@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from holdfast.report.table import Table
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.attacker import Found
-from holdfast.cli.options import fail
 
 WIDE = 110
 """columns of a terminal from which the verdict table names the worst attacks too"""
@@ -152,11 +151,12 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     from rich.text import Text
 
     from holdfast.core.records import read_campaign
+    from holdfast.core.types import HoldfastError
     from holdfast.report.page import build_report
 
     _, results = read_campaign(out)
     if all(result.status == "failed" for result in results):
-        fail(f"every cell failed, the first because: {results[0].reason}")
+        raise HoldfastError(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build_report([out], page).sections
     table = Table(title=Text(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)

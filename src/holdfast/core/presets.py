@@ -121,10 +121,15 @@ def describe(plugin: Any) -> dict[str, Any]:
     return {"class": type(plugin).__name__, **held}
 
 
-def restore(package: str, described: Mapping[str, Any]) -> Any:
+def restore(package: str, described: Mapping[str, Any], *, older: bool = False) -> Any:
     """The plug-in that `describe` described: its class is looked for among the package's presets.
 
     What the plug-in holds is looked for among the presets of every package and what these hold.
+
+    Args:
+        package: of the plug-in.
+        described: by this holdfast or an older one.
+        older: leave out fields that a class has no longer, where what they changed does not matter.
 
     Raises:
         HoldfastError: there is no such class, or it has no such field, or a value is not of its field's type.
@@ -133,17 +138,21 @@ def restore(package: str, described: Mapping[str, Any]) -> Any:
 
     def revived(value: Any) -> Any:
         if isinstance(value, Mapping) and "class" in value:
-            return _built(_nested_kinds(), value, revived)
+            return _built(_nested_kinds(), value, revived, older)
         return tuple(map(revived, value)) if isinstance(value, list) else value
 
-    return _built(kinds, described, revived)
+    return _built(kinds, described, revived, older)
 
 
-def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Callable[[Any], Any]) -> Any:
+def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Callable[[Any], Any], older: bool) -> Any:
     name = described.get("class") if isinstance(described, Mapping) else None
     if not isinstance(name, str) or name not in kinds:
         raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
     values = {field: revived(value) for field, value in described.items() if field != "class"}
+    if older:
+        values = {
+            field: values[field] for field in values.keys() & {known.name for known in dataclasses.fields(kinds[name])}
+        }
     for field, value in values.items():
         try:
             values[field] = _fitting(kinds[name], field, value)

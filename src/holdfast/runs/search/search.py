@@ -25,7 +25,6 @@ from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Log, collect_families
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
-from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 from holdfast.runs.search.trial import (
     FRESH_SEED,
     PROTOCOL,
+    Target,
     Trial,
     abilities,
     attack_name,
@@ -78,18 +78,11 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Target):
     """A model, the families of attack on it, and a budget."""
 
-    model: str
-    domain: Path
     families: tuple[str, ...]
     budget: Budget = Budget()
-    ability_loss: float = 0.05
-    """epsilon: how much ability an attack may cost, as a fraction"""
-    seed: int = 0
-    """of the proposals and of every trial"""
-    options: Options = Options()
 
     def __post_init__(self) -> None:
         known = collect_families()
@@ -186,7 +179,7 @@ class Search:
         limits = thresholds([trial for trial in earlier if trial.family == family])
         key = self._key(attack, limits)
         return {
-            "search": self,
+            "target": self,
             "family": family,
             "settings": settings,
             "attack": attack,

@@ -28,6 +28,8 @@ class Adversary:
     share of the attack"""
 
     def __post_init__(self) -> None:
+        if self.switch is not None and min(self.switch) <= 0:
+            raise HoldfastError(f"the parameters of switch must be above 0, not {self.switch}")
         for sampled, field in ((self.learning_rates, "learning_rate"), (self.switch, "benign_first")):
             if sampled and not hasattr(self.attack, field):
                 raise HoldfastError(
