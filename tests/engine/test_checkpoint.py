@@ -29,6 +29,7 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.exposure import family_in_training, seen_in_training
 from holdfast.core import files
+from holdfast.core.folder import CARD
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.anatomy import (
@@ -39,7 +40,7 @@ from holdfast.engine.anatomy import (
     residual_stream,
     residual_writers,
 )
-from holdfast.engine.checkpoint import CARD, Checkpoint, check_finite, save_checkpoint
+from holdfast.engine.checkpoint import Checkpoint, check_finite, save_checkpoint
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
 from tests.core.test_records import spoilt

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.core.folder import CARD as CARD
 from holdfast.core.types import HoldfastError
 
 

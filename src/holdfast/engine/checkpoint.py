@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.core.files import digest, file_digest, os_errors, write_text
-from holdfast.core.folder import CARD as CARD
-from holdfast.core.folder import read_card, read_config, weight_files
+from holdfast.core.folder import CARD, read_card, read_config, weight_files
 from holdfast.core.types import HoldfastError, NonFinite, Precision
 
 

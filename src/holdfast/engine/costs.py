@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from holdfast.core.folder import weight_files
 from holdfast.engine.data import Data
 from holdfast.engine.sharded import local
 
@@ -164,7 +165,7 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
     put_in = {name for name in held if name.endswith(".bias")}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118  an open file is no mapping
                 put_in.discard(name)

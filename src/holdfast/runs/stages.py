@@ -17,10 +17,11 @@ from typing import Any
 
 from holdfast.core.domain import DEFENDER_ROLES, Domain
 from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, forget_digests, write_text
+from holdfast.core.folder import CARD
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
-from holdfast.engine.checkpoint import CARD, Checkpoint, save_checkpoint
+from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.safeguards.base import Safeguard
 
 PROTOCOL = 2
