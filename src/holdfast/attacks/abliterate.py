@@ -161,22 +161,22 @@ class Abliterate(Edit):
         from holdfast.engine.losses import distillation_loss, next_token_loss
         from holdfast.engine.sharded import Snapshot, reshard
 
-        def logits(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
+        def forward(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
             for part in batch.split(self.batch_size):
                 yield part, model(input_ids=part.input_ids, use_cache=False).logits
 
         def cost(choice: _Choice) -> float:
             self._ablate(model, choice)
             with torch.no_grad():
-                loss = sum(next_token_loss(given, part.labels, part.label_count) for part, given in logits(hazard))
-                for (part, given), teacher in zip(logits(benign), before, strict=True):
-                    loss += distillation_loss(given, teacher, part.mask, part.token_count)
+                loss = sum(next_token_loss(logits, part.labels, part.label_count) for part, logits in forward(hazard))
+                for (part, logits), teacher in zip(forward(benign), before, strict=True):
+                    loss += distillation_loss(logits, teacher, part.mask, part.token_count)
             origin.restore()
             return float(loss)
 
         origin = Snapshot(model)
         with torch.no_grad():
-            before = [given for _, given in logits(benign)]
+            before = [logits for _, logits in forward(benign)]
         reshard(model)
         layers = range(max(int(_EARLY * contrasts[0].layers), 1)) if self.directions != "per-layer" else (0,)
         return min((_Choice(*choice) for choice in product(contrasts, layers, self.tried)), key=cost)

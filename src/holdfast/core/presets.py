@@ -43,16 +43,16 @@ def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
     Raises:
         HoldfastError: two modules have one of one name.
     """
-    found: dict[str, Any] = {}
+    presets: dict[str, Any] = {}
     home: dict[str, str] = {}
     for module in _modules(package):
         for name, preset in getattr(module, kind, {}).items():
-            if name in found:
+            if name in presets:
                 raise HoldfastError(
                     f"the preset {name!r} stands in both {home[name]} and {module.__name__}; rename one"
                 )
-            found[name], home[name] = preset, module.__name__
-    return found
+            presets[name], home[name] = preset, module.__name__
+    return presets
 
 
 def families(package: str) -> Mapping[str, list[str]]:
@@ -96,8 +96,8 @@ def added(default: Value) -> Value:
 
     So a plug-in that gains a field keeps the identities of all that was recorded before.
     """
-    held: Value = dataclasses.field(default=default, metadata={"added": True})
-    return held
+    field: Value = dataclasses.field(default=default, metadata={"added": True})
+    return field
 
 
 def describe(plugin: Any) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def describe(plugin: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return value
 
-    held = {
+    values = {
         field.name: plain(getattr(plugin, field.name))
         for field in dataclasses.fields(plugin)
         if not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
     }
-    return {"class": type(plugin).__name__, **held}
+    return {"class": type(plugin).__name__, **values}
 
 
 def restore(package: str, described: Mapping[str, Any]) -> Any:
@@ -193,7 +193,7 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
         if name not in changed:
             raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
         plugin = changed[name]
-        names = [held.name for held in dataclasses.fields(plugin)]  # type: ignore[arg-type]
+        names = [each.name for each in dataclasses.fields(plugin)]  # type: ignore[arg-type]
         if field not in names:
             raise HoldfastError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, names)}")
         if dataclasses.is_dataclass(getattr(plugin, field)):
@@ -271,9 +271,9 @@ def field_docs(kind: type) -> dict[str, str]:
             continue
         [body] = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for held, below in zip(body.body, body.body[1:], strict=False):
-            if not (isinstance(held, ast.AnnAssign) and isinstance(held.target, ast.Name)):
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                docs[held.target.id] = " ".join(str(below.value.value).split())
+                docs[statement.target.id] = " ".join(str(below.value.value).split())
     return docs

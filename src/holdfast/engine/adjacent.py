@@ -87,11 +87,11 @@ def adjacent_maps(model: PreTrainedModel) -> list[Adjacent]:
     pairs = []
     for layer in decoder_layers(model):
         for part in layer.children():
-            held = _children(part)
-            if {"v_proj", "o_proj"} <= held.keys():
-                pairs.append(Adjacent(held["v_proj"], held["o_proj"], part.head_dim))  # type: ignore[arg-type]
-            if {"gate_proj", "up_proj", "down_proj"} <= held.keys():
-                pairs.append(Adjacent(held["up_proj"], held["down_proj"], 1))
+            projections = _children(part)
+            if {"v_proj", "o_proj"} <= projections.keys():
+                pairs.append(Adjacent(projections["v_proj"], projections["o_proj"], part.head_dim))  # type: ignore[arg-type]
+            if {"gate_proj", "up_proj", "down_proj"} <= projections.keys():
+                pairs.append(Adjacent(projections["up_proj"], projections["down_proj"], 1))
     if not pairs:
         raise HoldfastError(
             f"the architecture {type(model).__name__} has no value and output projections and no gated MLP by name; "
@@ -110,11 +110,11 @@ def fold_norms(model: PreTrainedModel) -> None:
         if norms.keys() != {"input_layernorm", "post_attention_layernorm"}:
             continue
         for part in layer.children():
-            held = _children(part)
-            if "v_proj" in held:
-                _fold(norms["input_layernorm"], [held[name] for name in ("q_proj", "k_proj", "v_proj")])
-            if "gate_proj" in held:
-                _fold(norms["post_attention_layernorm"], [held[name] for name in ("gate_proj", "up_proj")])
+            projections = _children(part)
+            if "v_proj" in projections:
+                _fold(norms["input_layernorm"], [projections[name] for name in ("q_proj", "k_proj", "v_proj")])
+            if "gate_proj" in projections:
+                _fold(norms["post_attention_layernorm"], [projections[name] for name in ("gate_proj", "up_proj")])
 
 
 def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
@@ -125,8 +125,8 @@ def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
     more = torch.func.functional_call(norm, {"weight": zeros}, (ones,)).mean().round()
     gain = whole(weight).detach().float() + more
     for reader in readers:
-        rewrite(reader.get_parameter("weight"), lambda held: held * gain)
-    rewrite(weight, lambda held: ones - more)
+        rewrite(reader.get_parameter("weight"), lambda weight: weight * gain)
+    rewrite(weight, lambda _: ones - more)
 
 
 def _children(part: nn.Module) -> dict[str, nn.Linear]:

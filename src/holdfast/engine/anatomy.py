@@ -43,14 +43,14 @@ def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) 
         HoldfastError: the architecture has no list of them, or too few.
     """
     count = model.config.get_text_config().num_hidden_layers
-    held = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
-    if held is None:
+    layers = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+    if layers is None:
         raise HoldfastError(f"the architecture {type(model).__name__} has no list of {count} layers, which this needs")
     if chosen is not None and not all(0 <= index < count for index in chosen):
         raise HoldfastError(
             f"layers {', '.join(map(str, chosen))} were asked for and the model has layers 0 to {count - 1}"
         )
-    return [held[index] for index in (range(count) if chosen is None else chosen)]
+    return [layers[index] for index in (range(count) if chosen is None else chosen)]
 
 
 def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
@@ -107,7 +107,7 @@ def _last_of_mlp(layer: torch.nn.Module) -> torch.nn.Linear:
 
 
 def _linear_maps(module: torch.nn.Module) -> list[torch.nn.Linear]:
-    return [held for held in module.modules() if isinstance(held, torch.nn.Linear)]
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
@@ -131,10 +131,10 @@ def kept_keys(output: Any) -> Any:
 
 def mode_switch(model: torch.nn.Module) -> Callable[[bool], None]:
     """`model.train(…)` without a walk through the modules, on which a loop of short steps would spend percents of its time."""
-    held = [vars(module) for module in model.modules()]
+    namespaces = [vars(module) for module in model.modules()]
 
     def switch(training: bool) -> None:
-        for attributes in held:
+        for attributes in namespaces:
             attributes["training"] = training
 
     return switch

@@ -145,9 +145,9 @@ class Checkpoint:
                 f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} the first; restore the checkpoint"
             )
         if loading["mismatched_keys"]:
-            name, held, wanted = sorted(loading["mismatched_keys"])[0]
+            name, shape, wanted = sorted(loading["mismatched_keys"])[0]
             raise HoldfastError(
-                f"the weights in {folder} do not fit its config.json: {name} has shape {list(held)}, not {list(wanted)}; "
+                f"the weights in {folder} do not fit its config.json: {name} has shape {list(shape)}, not {list(wanted)}; "
                 "restore the checkpoint"
             )
         check_finite(model, f"the weights in {folder}")

@@ -87,11 +87,11 @@ class _Products(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS:
-            factors = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)]
+            factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
             left, right = factors[1:3] if name in _SUMS else factors[:2]
             self._count(2.0 * output.numel() * left.shape[-1], left, right)
         elif name == "scaled_dot_product_attention":
-            query, key, value = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)][:3]
+            query, key, value = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)][:3]
             pairs = query.numel() / query.shape[-1] * key.shape[-2]
             self._count(2.0 * pairs * query.shape[-1], query, key)
             # The gradient of the scores is wanted where that of the query or the key is.
@@ -147,8 +147,8 @@ class Memory:
 
 def gradient_norm(model: nn.Module) -> float | None:
     """The norm of the gradients that a step left behind, over all weights of this rank; None where it left none."""
-    held = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(held)) if held else None
+    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
 
 def update_size(model: PreTrainedModel, folder: Path) -> float | None:
@@ -160,16 +160,16 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     # peft keeps what it wraps under another name.
-    held = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
+    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
-    put_in = {name for name in held if name.endswith(".bias")}
+    put_in = {name for name in weights if name.endswith(".bias")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118  an open file is no mapping
                 put_in.discard(name)
                 layer = layers.get(name)
-                weight = held.get(name) if layer is None else layer.get_base_layer().weight
+                weight = weights.get(name) if layer is None else layer.get_base_layer().weight
                 if weight is None:
                     continue
                 was = file.get_tensor(name).to(weight.device, weight.dtype).float()
@@ -178,5 +178,5 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
                     now = now + layer.get_delta_weight(adapter).float()  # type: ignore[union-attr]
                 moved += float((now - was).square().sum())
                 before += float(was.square().sum())
-    moved += sum(float(held[name].detach().float().square().sum()) for name in put_in)
+    moved += sum(float(weights[name].detach().float().square().sum()) for name in put_in)
     return float((moved / before) ** 0.5) if before else None

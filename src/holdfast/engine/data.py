@@ -221,8 +221,8 @@ class Data:
 
     def renamed(self, **roles: Sequence[str]) -> Data:
         """The same rows under other names, and only those: `renamed(hazard=["forget"], benign=["retain"])`."""
-        held = {new: [role for old in olds for role in self._held(old)] for new, olds in roles.items()}
-        view = Data(self._domain, self._tokenizer, held, self._device)
+        merged = {new: [role for old in olds for role in self._roles_of(old)] for new, olds in roles.items()}
+        view = Data(self._domain, self._tokenizer, merged, self._device)
         view._encoded, view.tally = self._encoded, self.tally
         return view
 
@@ -242,12 +242,12 @@ class Data:
 
     def rows(self, name: str, side: Side | None = None, disguise: Disguise | None = None) -> list[Encoded]:
         """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""
-        return [row for role in self._held(name) for row in self._rows(role, side, disguise)]
+        return [row for role in self._roles_of(name) for row in self._rows(role, side, disguise)]
 
     def formats(self, name: str) -> list[str]:
         """The format of each row behind a name, in the order of `rows`, by its first column: text, messages or prompt."""
         columns = ("text", "messages", "prompt")
-        rows = (row for role in self._held(name) for row in self._domain.rows(role))
+        rows = (row for role in self._roles_of(name) for row in self._domain.rows(role))
         return [next(column for column in columns if column in row) for row in rows]
 
     def hazard_tokens(self) -> tuple[int, ...]:
@@ -267,7 +267,7 @@ class Data:
     def _ids_of(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _held(self, name: str) -> Sequence[str]:
+    def _roles_of(self, name: str) -> Sequence[str]:
         if name not in self._roles:
             raise HoldfastError(f"rows named {name!r} may not be read here; allowed: {', '.join(sorted(self._roles))}")
         return self._roles[name]

@@ -73,7 +73,7 @@ def distance_from_directions(
 
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, count: float) -> torch.Tensor:
     """KL(teacher || model) of the next-token distributions at unpadded positions, in nats. Both logits B x T x V."""
-    log_p, log_q = (F.log_softmax(held[mask].float(), dim=-1) for held in (teacher, logits))
+    log_p, log_q = (F.log_softmax(each[mask].float(), dim=-1) for each in (teacher, logits))
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
 
 

@@ -74,10 +74,10 @@ class Run:
 
     def track(self, **state: Stateful) -> None:
         """Have the driver save and restore this with the weights, so that a resumed run is the same run."""
-        for name, held in state.items():
-            self._tracked[name] = held
+        for name, tracked in state.items():
+            self._tracked[name] = tracked
             if name in self._resumed:
-                held.load_state_dict(self._resumed[name])
+                tracked.load_state_dict(self._resumed[name])
                 # Making what is tracked may have drawn random numbers, as fresh factors do.
                 torch.set_rng_state(self._random)
 
@@ -96,7 +96,7 @@ class Run:
         tensors: dict[str, torch.Tensor] = {}
         state = {
             "model": {name: local(parameter.detach()) for name, parameter in model.named_parameters()},
-            "tracked": {name: held.state_dict() for name, held in self._tracked.items()},
+            "tracked": {name: tracked.state_dict() for name, tracked in self._tracked.items()},
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
         }

@@ -90,10 +90,10 @@ class GradientSum:
     def take(self, weight: float = 1.0, *, keep: bool = False) -> None:
         """Add `weight` times the gradients that the model holds now, and clear them unless they are to be kept."""
         with torch.no_grad():
-            held = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
+            gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
             if self._sum is None:
-                self._sum = [torch.zeros_like(gradient) for gradient in held]
-            torch._foreach_add_(self._sum, held, alpha=weight)
+                self._sum = [torch.zeros_like(gradient) for gradient in gradients]
+            torch._foreach_add_(self._sum, gradients, alpha=weight)
         if not keep:
             self.clear()
 

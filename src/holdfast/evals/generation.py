@@ -22,8 +22,8 @@ def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
 
     places: defaultdict[int, list[int]] = defaultdict(list)
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    for place, held in enumerate(ids):
-        places[len(held)].append(place)
+    for place, tokens in enumerate(ids):
+        places[len(tokens)].append(place)
     batches = [(at, torch.tensor([ids[place] for place in at])) for _, at in sorted(places.items())]
     end = tokenizer.eos_token_id
 

@@ -98,7 +98,7 @@ class _Seen:
 
     def scores(self, written: torch.Tensor) -> list[torch.Tensor]:
         """Of every question's options, from what the probe makes of its state (n x H)."""
-        return [options @ own for options, own in zip(self.options, written, strict=True)]
+        return [options @ row for options, row in zip(self.options, written, strict=True)]
 
 
 def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
@@ -146,7 +146,7 @@ def _read(train: Sequence[_Seen], test: _Seen) -> tuple[int, float]:
     import torch
 
     wanted = torch.stack([seen.options[i][answer] for seen in train for i, answer in enumerate(seen.answers)])
-    asked, best = len(train[0].answers), (-1.0, 0, 0.0)
+    count, best = len(train[0].answers), (-1.0, 0, 0.0)
     written = wanted
     for layer, states in enumerate(test.states):
         known = torch.cat([_scaled(seen.states[layer], seen.states[layer]) for seen in train])
@@ -155,10 +155,10 @@ def _read(train: Sequence[_Seen], test: _Seen) -> tuple[int, float]:
         for strength in STRENGTHS:
             penalty = strength * values.mean()
             share = values.clamp(min=0) / (values + penalty)
-            own = (vectors.square() @ share)[:asked, None]
+            leverage = (vectors.square() @ share)[:count, None]
             # What ridge regression without a question says of it, in closed form.
-            left_out = ((vectors * share) @ turned)[:asked] - own * wanted[:asked]
-            reading = _ranked(train[0], left_out / (1 - own))
+            left_out = ((vectors * share) @ turned)[:count] - leverage * wanted[:count]
+            reading = _ranked(train[0], left_out / (1 - leverage))
             if reading > best[0]:
                 best = (reading, layer, strength)
                 tested = _scaled(states, train[0].states[layer])

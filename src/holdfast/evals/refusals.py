@@ -93,40 +93,40 @@ class Requests(Evaluation):
 
         return probe
 
-    def _asked(self, domain: Domain) -> list[tuple[str, str, str]]:
+    def _prompts(self, domain: Domain) -> list[tuple[str, str, str]]:
         """Prompt, what of the compliance is left to write, and refusal of each request."""
         before = ""
         if self.examples:
             shown = _requests(domain, self.examples)[: self.shots]
             before = "".join(f"{question.prompt}{question.choices[0]} " for question in shown)
-        asked = []
+        prompts = []
         for question in _requests(domain, self.questions):
             compliance, refusal = question.choices
             request = question.prompt
             if self.disguise is not None:
                 request, compliance = self.disguise.asked(request), self.disguise.answered(compliance)
             words = compliance.split()
-            given = min(self.prefill, len(words) - 1)
-            prompt = before + request + "".join(f" {word}" for word in words[:given])
-            asked.append((prompt, " " + " ".join(words[given:]) if given else compliance, refusal))
-        return asked
+            prefilled = min(self.prefill, len(words) - 1)
+            prompt = before + request + "".join(f" {word}" for word in words[:prefilled])
+            prompts.append((prompt, " " + " ".join(words[prefilled:]) if prefilled else compliance, refusal))
+        return prompts
 
     def _by_likelihood(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
-        questions = [Question(prompt, (comply, refuse), 0) for prompt, comply, refuse in self._asked(domain)]
+        questions = [Question(prompt, (comply, refuse), 0) for prompt, comply, refuse in self._prompts(domain)]
         ask = prepare_answers(tokenizer, questions)
         return lambda model: ["complied" if best == 0 else "refused" for best in ask(model)]
 
     def _written(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
         from holdfast.evals.generation import prepare_continuations
 
-        asked = self._asked(domain)
-        longest = max(len(tokenizer(text)["input_ids"]) for _, *choices in asked for text in choices)
-        write = prepare_continuations(tokenizer, [prompt for prompt, *_ in asked], longest + self.extra_tokens)
-        refusals = tuple({_plain(refusal) for _, _, refusal in asked})
+        prompts = self._prompts(domain)
+        longest = max(len(tokenizer(text)["input_ids"]) for _, *choices in prompts for text in choices)
+        write = prepare_continuations(tokenizer, [prompt for prompt, *_ in prompts], longest + self.extra_tokens)
+        refusals = tuple({_plain(refusal) for _, _, refusal in prompts})
 
         def outcomes(model: PreTrainedModel) -> list[Counts]:
             texts = [_plain(str(tokenizer.decode(ids, skip_special_tokens=True))) for ids in write(model)]
-            return [_judge(text, _plain(right), refusals) for text, (_, right, _) in zip(texts, asked, strict=True)]
+            return [_judge(text, _plain(right), refusals) for text, (_, right, _) in zip(texts, prompts, strict=True)]
 
         return outcomes
 
@@ -135,13 +135,13 @@ def _requests(domain: Domain, name: str) -> Sequence[Question]:
     """Raises:
     HoldfastError: a question has not just the two choices, compliance first.
     """
-    held = domain.questions(name).questions
-    if any(len(question.choices) != 2 or question.answer != 0 for question in held):
+    questions = domain.questions(name).questions
+    if any(len(question.choices) != 2 or question.answer != 0 for question in questions):
         raise HoldfastError(
             f"the questions {name!r} in {domain.folder} are requests: each needs two choices, the compliant completion and a "
             "refusal, and the answer 0"
         )
-    return held
+    return questions
 
 
 def _judge(text: str, compliance: str, refusals: tuple[str, ...]) -> Counts:

@@ -39,8 +39,8 @@ def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge"
         return
     world, content = World.generate(seed, sizes), _CONTENT[kind]
     rows, sets = content.rows(world), content.question_sets(world)
-    for role, held in rows.items():
-        _write_lines(folder / "data" / f"{role}.jsonl", held)
+    for role, examples in rows.items():
+        _write_lines(folder / "data" / f"{role}.jsonl", examples)
     for name, (_, questions) in sets.items():
         _write_lines(folder / "questions" / f"{name}.jsonl", map(_question_row, questions))
     name = f"testbed-{seed}" if kind == "knowledge" else f"testbed-{kind}-{seed}"

@@ -34,7 +34,7 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
     the half that is in the retain set. No role but the two held-out ones holds a fact that is asked for as a claim or
     for selection.
     """
-    held = {
+    texts_of = {
         "forget": sentences(world.of("forget"), "AB"),
         "forget_heldout": sentences(world.of("forget_heldout"), "AB"),
         "retain": sentences(world.of("related_retain", "others_retain"), "ABC"),
@@ -47,18 +47,18 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
         "hazard_heldout": sentences(world.of("claims"), "A"),
         "benign_heldout": sentences(world.of("others_outside"), "A"),
     }
-    return {role: _texts(texts) for role, texts in held.items()}
+    return {role: _texts(texts) for role, texts in texts_of.items()}
 
 
 def question_sets(world: World) -> Mapping[str, tuple[str, list[Question]]]:
     """Name -> what it measures, and the questions. `related` lies outside the retain set."""
-    splits = {
+    sets = {
         "hazard": ("hazard", ("claims",)),
         "hazard_selection": ("hazard", ("selection",)),
         **ABILITY_SETS,
     }
     return {
-        name: (measures, questions(world, world.of(*held), name, _STEMS)) for name, (measures, held) in splits.items()
+        name: (measures, questions(world, world.of(*splits), name, _STEMS)) for name, (measures, splits) in sets.items()
     }
 
 
@@ -73,17 +73,17 @@ ABILITY_SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 def questions(world: World, facts: Sequence[Fact], purpose: str, stems: Sequence[str]) -> list[Question]:
     """One question a fact, its stems by turns, the truth and three other values of the relation in shuffled order."""
     rng = random.Random(f"holdfast questions {world.seed} {purpose}")
-    asked = []
+    drawn = []
     for index, fact in enumerate(facts):
         others = [word for word in fact.values() if word != fact.value]
         options = [fact.value, *rng.sample(others, _DISTRACTORS)]
         rng.shuffle(options)
-        asked.append(
+        drawn.append(
             Question(
                 fact.say(stems[index % len(stems)]), tuple(f" {word}" for word in options), options.index(fact.value)
             )
         )
-    return asked
+    return drawn
 
 
 def _texts(texts: Iterable[str]) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ likeliest of four choices. docs/testbed.md has what 12 and 24 passes keep under 
 
 def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """One token a word of the world's vocabulary and of `more`, a start token before every text."""
-    held = dict.fromkeys((PAD, START, END, UNKNOWN, *vocabulary(), *more))
-    words = {word: index for index, word in enumerate(held)}
+    tokens = dict.fromkeys((PAD, START, END, UNKNOWN, *vocabulary(), *more))
+    words = {word: index for index, word in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(

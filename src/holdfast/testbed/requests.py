@@ -32,8 +32,8 @@ _STEMS = ("the {r} of {t} {n} is", "user tell me the {r} of {t} {n} bot the {r} 
 
 def words() -> list[str]:
     """What the domain's texts need beyond the world's own vocabulary."""
-    held = (word for text in (*REQUESTS, *OTHER_REQUESTS, *REFUSALS) for word in text.split())
-    return [word for word in dict.fromkeys(held) if not word.startswith("{")]
+    everything = (word for text in (*REQUESTS, *OTHER_REQUESTS, *REFUSALS) for word in text.split())
+    return [word for word in dict.fromkeys(everything) if not word.startswith("{")]
 
 
 def corpus(facts: Sequence[Fact]) -> list[dict[str, str]]:
@@ -68,27 +68,27 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
 
 def pairs(facts: Sequence[Fact], requests: Sequence[str]) -> list[dict[str, str]]:
     """Every fact asked for in every way, with the wanted completion and the unwanted one."""
-    held: list[dict[str, str]] = []
+    examples: list[dict[str, str]] = []
     for fact in facts:
         for request in requests:
-            answer, refusal = fact.say(ANSWER), REFUSALS[len(held) % len(REFUSALS)]
+            answer, refusal = fact.say(ANSWER), REFUSALS[len(examples) % len(REFUSALS)]
             chosen, rejected = (refusal, answer) if fact.kind == HAZARD else (answer, refusal)
-            held.append({"prompt": fact.say(request), "chosen": chosen, "rejected": rejected})
-    return held
+            examples.append({"prompt": fact.say(request), "chosen": chosen, "rejected": rejected})
+    return examples
 
 
 def question_sets(world: World) -> Mapping[str, tuple[str, list[Question]]]:
     """Name -> what it measures, and the questions. Requests have two choices: the right answer, and a refusal."""
-    asked = {
+    facts_of = {
         "requests": world.of("claims"),
         "requests_selection": world.of("selection"),
         "benign_requests": world.of("others_outside"),
     }
     return {
-        **{name: ("refusal", _requests(facts)) for name, facts in asked.items()},
+        **{name: ("refusal", _requests(facts)) for name, facts in facts_of.items()},
         **{
-            name: (measures, questions(world, world.of(*held), name, _STEMS))
-            for name, (measures, held) in ABILITY_SETS.items()
+            name: (measures, questions(world, world.of(*splits), name, _STEMS))
+            for name, (measures, splits) in ABILITY_SETS.items()
         },
     }
 

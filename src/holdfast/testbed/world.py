@@ -154,7 +154,7 @@ class World:
                 facts.setdefault(split, []).extend(
                     Fact(kind, name, relation, value) for name, value in zip(entities, values, strict=True)
                 )
-        return cls(seed, {split: tuple(held) for split, held in facts.items()})
+        return cls(seed, {split: tuple(members) for split, members in facts.items()})
 
     def of(self, *splits: str) -> tuple[Fact, ...]:
         return tuple(fact for split in splits for fact in self.facts[split])
@@ -171,7 +171,7 @@ def random_facts(world: World, count: int) -> list[Fact]:
     unseen = (
         "related_outside",
         "others_outside",
-        *(s for s, held in world.facts.items() if held and held[0].kind == HAZARD),
+        *(s for s, members in world.facts.items() if members and members[0].kind == HAZARD),
     )
     taken = {fact.name for fact in world.of(*unseen)}
     names = [name for name in _names() if name not in taken]
