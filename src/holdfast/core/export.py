@@ -1,4 +1,4 @@
-"""Records in the ecosystem's formats: all of an audit as one flat table, and the JSON Schema of what it leaves behind.
+"""Records in the ecosystem's formats: an audit as one flat table, and the JSON Schema of its files.
 
 The schema is made from the dataclasses: `python -m holdfast.core.export docs/records.schema.json` writes it anew.
 """
@@ -49,7 +49,7 @@ COLUMNS: dict[str, tuple[type, str]] = {
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """One row a record, with what its run was beside it.
+    """Yield one row for each record, with the facts of its run beside it.
 
     Raises:
         HoldfastError: the folder holds no campaign with an ended cell.

@@ -41,7 +41,7 @@ def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
     """Every preset (or what else modules list under `kind`) of every module in a package: the folder is the list.
 
     Raises:
-        HoldfastError: two modules have one of one name.
+        HoldfastError: two modules have an entry of the same name.
     """
     presets: dict[str, Any] = {}
     home: dict[str, str] = {}
@@ -56,7 +56,7 @@ def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
 
 
 def families(package: str) -> Mapping[str, list[str]]:
-    """What each module of a package says it is, in its first line -> the names of its presets."""
+    """The first docstring line of each module of a package -> the names of its presets."""
     return {
         (module.__doc__ or module.__name__).splitlines()[0]: list(module.PRESETS)
         for module in _modules(package)
@@ -92,7 +92,7 @@ def fields(plugin: Any) -> list[Field]:
 
 
 def added(default: Value) -> Value:
-    """The default of a field that its plug-in did not always have: at it, `describe` leaves the field out.
+    """The default of a field that its plug-in did not always have: `describe` leaves the field out at this default.
 
     So a plug-in that gains a field keeps the identities of all that was recorded before.
     """
@@ -101,9 +101,9 @@ def added(default: Value) -> Value:
 
 
 def describe(plugin: Any) -> dict[str, Any]:
-    """A plug-in as JSON: its class and every field, nested plug-ins likewise. It enters identities and cards.
+    """A plug-in as JSON: its class and every field, nested plug-ins likewise. The JSON enters identities and cards.
 
-    Fields that were `added` stand in it only where they are not at their default.
+    An `added` field is left out at its default.
     """
 
     def plain(value: Any) -> Any:
@@ -122,9 +122,9 @@ def describe(plugin: Any) -> dict[str, Any]:
 
 
 def restore(package: str, described: Mapping[str, Any]) -> Any:
-    """The plug-in that `describe` described: its class is looked for among the package's presets.
+    """The plug-in that `describe` described: the package's presets are searched for its class.
 
-    What the plug-in holds is looked for among the presets of every package and what these hold.
+    The presets of every package, and the plug-ins in them, are searched for the classes of nested plug-ins.
 
     Raises:
         HoldfastError: there is no such class, or it has no such field, or a value is not of its field's type.
@@ -216,9 +216,9 @@ _LABEL_LENGTH = 48
 
 
 def label_of(name: str, preset: Any, plugin: Any) -> str:
-    """The name of a plug-in that was made from a preset: the preset's own, and after it every field that differs.
+    """The name of a plug-in that was made from a preset: the preset's name, then every field that differs.
 
-    `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. It is safe in a shell, a path and Markdown.
+    `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. A label is safe in shells, paths and Markdown.
     """
     changes = {
         field.name: getattr(plugin, field.name)
@@ -264,7 +264,7 @@ def _value(text: str) -> Any:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Field of a dataclass -> the docstring that stands under it."""
+    """Field of a dataclass -> the docstring under the field."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):

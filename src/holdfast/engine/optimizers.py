@@ -84,7 +84,7 @@ def make_optimizer(
 
 
 class _Together:
-    """Several optimizers, each of its own weights, as one."""
+    """Several optimizers, each over other weights, that act as one."""
 
     def __init__(self, kinds: Sequence[torch.optim.Optimizer]) -> None:
         self._kinds = kinds
@@ -110,7 +110,7 @@ class _Together:
 
 
 def schedule_factor(name: ScheduleName, step: int, total: int, warmup: int = 0, period: int | None = None) -> float:
-    """What the learning rate is multiplied with at update `step` (counted from 0) of `total`.
+    """The factor of the learning rate at update `step` (counted from 0) of `total`.
 
     `warmup` updates rise linearly from 1/warmup to 1; `constant` has none. After them `linear-warmup` stays at 1,
     `warmup-cosine` falls to 0 at `total`, and `sgdr` (arXiv 1608.03983, T_mult 1) falls from 1 to 0 every `period` updates.
