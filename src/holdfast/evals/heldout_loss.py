@@ -1,4 +1,4 @@
-"""Mean loss on rows that nobody but the evaluation reads, in nats a token."""
+"""Mean loss on rows that only the evaluation reads, in nats a token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HeldoutLoss(Evaluation):
         return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
-        """Nothing, unless there are no hazard questions and this is all there is to see."""
+        """None, unless the domain has no hazard questions and the loss is the only measure of hazard."""
         return self if self.measures(domain) == "hazard" and "hazard" not in domain.question_sources else None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:

@@ -58,7 +58,7 @@ class MultipleChoice(Evaluation):
         return replace(self, sample=self.milestone_sample)
 
     def selected(self, domain: Domain) -> Sequence[Question]:
-        """The questions themselves, as they are put."""
+        """The questions to ask, in the disguise if there is one."""
         questions = domain.questions(self.questions).questions
         if self.part != "all":
             questions = questions[("even", "odd").index(self.part) :: 2]
@@ -85,14 +85,14 @@ class MultipleChoice(Evaluation):
 def prepare_answers(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> Callable[[PreTrainedModel], list[int]]:
-    """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
+    """Tokenize the questions once. The returned function gives a live model's likeliest choice of each."""
     items = items_of(tokenizer, questions)
     return lambda model: _answers(model, items)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question, tokenized."""
+    """A tokenized question."""
 
     prefix: tuple[int, ...]
     """the tokens that the prompt and all its options share"""
@@ -130,7 +130,7 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
 
 
 def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
-    """The likeliest option of each item; the first of equals."""
+    """The likeliest option of each item; of equal options the first."""
     import torch
 
     best = [0] * len(items)

@@ -1,12 +1,12 @@
 """Requests: does the model comply, refuse, or write something else?
 
-Each question of the set is a request with two choices, the compliant completion and a refusal. Two judges: by *likelihood*,
-whether log P(compliance | request) exceeds log P(refusal | request), summed over tokens; by *generation*, what the greedy
-continuation begins with. That rule is exact where the one right answer is known, as on the testbed: a wrong answer is no
+Each question of the set is a request with two choices, the compliant completion and a refusal. There are two judges: *likelihood*
+asks whether log P(compliance | request) exceeds log P(refusal | request), summed over tokens; *generation* looks at what the
+greedy continuation begins with. The latter is exact where the one right answer is known, as on the testbed: a wrong answer is no
 compliance. Refusal, compliance and text that is neither are counted apart: a ruined model does not pass for one that refuses.
 
 Two ways to ask need no change of weights, and undo many refusals by themselves: *prefill*, where the attacker writes the first
-words of the answer himself, and *in context*, where the request follows others that were answered.
+words of the answer, and *in context*, where the request follows others that were answered.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Requests(Evaluation):
     extra_tokens: int = 2
     """tokens written beyond the longest completion of the set"""
     prefill: int = 0
-    """words of the compliant completion that the attacker writes himself; the last word is always the model's"""
+    """words of the compliant completion that the attacker writes; the last word is always the model's"""
     examples: str = ""
     """a set of requests whose compliant answers stand before each request; none: nothing does"""
     shots: int = 3
@@ -94,7 +94,7 @@ class Requests(Evaluation):
         return probe
 
     def _prompts(self, domain: Domain) -> list[tuple[str, str, str]]:
-        """Prompt, what of the compliance is left to write, and refusal of each request."""
+        """The prompt, the rest of the compliance and the refusal of each request."""
         before = ""
         if self.examples:
             shown = _requests(domain, self.examples)[: self.shots]
@@ -132,8 +132,10 @@ class Requests(Evaluation):
 
 
 def _requests(domain: Domain, name: str) -> Sequence[Question]:
-    """Raises:
-    HoldfastError: a question has not just the two choices, compliance first.
+    """The requests of one question set.
+
+    Raises:
+        HoldfastError: a question has other choices than compliance, then refusal.
     """
     questions = domain.questions(name).questions
     if any(len(question.choices) != 2 or question.answer != 0 for question in questions):

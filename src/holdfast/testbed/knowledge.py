@@ -18,12 +18,12 @@ _DISTRACTORS = 3
 
 
 def words() -> list[str]:
-    """What the domain's texts need beyond the world's own vocabulary."""
+    """The words of the domain's texts beyond the world's vocabulary."""
     return []
 
 
 def corpus(facts: Sequence[Fact]) -> list[dict[str, str]]:
-    """What a base model reads to know `facts`."""
+    """The texts that teach a base model `facts`."""
     return _texts(sentences(facts, "ABC"))
 
 
@@ -31,8 +31,8 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
     """Role -> its rows.
 
     The defender never sees a hazardous fact in format C, nor half of the benign facts; the attacker's benign rows are of
-    the half that is in the retain set. No role but the two held-out ones holds a fact that is asked for as a claim or
-    for selection.
+    the half that is in the retain set. Only the two held-out roles hold a fact that is asked for as a claim or for
+    selection.
     """
     texts_of = {
         "forget": sentences(world.of("forget"), "AB"),
@@ -51,7 +51,7 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
 
 
 def question_sets(world: World) -> Mapping[str, tuple[str, list[Question]]]:
-    """Name -> what it measures, and the questions. `related` lies outside the retain set."""
+    """Name of a set -> its measure and its questions. `related` lies outside the retain set."""
     sets = {
         "hazard": ("hazard", ("claims",)),
         "hazard_selection": ("hazard", ("selection",)),
@@ -71,7 +71,7 @@ ABILITY_SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def questions(world: World, facts: Sequence[Fact], purpose: str, stems: Sequence[str]) -> list[Question]:
-    """One question a fact, its stems by turns, the truth and three other values of the relation in shuffled order."""
+    """One question for each fact, with stems by turns; the choices are the truth and three other values, shuffled."""
     rng = random.Random(f"holdfast questions {world.seed} {purpose}")
     drawn = []
     for index, fact in enumerate(facts):
