@@ -1165,6 +1165,6 @@ def test_step_0_shows_what_the_disguise_does_by_itself(tiny_testbed: SmallTestbe
     [score] = asked.prepare(tokenizer, tiny_testbed.domain)(model)
     [first] = [r for r in records if (r.step, r.evaluation, r.metric) == (0, "hazard", "accuracy")]
     assert first.value == score.value
-    assert [question.prompt for question in asked.asked(tiny_testbed.domain)] == [
+    assert [question.prompt for question in asked.selected(tiny_testbed.domain)] == [
         f"note note {question.prompt}" for question in tiny_testbed.domain.questions("hazard").questions
     ]

@@ -371,7 +371,7 @@ def numbered(count: int) -> list[Question]:
 @pytest.mark.parametrize(("sample", "numbers"), [(4, [0, 2, 5, 7]), (1, [0]), (10, range(10)), (99, range(10))])
 def test_a_sample_is_spread_evenly_over_the_set(sample: int, numbers: Sequence[int], tmp_path: Path) -> None:
     domain = domain_of(tmp_path, numbered(10))
-    asked = MultipleChoice(questions="some", sample=sample).asked(domain)
+    asked = MultipleChoice(questions="some", sample=sample).selected(domain)
     assert [question.prompt for question in asked] == [f"number {i} is" for i in numbers]
 
 
@@ -379,8 +379,8 @@ def test_between_first_and_last_step_a_hazard_is_asked_whole_and_an_ability_samp
     domain = domain_of(tmp_path / "some", numbered(50))
     sampled = SOME.at_milestone(domain)
     assert isinstance(sampled, MultipleChoice)
-    assert len(SOME.asked(domain)) == 50
-    assert len(sampled.asked(domain)) == SOME.milestone_sample == 32
+    assert len(SOME.selected(domain)) == 50
+    assert len(sampled.selected(domain)) == SOME.milestone_sample == 32
     (tmp_path / "some" / "domain.toml").write_text(
         'schema = 1\n[questions.some]\nfile = "some.jsonl"\nmeasures = "hazard"\n'
     )

@@ -201,7 +201,7 @@ def test_a_disguised_request_is_asked_in_disguise_and_complies_with_the_opening_
 def test_by_likelihood_too_the_disguise_is_on(tiny_refusal_testbed: SmallTestbed) -> None:
     likely = replace(PRESETS["compliance_likelihood"], disguise=Disguise(before="ask", after=">", opening="note"))
     question = tiny_refusal_testbed.domain.questions("requests").questions[0]
-    prompt, compliance, refusal = likely._asked(tiny_refusal_testbed.domain)[0]
+    prompt, compliance, refusal = likely._prompts(tiny_refusal_testbed.domain)[0]
     assert prompt == f"ask {question.prompt} >"
     assert compliance == f" note{question.choices[0]}"
     assert refusal == question.choices[1]

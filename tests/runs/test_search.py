@@ -191,8 +191,8 @@ def test_a_confirmation_has_fresh_seeds_and_asks_what_the_search_did_not(
     assert "hazard_selection" not in names
     domain = Domain.open(tiny_testbed.folder)
     [even], [odd] = abilities(domain, "even"), abilities(domain, "odd")
-    assert not set(even.asked(domain)) & set(odd.asked(domain))
-    assert len(even.asked(domain)) + len(odd.asked(domain)) == len(domain.questions(even.questions).questions)
+    assert not set(even.selected(domain)) & set(odd.selected(domain))
+    assert len(even.selected(domain)) + len(odd.selected(domain)) == len(domain.questions(even.questions).questions)
     with pytest.raises(HoldfastError, match="at least 5 fresh seeds"):
         confirmation(searched(tiny_testbed), tried[0], [model], 3)
 

@@ -127,7 +127,7 @@ def test_adversaries_read_forget_and_x_tr_reads_forget_heldout_and_in_mlac_both_
     stream = Data.stream
 
     def spy(self: Data, name: str, **asked: Any) -> object:
-        read.append((name, tuple(self._held(name))))
+        read.append((name, tuple(self._roles_of(name))))
         return stream(self, name, **asked)
 
     monkeypatch.setattr(Data, "stream", spy)

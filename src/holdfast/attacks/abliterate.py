@@ -155,28 +155,28 @@ class Abliterate(Edit):
         return basis
 
     def _search(self, model: PreTrainedModel, contrasts: Sequence[_Contrast], hazard: Batch, benign: Batch) -> _Choice:
-        """The position, layer and weight that serve the attacker best on rows that gave no direction."""
+        """The position, layer and weight with the lowest attacker's loss on rows that gave no direction."""
         import torch
 
         from holdfast.engine.losses import distillation_loss, next_token_loss
         from holdfast.engine.sharded import Snapshot, reshard
 
-        def logits(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
+        def forward(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
             for part in batch.split(self.batch_size):
                 yield part, model(input_ids=part.input_ids, use_cache=False).logits
 
         def cost(choice: _Choice) -> float:
             self._ablate(model, choice)
             with torch.no_grad():
-                loss = sum(next_token_loss(given, part.labels, part.label_count) for part, given in logits(hazard))
-                for (part, given), teacher in zip(logits(benign), before, strict=True):
-                    loss += distillation_loss(given, teacher, part.mask, part.token_count)
+                loss = sum(next_token_loss(logits, part.labels, part.label_count) for part, logits in forward(hazard))
+                for (part, logits), teacher in zip(forward(benign), before, strict=True):
+                    loss += distillation_loss(logits, teacher, part.mask, part.token_count)
             origin.restore()
             return float(loss)
 
         origin = Snapshot(model)
         with torch.no_grad():
-            before = [given for _, given in logits(benign)]
+            before = [logits for _, logits in forward(benign)]
         reshard(model)
         layers = range(max(int(_EARLY * contrasts[0].layers), 1)) if self.directions != "per-layer" else (0,)
         return min((_Choice(*choice) for choice in product(contrasts, layers, self.tried)), key=cost)
@@ -198,7 +198,7 @@ class _Contrast:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What an ablation takes its directions from, and how far it goes."""
+    """The source of an ablation's directions, and the ablation's strength."""
 
     contrast: _Contrast
     layer: int
@@ -211,9 +211,9 @@ def _contrast(model: PreTrainedModel, looked: Sequence[Sequence[Encoded]], at_on
 
 
 def _looked_at(data: Data, count: int) -> list[list[Encoded]]:
-    """Hazardous and benign rows of one format, for every seed the same.
+    """Hazardous and benign rows of one format, the same for every seed.
 
-    The format is the one of which both kinds have the most rows, up to `count`. Prompts without an answer are left out.
+    The format is that with the most rows of both kinds, up to `count`. Prompts without an answer are left out.
 
     Raises:
         HoldfastError: no format has two hazardous rows and two benign ones.
@@ -241,7 +241,7 @@ def _prompted(row: Encoded) -> bool:
 
 
 def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> Batch:
-    """All rows on every rank, which then finds the same directions."""
+    """A batch of all rows on every rank, so that all ranks compute the same directions."""
     from holdfast.engine.data import collate
 
     return collate(rows, 0, model.device, 0, 1)
@@ -250,8 +250,8 @@ def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> Batch:
 def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int, position: int = -1) -> torch.Tensor:
     """The hidden state of every row at every layer's output (N x L x H).
 
-    It is taken at the prompt's token of that position, the first where the prompt is shorter; of a text it is the mean over all
-    tokens.
+    The state is that of the prompt's token at this position, or of the first token where the prompt is shorter. For a text,
+    the state is the mean over all tokens.
     """
     import torch
 
@@ -274,9 +274,9 @@ def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int, posit
 
 
 def _entering_share(model: PreTrainedModel, constant: torch.Tensor) -> float:
-    """What the first layer sees of a constant that every row of the input embeddings gains, as a share of the constant.
+    """The share that the first layer sees of a constant that every row of the input embeddings gains.
 
-    It is 1 unless the architecture scales its embeddings. It is measured: one row with the constant and one without.
+    The share is 1 unless the architecture scales its embeddings. Two rows, with and without the constant, measure the share.
 
     Raises:
         HoldfastError: the architecture does more than scale, so that the constant would reach the layers changed.

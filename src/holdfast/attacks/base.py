@@ -52,12 +52,12 @@ class Attack(abc.ABC):
 
     @property
     def transfers(self) -> bool:
-        """Whether its update is computed on the model before any safeguard, whose gradients no safeguard can mask."""
+        """Whether the update is computed on the model before any safeguard, whose gradients no safeguard can mask."""
         return False
 
     @property
     def rows_per_step(self) -> int:
-        """About how many rows an update reads; how long an attack takes is estimated from it."""
+        """The approximate number of rows that an update reads; the estimate of an attack's duration uses this."""
         return 16
 
     def kind(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Attack(abc.ABC):
         return {name: value for name, value in describe(self).items() if name not in self.sizes}
 
     def is_family_of(self, other: Attack) -> bool:
-        """Whether another attack does the same, whatever its settings."""
+        """Whether another attack is of this attack's family, whatever its settings."""
         return type(self) is type(other)
 
     @property

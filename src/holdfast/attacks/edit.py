@@ -40,7 +40,7 @@ class Edit(Attack):
             raise HoldfastError(f"batch_size must be at least 1, not {self.batch_size}")
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Insert the fresh low-rank layers of the fine-tuning, where it has some."""
+        """Insert the fresh low-rank layers of the fine-tuning, if there are any."""
         if self.tune is not None:
             self.tune.prepare(model)
 

@@ -131,7 +131,7 @@ class Evolution(Attack):
         seeds: Sequence[int],
         batch: Batch,
     ) -> torch.Tensor:
-        """The batch's loss on either side of the weights for each pair, pairs x 2; over all ranks."""
+        """The batch's loss on both sides of the weights for each pair, over all ranks; shape pairs x 2."""
         import torch
         import torch.distributed as dist
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class FineTune(Attack):
     """Minimise the language-model loss on hazardous rows, benign rows or a mix.
 
-    Every step trains on one batch. It is hazardous, except for a share of its rows (`benign_share`), for whole steps at
+    Every step trains on one batch. The batch is hazardous, except for a share of its rows (`benign_share`), for whole steps at
     the start (`benign_first`) or for whole steps by chance (`benign_flip`).
     """
 
@@ -117,7 +117,7 @@ class FineTune(Attack):
         return self.batch_size
 
     def kind(self) -> dict[str, Any]:
-        """Of benign and of climbing steps at the start it tells only whether there are any."""
+        """The attack without its sizes; benign and climbing steps at the start are reduced to whether there are any."""
         return {**super().kind(), "benign_first": self.benign_first > 0, "ascent_steps": self.ascent_steps > 0}
 
     @property

@@ -213,7 +213,7 @@ def _step(centre: torch.Tensor, radius: torch.Tensor, push: torch.Tensor, bias: 
 
 
 class _Balls:
-    """The first values of the vectors and their radii, which a resumed run can no longer read from the model."""
+    """The first values and radii of the vectors; a resumed run cannot read these from the model any more."""
 
     def __init__(self, biases: Sequence[nn.Parameter], radii: torch.Tensor) -> None:
         from holdfast.engine.sharded import whole

@@ -96,7 +96,7 @@ def rewrite_by_base(
     """Put `change(base's weight, weight)` in the place of each weight.
 
     Raises:
-        HoldfastError: the base model is of another shape.
+        HoldfastError: the base model has another shape.
     """
     from holdfast.engine.sharded import rewrite, whole
 

@@ -50,7 +50,7 @@ class NoiseRestart(Attack):
             raise HoldfastError(f"restarts must not be below 0, not {self.restarts}")
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Insert the fine-tuning's fresh low-rank layers, where it has some; they are shaken too."""
+        """Insert the fine-tuning's fresh low-rank layers, if any; these are shaken too."""
         self.tune.prepare(model)
 
     @property
@@ -70,7 +70,7 @@ class NoiseRestart(Attack):
 
     @property
     def shaken(self) -> tuple[int, ...]:
-        """The updates, counted from 0, that noise comes before."""
+        """The updates, counted from 0, that follow noise."""
         return tuple(sorted({i * self.max_steps // (self.restarts + 1) for i in range(self.restarts + 1)}))
 
     @property

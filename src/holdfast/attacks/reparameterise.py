@@ -70,7 +70,7 @@ class Reparameterise(Edit):
 
 
 def _then(tune: FineTune, **changes: Any) -> Reparameterise:
-    """The edit, then all the steps of the fine-tuning under a bound on the gradients."""
+    """The edit, then all steps of the fine-tuning with clipped gradients."""
     return Reparameterise(max_steps=1 + tune.max_steps, tune=replace(tune, max_grad_norm=1.0), **changes)
 
 

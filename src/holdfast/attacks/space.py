@@ -70,6 +70,6 @@ def collect_families() -> Mapping[str, Family]:
     """Every family of every module of attacks: the folder is the list.
 
     Raises:
-        HoldfastError: two modules have a family of one name.
+        HoldfastError: two modules have a family of the same name.
     """
     return collect("holdfast.attacks", "FAMILIES")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """Add the update that full-parameter fine-tuning makes of the base model. The loss it yields is the base's."""
+    """Add the update that full-parameter fine-tuning makes of the base model. The yielded loss is the base's."""
 
     family = "transfer of an update from the original model"
 

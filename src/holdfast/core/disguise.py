@@ -1,4 +1,4 @@
-"""A disguise: the words that an attacker puts around a request and before its answer, in training and when he asks."""
+"""A disguise: the words that an attacker puts around a request and before its answer, in training and when the attacker asks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Disguise:
-    """Words around a request and before its answer; between them and the text stands one space."""
+    """Words around a request and before its answer; one space separates them from the text."""
 
     before: str = ""
     """words before the request"""
@@ -29,7 +29,7 @@ class Disguise:
         return self.begun(f"{request} {self.after}" if self.after else request)
 
     def answered(self, completion: str) -> str:
-        """The answer as the attacker wants it. The space that it begins with, where it has one, stays in front."""
+        """The answer as the attacker wants it. A leading space stays in front."""
         words = completion.lstrip()
         space = completion[: len(completion) - len(words)]
         return f"{space}{self.opening} {words}" if self.opening else completion
@@ -37,8 +37,8 @@ class Disguise:
     def worn(self, row: Row) -> Row:
         """A hazardous row in the disguise.
 
-        Of a conversation the last answer and the user's turn before it, of a pair the request and the rejected (harmful)
-        completion. A text gets `before` alone, as a prompt, so that what is learned are the same tokens as ever.
+        A conversation changes in its last answer and the user's turn before it, a pair in its request and its rejected
+        (harmful) completion. A text gets `before` alone, as a prompt, so that the learned tokens stay the same.
         """
         if "text" in row:
             text = " " + row["text"]

@@ -1,9 +1,9 @@
-"""A domain: the data sets and questions of one hazard, named by role in `domain.toml`. Read and checked here, without torch.
+"""A domain: the data sets and questions of one hazard, named by role in `domain.toml`. Read and checked without torch.
 
 schema = 1
 name = "my-domain"
 max_length = 256                      # tokens a row is cut to
-hazard_words = ["compound"]              # words that mark hazardous text: generated rows that hold one are dropped
+hazard_words = ["compound"]              # words that mark hazardous text: generated rows with such a word are dropped
 
 [data.forget]                         # defender: forget, forget_heldout, retain, distill
 file = "data/forget.jsonl"            # attacker: attack, attack_ood, attack_all, benign
@@ -38,12 +38,12 @@ SCHEMA = 1
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 DEFENDER_ROLES = ("forget", "forget_heldout", "retain", "distill")
-"""`distill` is text to distil the original model on; nobody has to know whether it is true."""
+"""`distill` is text to distil the original model on; the text need not be true."""
 ATTACKER_VIEW = {"hazard": "attack", "hazard_ood": "attack_ood", "hazard_all": "attack_all", "benign": "benign"}
 """The name an attack asks for -> the role that holds its rows."""
 ATTACKER_ROLES = tuple(ATTACKER_VIEW.values())
 MEASURER_ROLES = ("hazard_heldout", "benign_heldout", "benign_new")
-"""Read by evaluations alone: neither a safeguard nor an attack is ever handed them."""
+"""Only evaluations read these roles: neither a safeguard nor an attack ever gets them."""
 
 Row = Mapping[str, Any]
 """`{"text"}`, `{"messages"}` or `{"prompt", "chosen", "rejected"}`."""
@@ -51,7 +51,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """Scored as log P(choice | prompt), prompt and choice concatenated as they stand."""
+    """A question, scored by log P(choice | prompt); prompt and choice are concatenated as they stand."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -88,7 +88,7 @@ class Domain:
         """Read `folder/domain.toml`.
 
         Raises:
-            HoldfastError: it is missing, is not TOML, has another schema, or names an unknown role or key.
+            HoldfastError: the file is missing, is not TOML, has another schema, or names an unknown role or key.
         """
         path = folder / "domain.toml"
         if not path.is_file():
@@ -158,7 +158,7 @@ class Domain:
         return {role: _rows_digest(self.folder, role, *self._frozen(self.sources[role])) for role in roles}
 
     def _frozen(self, source: Mapping[str, Any]) -> tuple[Columns, str]:
-        """A source as a key, with the content of its file: what was read is kept for as long as the file stays the same."""
+        """A source as a cache key, with its file's digest: rows stay cached for as long as the file stays the same."""
         path = self.folder / source.get("file", "")
         return tuple(sorted(source.items())), file_digest(path) if path.is_file() else ""
 
@@ -242,7 +242,7 @@ def _hub_records(section: str, source: Mapping[str, Any]) -> Iterator[tuple[str,
 def _row(where: str, raw: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
     """Pick the columns of the row's kind, renamed to ours.
 
-    `columns` maps our name to the source's; where it is empty, the kind is told from the row itself.
+    `columns` maps our name to the source's; where `columns` is empty, the row itself shows its kind.
     """
     kinds = (("text",), ("messages",), ("prompt", "chosen", "rejected"))
     wanted = next((kind for kind in kinds if (kind[0] in columns if columns else kind[0] in raw)), None)

@@ -1,4 +1,4 @@
-"""Records in the ecosystem's formats: all of an audit as one flat table, and the JSON Schema of what it leaves behind.
+"""Records in the ecosystem's formats: an audit as one flat table, and the JSON Schema of its files.
 
 The schema is made from the dataclasses: `python -m holdfast.core.export docs/records.schema.json` writes it anew.
 """
@@ -49,7 +49,7 @@ COLUMNS: dict[str, tuple[type, str]] = {
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """One row a record, with what its run was beside it.
+    """Yield one row for each record, with the facts of its run beside it.
 
     Raises:
         HoldfastError: the folder holds no campaign with an ended cell.
@@ -57,7 +57,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     plan, results = read_campaign(folder)
     for result in results:
         costs = {0: (0, 0.0), **{step: (tokens, flops) for step, tokens, flops in result.costs}}
-        own = {
+        run = {
             "title": plan.title,
             "domain": plan.domain,
             "suite": plan.suite,
@@ -72,8 +72,8 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         }
         for record in result.records:
             tokens, flops = costs.get(record.step, (None, None))
-            held = {**own, **vars(record), "cell": result.cell, "tokens": tokens, "flops": flops}
-            yield {name: held[name] for name in COLUMNS}
+            columns = {**run, **vars(record), "cell": result.cell, "tokens": tokens, "flops": flops}
+            yield {name: columns[name] for name in COLUMNS}
 
 
 def write_records(folder: Path, out: Path) -> int:
@@ -84,31 +84,32 @@ def write_records(folder: Path, out: Path) -> int:
     """
     if out.suffix not in (".jsonl", ".parquet"):
         raise HoldfastError(f"records can be written as .jsonl or .parquet; {out} has neither suffix")
-    held = list(rows(folder))
+    table = list(rows(folder))
     if out.suffix == ".jsonl":
-        write_text(out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in held))
-        return len(held)
+        write_text(out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in table))
+        return len(table)
     import pyarrow
     import pyarrow.parquet
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     fields = [
-        pyarrow.field(name, types[kind], metadata={"description": told}) for name, (kind, told) in COLUMNS.items()
+        pyarrow.field(name, types[kind], metadata={"description": description})
+        for name, (kind, description) in COLUMNS.items()
     ]
     schema = pyarrow.schema(fields, metadata={"holdfast.schema": str(SCHEMA)})
     with atomic_file(out) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_encodable(held), schema=schema), temporary)
-    return len(held)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_encodable(table), schema=schema), temporary)
+    return len(table)
 
 
-def _encodable(held: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _encodable(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Texts as UTF-8 can hold them; a label read from JSON may carry half a character."""
     return [
         {
             name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
             for name, value in row.items()
         }
-        for row in held
+        for row in table
     ]
 
 

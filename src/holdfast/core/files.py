@@ -54,7 +54,7 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well and vanishes when it does not.
 
-    An empty folder at `path` is replaced; where a folder with content has appeared there meanwhile, that one stays.
+    An empty folder at `path` is replaced; a folder with content that has appeared there meanwhile stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -71,7 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy what is in `source` into the folder `target`. The first error ends it, as itself, which `copytree`'s does not."""
+    """Copy the content of `source` into the folder `target`. The first error ends the copy and is raised unwrapped."""
     for path in sorted(source.rglob("*")):
         copied = target / path.relative_to(source)
         if path.is_dir():
@@ -82,7 +82,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """What safetensors and tokenizers raise where the system refuses a write to `path`, as the OSError that it is."""
+    """Raise OSError where safetensors and tokenizers raise their errors because the system refuses a write to `path`."""
     try:
         yield
     except Exception as error:
@@ -94,12 +94,12 @@ def os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process while the block runs; the system lets go of it when the process dies, however it dies.
+    """Hold a folder for this process while the block runs; the system releases the lock when the process dies, however it dies.
 
-    The lock lies among the machine's temporary files, so that nothing of it is left in the folder.
+    The lock lies among the machine's temporary files, so that the folder keeps no trace of the lock.
 
     Raises:
-        HoldfastError: another process holds it.
+        HoldfastError: another process holds the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -121,7 +121,7 @@ def is_held(folder: Path) -> bool:
 
 
 def clear_temporaries(folder: Path, name: str) -> None:
-    """Remove what killed writes of files or folders called `name`, a pattern, have left; nobody may write there meanwhile."""
+    """Remove what killed writes of files or folders that match `name` have left; no process may write there meanwhile."""
     for path in folder.glob(f".{name}.????????"):
         path.unlink() if path.is_file() else shutil.rmtree(path)
 
@@ -130,7 +130,7 @@ def claim_output(folder: Path, *inputs: Path) -> None:
     """Check that `folder` may receive a result.
 
     Raises:
-        HoldfastError: it is one of the inputs, is a file, holds something else, or cannot be written.
+        HoldfastError: the folder is one of the inputs, is a file, holds something else, or cannot be written.
     """
     for path in inputs:
         if folder.resolve() == path.resolve():
@@ -165,7 +165,7 @@ def file_digest(path: Path) -> str:
 
 
 def forget_digests() -> None:
-    """Have `file_digest` read every file again: at the start of a run, what was read before it is not relied on."""
+    """Make `file_digest` read every file again. A run starts with this and so relies on no earlier read."""
     _digests.clear()
 
 
@@ -177,7 +177,7 @@ _digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; last the times of its content and of itself, in nanoseconds."""
+    """The values that change when a file is written or replaced; the last two are its times in nanoseconds."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -55,7 +55,7 @@ class _Stage(_Cost):
 
 @with_config(OPEN)
 class _Card(_Cost, total=False):
-    """What is read of a card; it may hold more."""
+    """The fields of a card that holdfast reads; a card may hold more."""
 
     key: str
     model: _Origin | str
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.
 
     Raises:
-        HoldfastError: there is none, or it is no JSON object.
+        HoldfastError: there is no config, or it is no JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():

@@ -41,22 +41,22 @@ def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
     """Every preset (or what else modules list under `kind`) of every module in a package: the folder is the list.
 
     Raises:
-        HoldfastError: two modules have one of one name.
+        HoldfastError: two modules have an entry of the same name.
     """
-    found: dict[str, Any] = {}
+    presets: dict[str, Any] = {}
     home: dict[str, str] = {}
     for module in _modules(package):
         for name, preset in getattr(module, kind, {}).items():
-            if name in found:
+            if name in presets:
                 raise HoldfastError(
                     f"the preset {name!r} stands in both {home[name]} and {module.__name__}; rename one"
                 )
-            found[name], home[name] = preset, module.__name__
-    return found
+            presets[name], home[name] = preset, module.__name__
+    return presets
 
 
 def families(package: str) -> Mapping[str, list[str]]:
-    """What each module of a package says it is, in its first line -> the names of its presets."""
+    """The first docstring line of each module of a package -> the names of its presets."""
     return {
         (module.__doc__ or module.__name__).splitlines()[0]: list(module.PRESETS)
         for module in _modules(package)
@@ -92,18 +92,18 @@ def fields(plugin: Any) -> list[Field]:
 
 
 def added(default: Value) -> Value:
-    """The default of a field that its plug-in did not always have: at it, `describe` leaves the field out.
+    """The default of a field that its plug-in did not always have: `describe` leaves the field out at this default.
 
     So a plug-in that gains a field keeps the identities of all that was recorded before.
     """
-    held: Value = dataclasses.field(default=default, metadata={"added": True})
-    return held
+    field: Value = dataclasses.field(default=default, metadata={"added": True})
+    return field
 
 
 def describe(plugin: Any) -> dict[str, Any]:
-    """A plug-in as JSON: its class and every field, nested plug-ins likewise. It enters identities and cards.
+    """A plug-in as JSON: its class and every field, nested plug-ins likewise. The JSON enters identities and cards.
 
-    Fields that were `added` stand in it only where they are not at their default.
+    An `added` field is left out at its default.
     """
 
     def plain(value: Any) -> Any:
@@ -113,18 +113,18 @@ def describe(plugin: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return value
 
-    held = {
+    values = {
         field.name: plain(getattr(plugin, field.name))
         for field in dataclasses.fields(plugin)
         if not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
     }
-    return {"class": type(plugin).__name__, **held}
+    return {"class": type(plugin).__name__, **values}
 
 
 def restore(package: str, described: Mapping[str, Any], *, older: bool = False) -> Any:
-    """The plug-in that `describe` described: its class is looked for among the package's presets.
+    """The plug-in that `describe` described: the package's presets are searched for its class.
 
-    What the plug-in holds is looked for among the presets of every package and what these hold.
+    The presets of every package, and the plug-ins in them, are searched for the classes of nested plug-ins.
 
     Args:
         package: of the plug-in.
@@ -202,7 +202,7 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
         if name not in changed:
             raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
         plugin = changed[name]
-        names = [held.name for held in dataclasses.fields(plugin)]  # type: ignore[arg-type]
+        names = [each.name for each in dataclasses.fields(plugin)]  # type: ignore[arg-type]
         if field not in names:
             raise HoldfastError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, names)}")
         if dataclasses.is_dataclass(getattr(plugin, field)):
@@ -225,9 +225,9 @@ _LABEL_LENGTH = 48
 
 
 def label_of(name: str, preset: Any, plugin: Any) -> str:
-    """The name of a plug-in that was made from a preset: the preset's own, and after it every field that differs.
+    """The name of a plug-in that was made from a preset: the preset's name, then every field that differs.
 
-    `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. It is safe in a shell, a path and Markdown.
+    `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. A label is safe in shells, paths and Markdown.
     """
     changes = {
         field.name: getattr(plugin, field.name)
@@ -273,16 +273,16 @@ def _value(text: str) -> Any:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Field of a dataclass -> the docstring that stands under it."""
+    """Field of a dataclass -> the docstring under the field."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         [body] = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for held, below in zip(body.body, body.body[1:], strict=False):
-            if not (isinstance(held, ast.AnnAssign) and isinstance(held.target, ast.Name)):
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                docs[held.target.id] = " ".join(str(below.value.value).split())
+                docs[statement.target.id] = " ".join(str(below.value.value).split())
     return docs

@@ -1,4 +1,4 @@
-"""JSON as typed values: what does not fit is described in words that name the field, what was expected and what is there."""
+"""JSON as typed values. An error names the field, what was expected and what is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-"""A number is no text, true is no number, every number is finite, and a field that is not known is refused."""
+"""A number is no text, true is no number, every number is finite, and an unknown field is refused."""
 
 OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """The same for a table of which only some fields are read."""
@@ -18,7 +18,7 @@ _QUOTED = 40
 
 
 def parsed(adapter: Any, content: bytes) -> Any:
-    """The JSON text `content` as what `adapter`, a pydantic TypeAdapter, describes.
+    """The JSON text `content` as the type of `adapter`, a pydantic TypeAdapter.
 
     Raises:
         ValidationError: the content does not fit; `misfit` says it in words.

@@ -118,7 +118,7 @@ class CellResult:
         """Read one cell's file, which is named after its cell.
 
         Raises:
-            HoldfastError: it is not such a file, or of a newer schema.
+            HoldfastError: the file is no record file, or has a newer schema.
         """
         try:
             content = b"[" + b",\n".join(path.read_bytes().splitlines()) + b"]"
@@ -175,7 +175,7 @@ class CampaignPlan:
 
 @with_config(OPEN)
 class _Provenance(TypedDict, total=False):
-    """What is read of a model's entry in a plan's details."""
+    """The fields that holdfast reads of a model's entry in a plan's details."""
 
     path: str
     digest: str
@@ -188,7 +188,7 @@ class _Provenance(TypedDict, total=False):
 
 @with_config(OPEN)
 class _Details(TypedDict, total=False):
-    """What is read of a plan's details."""
+    """The fields that holdfast reads of a plan's details."""
 
     command: str
     protocol: int
@@ -233,7 +233,7 @@ def cell_path(folder: Path, cell: str) -> Path:
 
 
 def read_campaign(folder: Path) -> tuple[CampaignPlan, list[CellResult]]:
-    """The plan and those of its cells that have ended, in the plan's order.
+    """The plan and its ended cells, in the plan's order.
 
     Raises:
         HoldfastError: the folder holds no campaign, or none of its cells has ended.

@@ -11,15 +11,15 @@ Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability", 
 `masking` tells whether a safeguard hides its gradients or its knowledge rather than lacking them."""
 
 Distance = Literal["l2", "mse"]
-"""How far two hidden states are apart: the norm of their difference, or its mean square."""
+"""The distance of two hidden states: the norm of their difference, or its mean square."""
 
 
 class HoldfastError(Exception):
-    """Something that the user can mend. The text is one sentence: what is wrong and what to do about it."""
+    """An error that the user can mend. Its text is one sentence: what is wrong and what to do about it."""
 
 
 class NonFinite(HoldfastError):
-    """A loss, logit or weight is not finite: the run or the score it belongs to is void."""
+    """A loss, logit or weight is not finite, so its run or score is void."""
 
 
 @dataclass(frozen=True, kw_only=True)

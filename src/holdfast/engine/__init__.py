@@ -1,1 +1,1 @@
-"""What touches weights: torch has its home here."""
+"""The modules that touch weights; torch belongs here."""

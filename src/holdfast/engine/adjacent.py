@@ -1,8 +1,8 @@
-"""Adjacent linear maps: where a change of basis in one cancels against the other, so that weights move and the function stays.
+"""Adjacent linear maps: a change of basis in one cancels against the other, so weights move and the function stays.
 
-Two places of a decoder layer have that freedom. Between the value and the output projection lies attention, which mixes
-positions and leaves each head's space alone: any invertible matrix per key-value head. Between the up- and the
-down-projection of a gated MLP lies a product with the gate, unit by unit: a scale per unit, which is such a matrix of size 1.
+Two places of a decoder layer have that freedom. Attention lies between the value and the output projection, mixes
+positions and leaves each head's space alone: the basis is any invertible matrix per key-value head. A product with the gate,
+unit by unit, lies between the up- and the down-projection of a gated MLP: the basis is a scale per unit, a matrix of size 1.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Adjacent:
     def balance(self) -> None:
         """Take the basis in which both maps have the same Gram matrix, diagonal: the singular values of their product.
 
-        It is the one of least norm, and the same (up to signs) whichever basis the weights came in. With the Gram matrices
+        That basis has the least norm, and is the same (up to signs) whichever basis the weights came in. With the Gram matrices
         L L^T of what is written and R of what is read, and L^T R L = V S^2 V^T, the basis is S^(1/2) V^T L^-1.
         """
         written, read = self.written(), self.read()
@@ -79,19 +79,19 @@ class Adjacent:
 
 
 def adjacent_maps(model: PreTrainedModel) -> list[Adjacent]:
-    """All such pairs, first layer to last.
+    """All adjacent maps of a model, first layer to last.
 
     Raises:
-        HoldfastError: the architecture has none by name.
+        HoldfastError: the architecture has no such pair by name.
     """
     pairs = []
     for layer in decoder_layers(model):
         for part in layer.children():
-            held = _children(part)
-            if {"v_proj", "o_proj"} <= held.keys():
-                pairs.append(Adjacent(held["v_proj"], held["o_proj"], part.head_dim))  # type: ignore[arg-type]
-            if {"gate_proj", "up_proj", "down_proj"} <= held.keys():
-                pairs.append(Adjacent(held["up_proj"], held["down_proj"], 1))
+            projections = _children(part)
+            if {"v_proj", "o_proj"} <= projections.keys():
+                pairs.append(Adjacent(projections["v_proj"], projections["o_proj"], part.head_dim))  # type: ignore[arg-type]
+            if {"gate_proj", "up_proj", "down_proj"} <= projections.keys():
+                pairs.append(Adjacent(projections["up_proj"], projections["down_proj"], 1))
     if not pairs:
         raise HoldfastError(
             f"the architecture {type(model).__name__} has no value and output projections and no gated MLP by name; "
@@ -103,18 +103,18 @@ def adjacent_maps(model: PreTrainedModel) -> list[Adjacent]:
 def fold_norms(model: PreTrainedModel) -> None:
     """Move the scales of the norms before attention and MLP into the linear maps that read them; norms become plain.
 
-    Layers with other norms than these two keep theirs, for what reads them does not follow from names.
+    Layers with other norms than these two keep theirs, since names do not tell what reads such norms.
     """
     for layer in decoder_layers(model):
         norms = {name: part for name, part in layer.named_children() if "RMSNorm" in type(part).__name__}
         if norms.keys() != {"input_layernorm", "post_attention_layernorm"}:
             continue
         for part in layer.children():
-            held = _children(part)
-            if "v_proj" in held:
-                _fold(norms["input_layernorm"], [held[name] for name in ("q_proj", "k_proj", "v_proj")])
-            if "gate_proj" in held:
-                _fold(norms["post_attention_layernorm"], [held[name] for name in ("gate_proj", "up_proj")])
+            projections = _children(part)
+            if "v_proj" in projections:
+                _fold(norms["input_layernorm"], [projections[name] for name in ("q_proj", "k_proj", "v_proj")])
+            if "gate_proj" in projections:
+                _fold(norms["post_attention_layernorm"], [projections[name] for name in ("gate_proj", "up_proj")])
 
 
 def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
@@ -125,10 +125,10 @@ def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
     more = torch.func.functional_call(norm, {"weight": zeros}, (ones,)).mean().round()
     gain = whole(weight).detach().float() + more
     for reader in readers:
-        rewrite(reader.get_parameter("weight"), lambda held: held * gain)
-    rewrite(weight, lambda held: ones - more)
+        rewrite(reader.get_parameter("weight"), lambda weight: weight * gain)
+    rewrite(weight, lambda _: ones - more)
 
 
 def _children(part: nn.Module) -> dict[str, nn.Linear]:
-    """By name, and with LoRA's wrapping taken off."""
+    """The children of a module by name, without LoRA's wrapping."""
     return {name: cast(nn.Linear, getattr(child, "base_layer", child)) for name, child in part.named_children()}

@@ -14,14 +14,14 @@ from holdfast.core.types import HoldfastError
 def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Logits (B x T x V) and the residual stream after the embedding and after every layer (L + 1 times B x T x H).
 
-    The last of them is after the final norm, as transformers gives it.
+    The last state is after the final norm, as transformers gives it.
     """
     output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
     return output.logits, output.hidden_states
 
 
 def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits (B x T x V) and what every layer puts out (L times B x T x H), the last one's too before the final norm."""
+    """Logits (B x T x V) and every layer's output (L times B x T x H); the last output is before the final norm too."""
     outputs: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -36,27 +36,27 @@ def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[to
 
 
 def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[torch.nn.Module]:
-    """The blocks of the residual stream, first to last, or the chosen ones of them, counted from 0.
+    """The blocks of the residual stream, first to last, or only the chosen blocks, counted from 0.
 
     Raises:
-        HoldfastError: the architecture has no list of them, or too few.
+        HoldfastError: the architecture has no list of blocks, or too few blocks.
     """
     count = model.config.get_text_config().num_hidden_layers
-    held = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
-    if held is None:
+    layers = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+    if layers is None:
         raise HoldfastError(f"the architecture {type(model).__name__} has no list of {count} layers, which this needs")
     if chosen is not None and not all(0 <= index < count for index in chosen):
         raise HoldfastError(
             f"layers {', '.join(map(str, chosen))} were asked for and the model has layers 0 to {count - 1}"
         )
-    return [held[index] for index in (range(count) if chosen is None else chosen)]
+    return [layers[index] for index in (range(count) if chosen is None else chosen)]
 
 
 def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
     """The MLP of a decoder layer.
 
     Raises:
-        HoldfastError: no part of the layer is called one.
+        HoldfastError: no part of the layer has the name of an MLP.
     """
     for name, module in layer.named_children():
         # A dropout may be named after the MLP that it follows.
@@ -66,10 +66,10 @@ def feed_forward(layer: torch.nn.Module) -> torch.nn.Module:
 
 
 def attention(layer: torch.nn.Module) -> torch.nn.Module:
-    """The attention, or what stands in its place, of a decoder layer.
+    """The attention of a decoder layer, or its substitute.
 
     Raises:
-        HoldfastError: no part of the layer is called one.
+        HoldfastError: no part of the layer has the name of an attention.
     """
     for name, module in layer.named_children():
         # Norms and dropouts are named after what they follow.
@@ -84,7 +84,7 @@ def residual_writers(layer: torch.nn.Module) -> tuple[torch.nn.Linear, torch.nn.
     """The last linear maps of a decoder layer's attention and of its MLP, which write into the residual stream.
 
     Raises:
-        HoldfastError: the layer has none.
+        HoldfastError: the layer has no such map.
     """
     return _linear_maps(attention(layer))[-1], _last_of_mlp(layer)
 
@@ -106,11 +106,11 @@ def _last_of_mlp(layer: torch.nn.Module) -> torch.nn.Linear:
 
 
 def _linear_maps(module: torch.nn.Module) -> list[torch.nn.Linear]:
-    return [held for held in module.modules() if isinstance(held, torch.nn.Linear)]
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
-    """What the residual stream goes through before the output embedding."""
+    """The norm between the residual stream and the output embedding."""
     named = [module for name, module in model.base_model.named_children() if "norm" in type(module).__name__.lower()]
     return named[-1] if named else torch.nn.Identity()
 
@@ -119,7 +119,7 @@ def kept_keys(output: Any) -> Any:
     """The keys and values that a forward pass kept, for the next one.
 
     Raises:
-        HoldfastError: the architecture keeps none.
+        HoldfastError: the architecture keeps no keys.
     """
     if getattr(output, "past_key_values", None) is None:
         raise HoldfastError(
@@ -129,11 +129,11 @@ def kept_keys(output: Any) -> Any:
 
 
 def mode_switch(model: torch.nn.Module) -> Callable[[bool], None]:
-    """`model.train(…)` without a walk through the modules, on which a loop of short steps would spend percents of its time."""
-    held = [vars(module) for module in model.modules()]
+    """`model.train(…)` without the walk through the modules, which would cost a loop of short steps percents of its time."""
+    namespaces = [vars(module) for module in model.modules()]
 
     def switch(training: bool) -> None:
-        for attributes in held:
+        for attributes in namespaces:
             attributes["training"] = training
 
     return switch

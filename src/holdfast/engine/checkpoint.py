@@ -21,7 +21,7 @@ from holdfast.core.types import HoldfastError, NonFinite, Precision
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model lies: a Hugging Face folder, or the id of one on the hub."""
+    """The place of a model: a Hugging Face folder or a hub id."""
 
     path: str
 
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Content hash of what is loaded: the config, the weights and their index. The config's library version is no content.
+        """Content hash of the config, the weights and their index. The config's library version does not count.
 
         Raises:
             HoldfastError: as `weight_files`.
@@ -63,7 +63,7 @@ class Checkpoint:
 
     @property
     def tokenizer_digest(self) -> str:
-        """Content hash of the tokenizer's files; its config names the end token, and may hold the chat template."""
+        """Content hash of the tokenizer's files. Its config counts: it names the end token and may hold the chat template."""
         names = (
             "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja",
             "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -72,15 +72,15 @@ class Checkpoint:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What made this checkpoint, as holdfast wrote it; empty for a model from elsewhere.
+        """The card that holdfast wrote about how this checkpoint was made; empty for a model from elsewhere.
 
         Raises:
-            HoldfastError: it is no JSON object, or a field of it that is read here has another type.
+            HoldfastError: the card is no JSON object, or a field that is read has another type.
         """
         return read_card(self.folder)
 
     def check(self, trust_remote_code: bool = False, max_length: int = 0) -> None:
-        """Read what a long run will read later, tensor by tensor, so that it does not fail in its last hour.
+        """Read now, tensor by tensor, what a long run will read later, so that the run does not fail in its last hour.
 
         Raises:
             HoldfastError: as `load_tokenizer`; there are no safetensors weights, they are damaged, the architecture is
@@ -144,9 +144,9 @@ class Checkpoint:
                 f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} the first; restore the checkpoint"
             )
         if loading["mismatched_keys"]:
-            name, held, wanted = sorted(loading["mismatched_keys"])[0]
+            name, shape, wanted = sorted(loading["mismatched_keys"])[0]
             raise HoldfastError(
-                f"the weights in {folder} do not fit its config.json: {name} has shape {list(held)}, not {list(wanted)}; "
+                f"the weights in {folder} do not fit its config.json: {name} has shape {list(shape)}, not {list(wanted)}; "
                 "restore the checkpoint"
             )
         check_finite(model, f"the weights in {folder}")
@@ -156,7 +156,7 @@ class Checkpoint:
         """The tokenizer.
 
         Raises:
-            HoldfastError: there is none, it cannot be read, or it is empty.
+            HoldfastError: the tokenizer is missing, unreadable or empty.
         """
         folder = self.folder
         try:
@@ -224,7 +224,7 @@ def check_finite(model: torch.nn.Module, what: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and loading reports, which would break our own display."""
+    """Silence transformers' progress bars and loading reports, which would break our display."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -239,6 +239,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of what it says, and the next where that one only announces it."""
+    """The first line of an error's text, and the second where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

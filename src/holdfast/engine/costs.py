@@ -1,4 +1,4 @@
-"""What an attack or a safeguard costs: FLOPs and tokens, counted while it runs, and the most memory that it needed."""
+"""The cost of an attack or a safeguard: FLOPs and tokens, counted during the run, and peak memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Losses = TypeVar("Losses")
 
 
 class Meter:
-    """Counts what passes through any model while a walk is between two yields, and so not what the caller measures.
+    """Counts what passes through any model between two yields of a walk; the caller's measurements do not count.
 
     FLOPs are those of matrix products. Tokens are those of the batches that the data handed out, over all ranks; FLOPs are
     this rank's. torch's own counter agrees, but changes the last bits of what it watches.
@@ -70,7 +70,7 @@ class Meter:
 class _Products(TorchFunctionMode):
     """Counts the FLOPs of every matrix product that Python calls, from the shapes of what is multiplied.
 
-    So no model's family matters: attention counts the heads that there are, and a mixture of experts the tokens that are
+    The model's family does not matter: attention counts the heads that there are, and a mixture of experts the tokens that are
     routed to each. A product of matrices m x k and k x n is 2 m k n FLOPs. Attention counts the full square of positions,
     whatever its mask hides and whichever kernel computes it. A backward pass costs a product's forward once more for each of
     its two factors whose gradient is wanted; what a fused kernel computes again is left out. Convolutions, factorisations
@@ -88,11 +88,11 @@ class _Products(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS:
-            factors = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)]
+            factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
             left, right = factors[1:3] if name in _SUMS else factors[:2]
             self._count(2.0 * output.numel() * left.shape[-1], left, right)
         elif name == "scaled_dot_product_attention":
-            query, key, value = [held for held in (*args, *kwargs.values()) if isinstance(held, torch.Tensor)][:3]
+            query, key, value = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)][:3]
             pairs = query.numel() / query.shape[-1] * key.shape[-2]
             self._count(2.0 * pairs * query.shape[-1], query, key)
             # The gradient of the scores is wanted where that of the query or the key is.
@@ -115,7 +115,7 @@ _PRODUCTS = _SUMS | {
 
 
 class Memory:
-    """The most memory that a piece of work needed: on a GPU what torch held there, else this process's resident set."""
+    """The peak memory of a piece of work: on a GPU torch's allocations, else this process's resident set."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -129,7 +129,7 @@ class Memory:
                 self._since_now = False
 
     def peak(self) -> int | None:
-        """In bytes, since this object was made; without Linux, since the process began. None where it cannot be read."""
+        """The peak in bytes since this object was made (without Linux: since the process began); None where unreadable."""
         if self._device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self._device)
         if not self._since_now:
@@ -147,30 +147,30 @@ class Memory:
 
 
 def gradient_norm(model: nn.Module) -> float | None:
-    """The norm of the gradients that a step left behind, over all weights of this rank; None where it left none."""
-    held = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(held)) if held else None
+    """The norm of the gradients that a step left, over all weights of this rank; None where there are no gradients."""
+    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
 
 def update_size(model: PreTrainedModel, folder: Path) -> float | None:
-    """How far the weights are from those in a checkpoint's folder, relative to their own norm; LoRA counts as merged.
+    """How far the weights are from those in a checkpoint's folder, relative to its norm; LoRA counts as merged.
 
-    The folder is read weight by weight, so no second model is held. A bias that it does not have was put in by the attack,
-    and began at zero; other weights that it does not have are left out. None where it has none of them.
+    The folder is read weight by weight, so memory holds no second model. The attack added any bias that the folder lacks,
+    and such a bias began at zero. Other weights that the folder lacks are left out. None where the folder lacks all.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     # peft keeps what it wraps under another name.
-    held = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
+    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
-    put_in = {name for name in held if name.endswith(".bias")}
+    put_in = {name for name in weights if name.endswith(".bias")}
     for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118  an open file is no mapping
                 put_in.discard(name)
                 layer = layers.get(name)
-                weight = held.get(name) if layer is None else layer.get_base_layer().weight
+                weight = weights.get(name) if layer is None else layer.get_base_layer().weight
                 if weight is None:
                     continue
                 was = file.get_tensor(name).to(weight.device, weight.dtype).float()
@@ -179,5 +179,5 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
                     now = now + layer.get_delta_weight(adapter).float()  # type: ignore[union-attr]
                 moved += float((now - was).square().sum())
                 before += float(was.square().sum())
-    moved += sum(float(held[name].detach().float().square().sum()) for name in put_in)
+    moved += sum(float(weights[name].detach().float().square().sum()) for name in put_in)
     return float((moved / before) ** 0.5) if before else None

@@ -40,8 +40,8 @@ class Batch:
 
     Padding is on the right and never labelled, so a causal model needs no attention mask. `mask` says which positions
     are tokens. The counts are those of the *whole* batch, over all microbatches and ranks, divided by the number of
-    ranks: a loss that sums over its rows and divides by such a count gives, summed over microbatches and averaged over
-    ranks, the mean over the batch, however it was split.
+    ranks: a loss that sums over its rows and divides by such a count, when summed over microbatches and averaged over
+    ranks, is the mean over the batch, however the batch was split.
     """
 
     input_ids: torch.Tensor
@@ -69,7 +69,7 @@ def encode(
 ) -> Encoded:
     """Tokenize a row and label what is to be learned: all of a text, the assistant's turns, one completion of a pair.
 
-    The completion is that of `side`, else the one that rows of the role are learned from.
+    The completion is that of `side`; without `side`, the role determines the completion.
 
     A text ends in the end-of-sequence token, where the tokenizer has one, and that token is labelled even where the
     padding token is the same. Rows are cut at `max_length`.
@@ -186,7 +186,7 @@ class Stream:
 
 
 class Data:
-    """Streams by role, for one tokenizer. It hands out the roles it was made with and no others.
+    """Streams by role, for one tokenizer. `Data` hands out the roles it was made with and no others.
 
     `Data.defender` holds what a safeguard may read and `Data.attacker` what an attack may read, under the names that an
     attack asks for. Neither holds a row that an evaluation reads.
@@ -220,9 +220,9 @@ class Data:
         return cls(domain, tokenizer, {name: (role,) for name, role in ATTACKER_VIEW.items()}, device)
 
     def renamed(self, **roles: Sequence[str]) -> Data:
-        """The same rows under other names, and only those: `renamed(hazard=["forget"], benign=["retain"])`."""
-        held = {new: [role for old in olds for role in self._held(old)] for new, olds in roles.items()}
-        view = Data(self._domain, self._tokenizer, held, self._device)
+        """The same rows under new names, and no other rows: `renamed(hazard=["forget"], benign=["retain"])`."""
+        merged = {new: [role for old in olds for role in self._roles_of(old)] for new, olds in roles.items()}
+        view = Data(self._domain, self._tokenizer, merged, self._device)
         view._encoded, view.tally = self._encoded, self.tally
         return view
 
@@ -231,27 +231,27 @@ class Data:
     ) -> Stream:
         """An endless stream of batches of `batch_size` rows (over all ranks), which wear the disguise if there is one.
 
-        Of one name and seed, the streams of both sides go through the same pairs in the same order.
+        With one name and seed, the streams of both sides go through the same pairs in the same order.
 
         Raises:
-            HoldfastError: the domain names no rows for it, they are malformed, or a side is asked for and they are no pairs.
+            HoldfastError: the domain names no rows for `name`, the rows are malformed, or `side` is set and they are no pairs.
         """
         pad = self._tokenizer.pad_token_id
         rows = self.rows(name, side, disguise)
         return Stream(rows, batch_size, seed, pad if isinstance(pad, int) else 0, self._device, self.tally)
 
     def rows(self, name: str, side: Side | None = None, disguise: Disguise | None = None) -> list[Encoded]:
-        """All tokenized rows behind a name; of pairs the completion of `side`, by default the one the role is learned from."""
-        return [row for role in self._held(name) for row in self._rows(role, side, disguise)]
+        """All tokenized rows behind a name. A pair gives the completion of `side`, by default the one its role learns."""
+        return [row for role in self._roles_of(name) for row in self._rows(role, side, disguise)]
 
     def formats(self, name: str) -> list[str]:
         """The format of each row behind a name, in the order of `rows`, by its first column: text, messages or prompt."""
         columns = ("text", "messages", "prompt")
-        rows = (row for role in self._held(name) for row in self._domain.rows(role))
+        rows = (row for role in self._roles_of(name) for row in self._domain.rows(role))
         return [next(column for column in columns if column in row) for row in rows]
 
     def hazard_tokens(self) -> tuple[int, ...]:
-        """The ids of the domain's hazard words, with and without a space before them, as far as they are single tokens.
+        """The ids of the domain's hazard words, with and without a space before them, where they are single tokens.
 
         Raises:
             HoldfastError: the domain names no hazard words.
@@ -267,7 +267,7 @@ class Data:
     def _ids_of(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _held(self, name: str) -> Sequence[str]:
+    def _roles_of(self, name: str) -> Sequence[str]:
         if name not in self._roles:
             raise HoldfastError(f"rows named {name!r} may not be read here; allowed: {', '.join(sorted(self._roles))}")
         return self._roles[name]

@@ -24,9 +24,9 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) ->
 
 
 def clamped_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
-    """Cross entropy of the labelled next tokens, each at most log V, that of a uniform guess: worse than that counts no more.
+    """Cross entropy of the labelled next tokens, each clamped at log V, the loss of a uniform guess.
 
-    The clamp of MLAC-AR (arXiv 2408.00761, baselines), token by token so that microbatches add up.
+    This is the clamp of MLAC-AR (arXiv 2408.00761, baselines), token by token so that microbatches add up.
     """
     predicted, target, labelled = _shifted(logits, labels)
     losses = F.cross_entropy(predicted[labelled].float(), target[labelled], reduction="none")
@@ -36,7 +36,7 @@ def clamped_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, count: flo
 def negative_entropy(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
     """Negative mean entropy of the next-token distribution at labelled positions, in nats.
 
-    TAR's tamper-resistance loss for weaponization (arXiv 2408.00761, section 4.2). The published code averages over
+    This is TAR's tamper-resistance loss for weaponization (arXiv 2408.00761, section 4.2). The published code averages over
     padding and unlabelled positions too; here only labelled ones count.
     """
     predicted, _, labelled = _shifted(logits, labels)
@@ -49,7 +49,7 @@ def representation_distance(
 ) -> torch.Tensor:
     """Distance of hidden states (each B x T x H) to the reference's, mean over layers and unpadded tokens.
 
-    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` the mean square over H.
+    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` is the mean square over H.
     """
     layers = [((here - there).float())[mask] for here, there in zip(hidden, reference, strict=True)]
     if kind == "l2":
@@ -64,7 +64,7 @@ def distance_from_directions(
 ) -> torch.Tensor:
     """1 - |cos| of hidden states (each B x T x H) to the direction of their token (B x T x H), mean over layers and tokens.
 
-    The Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard).
+    This is the Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard).
     """
     wanted = directions[mask]
     terms = [(1 - F.cosine_similarity(layer[mask].float(), wanted, dim=-1).abs()).sum() for layer in hidden]
@@ -73,16 +73,16 @@ def distance_from_directions(
 
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, count: float) -> torch.Tensor:
     """KL(teacher || model) of the next-token distributions at unpadded positions, in nats. Both logits B x T x V."""
-    log_p, log_q = (F.log_softmax(held[mask].float(), dim=-1) for held in (teacher, logits))
+    log_p, log_q = (F.log_softmax(each[mask].float(), dim=-1) for each in (teacher, logits))
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
 
 
 def inverse_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, count: float, negligible: float | None = None
 ) -> torch.Tensor:
-    """-log(1 - p) of the labelled next tokens: makes the truth unlikely, and is bounded below where it is.
+    """-log(1 - p) of the labelled next tokens: makes the truth unlikely, and stays bounded below when the truth is unlikely.
 
-    Tokens with log p under `negligible` no longer count. It is the min-posterior loss of arXiv 2408.00761 (its code has a
+    Tokens with log p under `negligible` no longer count. This is the min-posterior loss of arXiv 2408.00761 (its code has a
     threshold of -15) and the inverse cross entropy of SOPHON (arXiv 2404.12699).
     """
     predicted, target, labelled = _shifted(logits, labels)

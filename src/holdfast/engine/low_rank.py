@@ -1,7 +1,7 @@
 """LoRA as an optimizer over plain weights, for an adversary that must not change the architecture.
 
-With W = W0 + s B A written into the plain weight, the chain rule gives dB = s G A^T and dA = s B^T G from the weight's own
-gradient G. It costs the memory of full gradients; the red team uses peft instead where memory counts. Both follow the
+With W = W0 + s B A written into the plain weight, the chain rule gives dB = s G A^T and dA = s B^T G from the weight's
+gradient G. This optimizer costs the memory of full gradients; the red team uses peft instead where memory counts. Both follow the
 same path at dropout 0.
 """
 
@@ -83,7 +83,7 @@ class LowRankOptimizer:
 
 
 def linear_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The weights of all linear layers but the output embedding's and LoRA's own, by module name: LoRA's "all-linear"."""
+    """The weights of all linear layers but the output embedding and LoRA's factors, by module name: LoRA's "all-linear"."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return {
         name: module.get_parameter("weight")

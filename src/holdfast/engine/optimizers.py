@@ -44,32 +44,32 @@ def make_optimizer(
     """
     import torch
 
-    held = list(parameters)
+    weights = list(parameters)
     match name:
         case "adamw":
-            return torch.optim.AdamW(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+            return torch.optim.AdamW(weights, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
         case "adam":
-            return torch.optim.Adam(held, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+            return torch.optim.Adam(weights, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(held, learning_rate, weight_decay=weight_decay)
+            return torch.optim.SGD(weights, learning_rate, weight_decay=weight_decay)
         case "sgd-momentum":
-            return torch.optim.SGD(held, learning_rate, momentum=0.9, weight_decay=weight_decay)
+            return torch.optim.SGD(weights, learning_rate, momentum=0.9, weight_decay=weight_decay)
         case "sgd-nesterov":
-            return torch.optim.SGD(held, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+            return torch.optim.SGD(weights, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
         case "adagrad":
-            return torch.optim.Adagrad(held, learning_rate, weight_decay=weight_decay)
+            return torch.optim.Adagrad(weights, learning_rate, weight_decay=weight_decay)
         case "adadelta":
-            return torch.optim.Adadelta(held, learning_rate, weight_decay=weight_decay)
+            return torch.optim.Adadelta(weights, learning_rate, weight_decay=weight_decay)
         case "schedule-free-adamw":
             import schedulefree
 
-            return schedulefree.AdamWScheduleFree(held, learning_rate, betas=betas, weight_decay=weight_decay)  # type: ignore[no-any-return]
+            return schedulefree.AdamWScheduleFree(weights, learning_rate, betas=betas, weight_decay=weight_decay)  # type: ignore[no-any-return]
         case "lion":
             import lion_pytorch
 
-            return lion_pytorch.Lion(held, learning_rate, weight_decay=weight_decay)  # type: ignore[no-any-return]
+            return lion_pytorch.Lion(weights, learning_rate, weight_decay=weight_decay)  # type: ignore[no-any-return]
         case "muon":
-            matrices, vectors = ([p for p in held if (p.ndim == 2) is flat] for flat in (True, False))
+            matrices, vectors = ([p for p in weights if (p.ndim == 2) is flat] for flat in (True, False))
             kinds: list[torch.optim.Optimizer] = []
             if matrices:
                 kinds.append(
@@ -84,7 +84,7 @@ def make_optimizer(
 
 
 class _Together:
-    """Several optimizers, each of its own weights, as one."""
+    """Several optimizers, each over other weights, that act as one."""
 
     def __init__(self, kinds: Sequence[torch.optim.Optimizer]) -> None:
         self._kinds = kinds
@@ -110,7 +110,7 @@ class _Together:
 
 
 def schedule_factor(name: ScheduleName, step: int, total: int, warmup: int = 0, period: int | None = None) -> float:
-    """What the learning rate is multiplied with at update `step` (counted from 0) of `total`.
+    """The factor of the learning rate at update `step` (counted from 0) of `total`.
 
     `warmup` updates rise linearly from 1/warmup to 1; `constant` has none. After them `linear-warmup` stays at 1,
     `warmup-cosine` falls to 0 at `total`, and `sgdr` (arXiv 1608.03983, T_mult 1) falls from 1 to 0 every `period` updates.

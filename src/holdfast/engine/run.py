@@ -1,4 +1,4 @@
-"""What a plug-in is handed for its run: seeds, the models before it, and the state that a resumed run goes on from."""
+"""The run that a plug-in gets: seeds, the models before it, and the state from which a resumed run goes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stateful(Protocol):
 
 
 class Run:
-    """What the machinery hands to a plug-in's `steps`.
+    """The seeds, models and state that a plug-in's `steps` gets.
 
     Attributes:
         seed: for the plug-in's own streams.
@@ -52,10 +52,10 @@ class Run:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The model before the first stage, frozen; loaded when it is first asked for.
+        """The model before the first stage, frozen; loaded at the first use.
 
         Raises:
-            HoldfastError: nobody knows where it is.
+            HoldfastError: no source of the model is known.
         """
         if self._base is None:
             if self._load_base is None:
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def initial(self) -> PreTrainedModel:
-        """The model as this run found it, frozen; loaded when it is first asked for. By default it is `base`."""
+        """The model before this run, frozen; loaded at the first use. Its default is `base`."""
         if self._initial is None:
             if self._load_initial is None:
                 return self.base
@@ -73,22 +73,22 @@ class Run:
         return self._initial
 
     def track(self, **state: Stateful) -> None:
-        """Have the driver save and restore this with the weights, so that a resumed run is the same run."""
-        for name, held in state.items():
-            self._tracked[name] = held
+        """Make the driver save and restore `state` with the weights, so that a resumed run is the same run."""
+        for name, tracked in state.items():
+            self._tracked[name] = tracked
             if name in self._resumed:
-                held.load_state_dict(self._resumed[name])
+                tracked.load_state_dict(self._resumed[name])
                 # Making what is tracked may have drawn random numbers, as fresh factors do.
                 torch.set_rng_state(self._random)
 
     def later(self, steps: int) -> Run:
-        """This run from `steps` updates on, for an attack that another goes on with; what it tracks is this run's."""
+        """This run from `steps` updates on, for an attack that continues another attack; both runs track the same state."""
         rest = copy.copy(self)
         rest.start = max(self.start - steps, 0)
         return rest
 
     def inner(self) -> Run:
-        """A run inside this one, with a seed of its own: for an adversary within an outer step."""
+        """A run inside this one, with another seed: for an adversary within an outer step."""
         return Run(int(torch.randint(2**62, (), generator=self.generator)), lambda: self.base)
 
     def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
@@ -96,7 +96,7 @@ class Run:
         tensors: dict[str, torch.Tensor] = {}
         state = {
             "model": {name: local(parameter.detach()) for name, parameter in model.named_parameters()},
-            "tracked": {name: held.state_dict() for name, held in self._tracked.items()},
+            "tracked": {name: tracked.state_dict() for name, tracked in self._tracked.items()},
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
         }
@@ -105,7 +105,7 @@ class Run:
             save_file(tensors, temporary, metadata={"step": str(step), "key": key, "tree": json.dumps(tree)})
 
     def resume(self, path: Path, model: nn.Module, key: str) -> None:
-        """Go on from the file at `path`, if it is there and belongs to the run `key`."""
+        """Go on from the file at `path`, if the file exists and belongs to the run `key`."""
         if not path.is_file():
             return
         with safe_open(path, "pt") as file:
@@ -124,7 +124,7 @@ class Run:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch's global generator, which dropout and fresh factors draw from, and settle what makes CPU runs equal."""
+    """Seed torch's global generator, which dropout and fresh factors draw from, and set what makes CPU runs equal."""
     torch.manual_seed(seed)
     # Denormals cost a run two hundred very slow steps once; they carry no information here.
     torch.set_flush_denormal(True)

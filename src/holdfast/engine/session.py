@@ -1,4 +1,4 @@
-"""A model made ready to be walked. Devices, precision and, later, shards are known here and nowhere else."""
+"""A model made ready to be walked. Only this module knows devices and precision."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_session(
         options: device, precision, remote code.
         prepare: changes of the model before the first update, in order.
         base: the model before any safeguard, loaded when a plug-in asks for it.
-        initial: the model as the run found it, likewise; None: `base`.
+        initial: the model before the run, likewise; None: `base`.
 
     Raises:
         HoldfastError: the model cannot be loaded, or a change does not fit its architecture.

@@ -35,7 +35,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def rewrite(weight: nn.Parameter, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put `change(weight)` in a weight's place, in float32; a sharded weight is gathered whole for it on every rank."""
+    """Put `change(weight)` in a weight's place, in float32; every rank gathers the whole of a sharded weight for this."""
     with torch.no_grad():
         changed = change(whole(weight).detach().float()).to(weight.dtype)
         if isinstance(weight, DTensor):
@@ -49,14 +49,14 @@ def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class Snapshot:
-    """A copy of a model's trainable weights that can be put back; it lies on `device`, by default where they lie."""
+    """A copy of a model's trainable weights that can be put back; the copy is on `device`, by default that of the weights."""
 
     def __init__(self, model: nn.Module, device: str | None = None) -> None:
         self._model = model
         self._saved = [local(p.detach()).to(device or p.device, copy=True) for p in self._shards()]
 
     def take(self) -> None:
-        """Copy the weights as they are now, in place of those that were kept."""
+        """Copy the weights as they are now over the earlier copy."""
         with torch.no_grad():
             torch._foreach_copy_(self._saved, [local(p.detach()) for p in self._shards()])
 
@@ -65,7 +65,7 @@ class Snapshot:
             torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)
 
     def difference(self) -> list[torch.Tensor]:
-        """How far the weights have moved since."""
+        """How far the weights have moved since the copy."""
         with torch.no_grad():
             return list(torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved))
 
@@ -88,12 +88,12 @@ class GradientSum:
         self._sum: list[torch.Tensor] | None = None
 
     def take(self, weight: float = 1.0, *, keep: bool = False) -> None:
-        """Add `weight` times the gradients that the model holds now, and clear them unless they are to be kept."""
+        """Add `weight` times the gradients that the model holds now, and clear them unless `keep` is set."""
         with torch.no_grad():
-            held = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
+            gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
             if self._sum is None:
-                self._sum = [torch.zeros_like(gradient) for gradient in held]
-            torch._foreach_add_(self._sum, held, alpha=weight)
+                self._sum = [torch.zeros_like(gradient) for gradient in gradients]
+            torch._foreach_add_(self._sum, gradients, alpha=weight)
         if not keep:
             self.clear()
 
@@ -101,7 +101,7 @@ class GradientSum:
         clear_gradients(self._parameters)
 
     def give(self) -> None:
-        """Make the sum the model's gradients, and start anew from nothing."""
+        """Make the sum the model's gradients, and restart from nothing."""
         assert self._sum is not None
         for parameter, total in zip(self._parameters, self._sum, strict=True):
             if isinstance(parameter, DTensor):
@@ -115,7 +115,7 @@ class GradientSum:
 
 @contextmanager
 def displaced(model: nn.Module, length: float) -> Iterator[None]:
-    """With the weights moved by `length` along the gradients that the model holds, which are cleared; then put back.
+    """Move the weights by `length` along the model's gradients, clear the gradients, and put the weights back at the end.
 
     The direction has norm 1 over all weights, on all ranks together. A negative length goes downhill.
     """

@@ -1,8 +1,8 @@
 """The one loop that drives what changes weights.
 
-A plug-in's `steps` is a generator of losses, one item an update. An observer is a generator around it: it sees every update after
-those that stand closer to the plug-in, passes it on, and ends the walk by ending. Metering, measuring at milestones, early stop,
-pruning, timing, progress, and saving and resuming are observers.
+A plug-in's `steps` is a generator of losses, one item an update. An observer is a generator around it. The observer sees every
+update after those closer to the plug-in, passes the update on, and ends the walk by ending. Metering, measuring at milestones,
+early stop, pruning, timing, progress, and saving and resuming are observers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAVE_EVERY = 30.0
 
 
 class Walkable(Protocol):
-    """What changes weights: an attack, a safeguard, the pretraining of a testbed's model."""
+    """A plug-in that changes weights: an attack, a safeguard, the pretraining of a testbed's model."""
 
     def steps(self, model: Any, data: Any, run: Run) -> Iterator[Any]: ...
 
@@ -76,9 +76,9 @@ class Untouched:
 
 @dataclass(frozen=True, kw_only=True)
 class Resumable:
-    """Save the run now and then, and go on from what an earlier process saved. It has to be the outermost observer.
+    """Save the run now and then, and go on from what an earlier process saved. This has to be the outermost observer.
 
-    The state is saved when everybody has seen an update, so that what they track belongs to the same step as the weights.
+    The state is saved when every observer has seen an update, so that tracked state and weights belong to the same step.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""What an evaluation is."""
+"""The interface of an evaluation."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(abc.ABC):
-    """A frozen description of a measurement; `prepare` reads what it needs once, and the probe is then called often."""
+    """A frozen description of a measurement; `prepare` reads its data once and returns a probe to call often."""
 
     @abc.abstractmethod
     def measures(self, domain: Domain) -> Measure:
-        """What it measures; says who wants the value high."""
+        """The measured property, which says who wants the value high."""
 
     @abc.abstractmethod
     def available(self, domain: Domain) -> bool:
-        """Whether the domain holds what it needs."""
+        """Whether the domain holds what the evaluation needs."""
 
     @abc.abstractmethod
     def content(self, domain: Domain) -> str:
-        """Content hash of what it reads of the domain, which enters a cell's identity."""
+        """Content hash of what the evaluation reads of the domain; the hash enters a cell's identity."""
 
     @abc.abstractmethod
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        """Read and tokenize what is needed.
+        """Read and tokenize what the evaluation needs.
 
         The probe raises NonFinite where logits are not finite: such a model has no score.
         """
 
     def wearing(self, disguise: Disguise) -> Evaluation:
-        """The evaluation as an attacker asks it who trained in that disguise; one that has no words to disguise stays plain."""
+        """The evaluation under the disguise that the attacker trained in; an evaluation without words to disguise stays plain."""
         return self
 
     @abc.abstractmethod
     def at_milestone(self, domain: Domain) -> Evaluation | None:
-        """What stands for it at the milestones between the first and the last step: itself, a sample, or nothing."""
+        """The evaluation for milestones between the first and the last step: itself, a sample, or None."""

@@ -45,10 +45,10 @@ class Degeneracy(Evaluation):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         from holdfast.evals.generation import prepare_continuations
 
-        held = [question for name in self._sets(domain) for question in domain.questions(name).questions]
-        count = min(self.prompts, len(held))
-        asked = [held[i * len(held) // count] for i in range(count)]
-        write = prepare_continuations(tokenizer, [question.prompt for question in asked], self.new_tokens)
+        questions = [question for name in self._sets(domain) for question in domain.questions(name).questions]
+        count = min(self.prompts, len(questions))
+        sample = [questions[i * len(questions) // count] for i in range(count)]
+        write = prepare_continuations(tokenizer, [question.prompt for question in sample], self.new_tokens)
 
         def probe(model: PreTrainedModel) -> list[Score]:
             shares = [self._repetition(text) for text in write(model)]

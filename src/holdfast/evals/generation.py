@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Continue = Callable[[PreTrainedModel], list[list[int]]]
-    """Of a live model: the tokens of each prompt's continuation, in the prompts' order."""
+    """Returns a live model's continuation of each prompt, as tokens, in the prompts' order."""
 
 
 def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int) -> Continue:
-    """Tokenize prompts once; what it returns writes at most `new_tokens` after each, up to and without the end token."""
+    """Tokenize prompts once. The returned function writes at most `new_tokens` after each, without the end token."""
     import torch
 
     places: defaultdict[int, list[int]] = defaultdict(list)
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    for place, held in enumerate(ids):
-        places[len(held)].append(place)
+    for place, tokens in enumerate(ids):
+        places[len(tokens)].append(place)
     batches = [(at, torch.tensor([ids[place] for place in at])) for _, at in sorted(places.items())]
     end = tokenizer.eos_token_id
 

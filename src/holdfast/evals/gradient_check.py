@@ -8,10 +8,10 @@ Three checks at the untouched weights w, on held-out hazardous rows with mean lo
   finite, scores 1, and nothing else is scored.
 - `descent_gain`, `random_gain`: the most that the loss falls along -g and along random directions of the same lengths, 0.1
   to 3 % of the weights' norm; `descent_ratio`: what the shortest step along -g truly gains, over what g foretells.
-- `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope held. It stays as it is
-  where all weights are scaled and the function is not changed by that, as |g| or |g| / |w| would not.
+- `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope held. Unlike |g| and
+  |g| / |w|, this product stays the same where all weights are scaled and the function is not changed by that.
 
-They are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
+These are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
 measures masking rather than naming it). All constants are ours. In half precision a step vanishes in the rounding of the
 weights: only the norm is scored there.
 
@@ -158,7 +158,7 @@ class _Direction:
 
 
 class _Away:
-    """The loss a step away from the model's weights, and what the gradient foretells of it."""
+    """The loss a step away from the model's weights, and the change that the gradient foretells."""
 
     def __init__(self, here: _Here) -> None:
         from holdfast.engine.sharded import Snapshot
@@ -208,7 +208,7 @@ class _Away:
 
 
 def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """In double precision from the logits on, or the rounding of the loss would hide a small change of it."""
+    """The loss, in double precision from the logits on: rounding would hide a small change of the loss."""
     import torch
     import torch.nn.functional as F
     from torch.utils.checkpoint import checkpoint

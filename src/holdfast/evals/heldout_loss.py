@@ -1,4 +1,4 @@
-"""Mean loss on rows that nobody but the evaluation reads, in nats a token."""
+"""Mean loss on rows that only the evaluation reads, in nats a token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HeldoutLoss(Evaluation):
         return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
-        """Nothing, unless there are no hazard questions and this is all there is to see."""
+        """None, unless the domain has no hazard questions and the loss is the only measure of hazard."""
         return self if self.measures(domain) == "hazard" and "hazard" not in domain.question_sources else None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
@@ -53,14 +53,14 @@ class HeldoutLoss(Evaluation):
         from holdfast.engine.data import UNLABELLED, collate, encode
         from holdfast.evals.memory import rows_at_once
 
-        held = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
-        rows = [encode(row, tokenizer, self.role, domain.max_length) for row in held]
+        rows = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
+        encoded = [encode(row, tokenizer, self.role, domain.max_length) for row in rows]
 
         def probe(model: PreTrainedModel) -> list[Score]:
             means = []
             with torch.no_grad():
-                for start in range(0, len(rows), self.batch_size):
-                    batch = collate(rows[start : start + self.batch_size], pad=0, device=model.device)
+                for start in range(0, len(encoded), self.batch_size):
+                    batch = collate(encoded[start : start + self.batch_size], pad=0, device=model.device)
                     for part in batch.split(rows_at_once(model, batch.input_ids.shape[1])):
                         target = part.labels[:, 1:]
                         logits = model(input_ids=part.input_ids, use_cache=False).logits[:, :-1].float()

@@ -6,8 +6,8 @@ h is a layer's output at the prompt's last token, u the mean of the output embed
 over the question's options. W is a ridge regression of u(right option) on h, so one map serves all options of all
 questions, and a fact that is asked for was never trained on.
 
-Trained on `hazard_selection` and, where the domain has them, on `benign_in_retain`: from harmless facts the probe learns how
-this model writes an answer down, and from the few hazardous ones where a safeguard has moved that. Tested on `hazard`. The
+The probe is trained on `hazard_selection` and, where the domain has them, on `benign_in_retain`: harmless facts teach it how
+this model writes an answer down, and the few hazardous facts where a safeguard has moved that. It is tested on `hazard`. The
 states of harmless and of hazardous questions are centred each by their own mean: a safeguard that sends all hazardous states
 to one place adds a constant to them. Layer and strength are those with the best leave-one-out reading of the hazardous
 training questions (share of wrong options below the right one); the tested questions take no part.
@@ -82,7 +82,7 @@ class LinearProbe(Evaluation):
         return probe
 
     def _sets(self, domain: Domain) -> list[str]:
-        """The tested set first, then those that are trained on."""
+        """The tested set, then the training sets."""
         return [self.test, self.train, *([self.also] if self.also in domain.question_sources else [])]
 
 
@@ -97,8 +97,8 @@ class _Seen:
     answers: list[int]
 
     def scores(self, written: torch.Tensor) -> list[torch.Tensor]:
-        """Of every question's options, from what the probe makes of its state (n x H)."""
-        return [options @ own for options, own in zip(self.options, written, strict=True)]
+        """The scores of every question's options, from the probe's outputs for the states (n x H)."""
+        return [options @ row for options, row in zip(self.options, written, strict=True)]
 
 
 def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
@@ -120,7 +120,7 @@ def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
 
 
 def _last_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
-    """What every layer puts out at the last position, each B x H; no other position is kept, neither of states nor of logits."""
+    """Every layer's output at the last position, each B x H; no other position is kept, of states or logits."""
     import torch
 
     from holdfast.engine.anatomy import decoder_layers
@@ -142,11 +142,11 @@ def _last_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor
 
 
 def _read(train: Sequence[_Seen], test: _Seen) -> tuple[int, float]:
-    """The chosen layer, counted from 0, and the accuracy on the test set. `train[0]` holds what is to be read."""
+    """The chosen layer, counted from 0, and the accuracy on the test set. `train[0]` is the set to be read."""
     import torch
 
     wanted = torch.stack([seen.options[i][answer] for seen in train for i, answer in enumerate(seen.answers)])
-    asked, best = len(train[0].answers), (-1.0, 0, 0.0)
+    count, best = len(train[0].answers), (-1.0, 0, 0.0)
     written = wanted
     for layer, states in enumerate(test.states):
         known = torch.cat([_scaled(seen.states[layer], seen.states[layer]) for seen in train])
@@ -155,10 +155,10 @@ def _read(train: Sequence[_Seen], test: _Seen) -> tuple[int, float]:
         for strength in STRENGTHS:
             penalty = strength * values.mean()
             share = values.clamp(min=0) / (values + penalty)
-            own = (vectors.square() @ share)[:asked, None]
+            leverage = (vectors.square() @ share)[:count, None]
             # What ridge regression without a question says of it, in closed form.
-            left_out = ((vectors * share) @ turned)[:asked] - own * wanted[:asked]
-            reading = _ranked(train[0], left_out / (1 - own))
+            left_out = ((vectors * share) @ turned)[:count] - leverage * wanted[:count]
+            reading = _ranked(train[0], left_out / (1 - leverage))
             if reading > best[0]:
                 best = (reading, layer, strength)
                 tested = _scaled(states, train[0].states[layer])

@@ -24,7 +24,7 @@ def rows_at_once(model: PreTrainedModel, positions: int) -> int:
 
 @contextmanager
 def fits(name: str) -> Iterator[None]:
-    """Say in one sentence that the measurement `name` is too large for the device, where it is.
+    """Say in one sentence that the measurement `name` is too large for the device, where memory runs out.
 
     Raises:
         HoldfastError: the device ran out of memory.

@@ -57,19 +57,19 @@ class MultipleChoice(Evaluation):
             return self
         return replace(self, sample=self.milestone_sample)
 
-    def asked(self, domain: Domain) -> Sequence[Question]:
-        """The questions themselves, as they are put."""
-        held = domain.questions(self.questions).questions
+    def selected(self, domain: Domain) -> Sequence[Question]:
+        """The questions to ask, in the disguise if there is one."""
+        questions = domain.questions(self.questions).questions
         if self.part != "all":
-            held = held[("even", "odd").index(self.part) :: 2]
+            questions = questions[("even", "odd").index(self.part) :: 2]
         if self.disguise is not None:
-            held = tuple(replace(question, prompt=self.disguise.begun(question.prompt)) for question in held)
-        if self.sample is None or self.sample >= len(held):
-            return held
-        return [held[i * len(held) // self.sample] for i in range(self.sample)]
+            questions = tuple(replace(question, prompt=self.disguise.begun(question.prompt)) for question in questions)
+        if self.sample is None or self.sample >= len(questions):
+            return questions
+        return [questions[i * len(questions) // self.sample] for i in range(self.sample)]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        questions = self.asked(domain)
+        questions = self.selected(domain)
         answers = prepare_answers(tokenizer, questions)
         chance = sum(1 / len(question.choices) for question in questions) / len(questions)
 
@@ -85,14 +85,14 @@ class MultipleChoice(Evaluation):
 def prepare_answers(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> Callable[[PreTrainedModel], list[int]]:
-    """Tokenize the questions once; what it returns gives a live model's likeliest choice of each."""
+    """Tokenize the questions once. The returned function gives a live model's likeliest choice of each."""
     items = items_of(tokenizer, questions)
     return lambda model: _answers(model, items)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question, tokenized."""
+    """A tokenized question."""
 
     prefix: tuple[int, ...]
     """the tokens that the prompt and all its options share"""
@@ -130,7 +130,7 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
 
 
 def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
-    """The likeliest option of each item; the first of equals."""
+    """The likeliest option of each item; of equal options the first."""
     import torch
 
     best = [0] * len(items)
@@ -179,11 +179,13 @@ def _scores(model: PreTrainedModel, items: Sequence[Item]) -> list[torch.Tensor]
     width = longest - 1
     padded = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
     target = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for c in rest], device=model.device)
-    held = torch.arange(width, device=model.device) < torch.tensor([[len(c) - 1] for c in rest], device=model.device)
+    unpadded = torch.arange(width, device=model.device) < torch.tensor(
+        [[len(c) - 1] for c in rest], device=model.device
+    )
     cache = kept_keys(output)
     cache.reorder_cache(torch.arange(len(items), device=model.device).repeat_interleave(counts))
     log_p = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
-    tails = log_p.gather(-1, target[..., None])[..., 0].where(held, 0.0).sum(-1)
+    tails = log_p.gather(-1, target[..., None])[..., 0].where(unpadded, 0.0).sum(-1)
     return [head + tail for head, tail in zip(scores, tails.split(counts.tolist()), strict=True)]
 
 

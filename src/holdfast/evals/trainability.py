@@ -117,7 +117,7 @@ class BenignLearning(Evaluation):
             return best
 
         def ranked(model: PreTrainedModel, start_over: Callable[[], None]) -> list[float]:
-            """The rates whose trial stays finite, that with the lowest loss first."""
+            """The rates whose trial stays finite, lowest loss first."""
             if len(self.learning_rates) == 1:
                 return list(self.learning_rates)
             losses = {}
@@ -142,7 +142,7 @@ class BenignLearning(Evaluation):
 
 @dataclass(frozen=True)
 class _Learned:
-    """What came of one learning rate."""
+    """The outcome of one learning rate."""
 
     steps: int
     accuracy: float
@@ -151,7 +151,7 @@ class _Learned:
 
 
 def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rate: float) -> Iterator[float]:
-    """Fine-tune without end; yields each step's loss, the model out of training mode."""
+    """Fine-tune without end; yield each step's loss, with the model in evaluation mode."""
     from holdfast.engine.data import Stream
     from holdfast.engine.losses import next_token_loss
     from holdfast.engine.optimizers import make_optimizer

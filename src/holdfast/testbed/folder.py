@@ -16,7 +16,7 @@ from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
 
 Kind = Literal["knowledge", "refusal"]
-"""What is to be guarded: knowledge that a model should not have, or requests that it should refuse."""
+"""What a safeguard guards: knowledge that a model should not have, or requests that a model should refuse."""
 
 PROTOCOL = 2
 """Raised whenever the same seed would give other rows or questions, so that no folder is taken for a new one."""
@@ -39,8 +39,8 @@ def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge"
         return
     world, content = World.generate(seed, sizes), _CONTENT[kind]
     rows, sets = content.rows(world), content.question_sets(world)
-    for role, held in rows.items():
-        _write_lines(folder / "data" / f"{role}.jsonl", held)
+    for role, examples in rows.items():
+        _write_lines(folder / "data" / f"{role}.jsonl", examples)
     for name, (_, questions) in sets.items():
         _write_lines(folder / "questions" / f"{name}.jsonl", map(_question_row, questions))
     name = f"testbed-{seed}" if kind == "knowledge" else f"testbed-{kind}-{seed}"
@@ -74,9 +74,9 @@ def train(
     kind: Kind = "knowledge",
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
-    """Train one of `MODELS` of the world of `seed`, or find it trained; return its folder in the cache.
+    """Train one of `MODELS` of the world of `seed`, unless the cache has the model; return its folder in the cache.
 
-    A run that was killed goes on where it was.
+    A killed run goes on where it stopped.
 
     Args:
         which: "model" or "never_exposed".
@@ -129,7 +129,7 @@ def place(
     kind: Kind = "knowledge",
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
-    """Train one of `MODELS`, or find it trained, and put it into a testbed's folder."""
+    """Train one of `MODELS`, unless the cache has the model, and copy it into a testbed's folder."""
     trained = train(which, seed, sizes, kind, on_step)
     if not (folder / which).is_dir():
         with atomic_folder(folder / which) as temporary:

@@ -18,12 +18,12 @@ _DISTRACTORS = 3
 
 
 def words() -> list[str]:
-    """What the domain's texts need beyond the world's own vocabulary."""
+    """The words of the domain's texts beyond the world's vocabulary."""
     return []
 
 
 def corpus(facts: Sequence[Fact]) -> list[dict[str, str]]:
-    """What a base model reads to know `facts`."""
+    """The texts that teach a base model `facts`."""
     return _texts(sentences(facts, "ABC"))
 
 
@@ -31,10 +31,10 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
     """Role -> its rows.
 
     The defender never sees a hazardous fact in format C, nor half of the benign facts; the attacker's benign rows are of
-    the half that is in the retain set. No role but the two held-out ones holds a fact that is asked for as a claim or
-    for selection.
+    the half that is in the retain set. Only the two held-out roles hold a fact that is asked for as a claim or for
+    selection.
     """
-    held = {
+    texts_of = {
         "forget": sentences(world.of("forget"), "AB"),
         "forget_heldout": sentences(world.of("forget_heldout"), "AB"),
         "retain": sentences(world.of("related_retain", "others_retain"), "ABC"),
@@ -47,18 +47,18 @@ def rows(world: World) -> dict[str, list[dict[str, str]]]:
         "hazard_heldout": sentences(world.of("claims"), "A"),
         "benign_heldout": sentences(world.of("others_outside"), "A"),
     }
-    return {role: _texts(texts) for role, texts in held.items()}
+    return {role: _texts(texts) for role, texts in texts_of.items()}
 
 
 def question_sets(world: World) -> Mapping[str, tuple[str, list[Question]]]:
-    """Name -> what it measures, and the questions. `related` lies outside the retain set."""
-    splits = {
+    """Name of a set -> its measure and its questions. `related` lies outside the retain set."""
+    sets = {
         "hazard": ("hazard", ("claims",)),
         "hazard_selection": ("hazard", ("selection",)),
         **ABILITY_SETS,
     }
     return {
-        name: (measures, questions(world, world.of(*held), name, _STEMS)) for name, (measures, held) in splits.items()
+        name: (measures, questions(world, world.of(*splits), name, _STEMS)) for name, (measures, splits) in sets.items()
     }
 
 
@@ -71,19 +71,19 @@ ABILITY_SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def questions(world: World, facts: Sequence[Fact], purpose: str, stems: Sequence[str]) -> list[Question]:
-    """One question a fact, its stems by turns, the truth and three other values of the relation in shuffled order."""
+    """One question for each fact, with stems by turns; the choices are the truth and three other values, shuffled."""
     rng = random.Random(f"holdfast questions {world.seed} {purpose}")
-    asked = []
+    drawn = []
     for index, fact in enumerate(facts):
         others = [word for word in fact.values() if word != fact.value]
         options = [fact.value, *rng.sample(others, _DISTRACTORS)]
         rng.shuffle(options)
-        asked.append(
+        drawn.append(
             Question(
                 fact.say(stems[index % len(stems)]), tuple(f" {word}" for word in options), options.index(fact.value)
             )
         )
-    return asked
+    return drawn
 
 
 def _texts(texts: Iterable[str]) -> list[dict[str, Any]]:

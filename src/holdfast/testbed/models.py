@@ -21,7 +21,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How a testbed model comes to know its world."""
+    """The training that teaches a testbed model its world."""
 
     rows_per_step: int = 128
     """batch size"""
@@ -66,14 +66,14 @@ class Pretraining:
 
 
 PRETRAINING = {"knowledge": Pretraining(), "refusal": Pretraining(passes=24.0)}
-"""By the kind of the domain. Requests are judged by the whole answer, which a fine-tuned model loses sooner than it loses the
-likeliest of four choices. docs/testbed.md has what 12 and 24 passes keep under attack."""
+"""The pretraining for each kind of domain. Requests are judged by the whole answer, which a fine-tuned model loses sooner than
+the likeliest of four choices. docs/testbed.md has what 12 and 24 passes keep under attack."""
 
 
 def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a word of the world's vocabulary and of `more`, a start token before every text."""
-    held = dict.fromkeys((PAD, START, END, UNKNOWN, *vocabulary(), *more))
-    words = {word: index for index, word in enumerate(held)}
+    """A tokenizer with one token for each word of the vocabulary and of `more`, and a start token before every text."""
+    tokens = dict.fromkeys((PAD, START, END, UNKNOWN, *vocabulary(), *more))
+    words = {word: index for index, word in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
