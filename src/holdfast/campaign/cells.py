@@ -200,17 +200,19 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     presets: dict[str, Evaluation] = {
         name: preset for name, preset in collect("holdfast.evals").items() if preset.available(domain)
     }
-    own = {
+    unnamed = {
         name: MultipleChoice(questions=name)
         for name in domain.question_sources
         # Requests have evaluations of their own; a refusal is no option among others.
         if name not in presets and domain.question_sources[name].get("measures") != "refusal"
     }
-    held = [
-        (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (*CHOOSING, "benign_new")
+    measured = [
+        (name, evaluation)
+        for name, evaluation in {**presets, **unnamed}.items()
+        if name not in (*CHOOSING, "benign_new")
     ]
-    probes = tuple((name, probe) for name, probe in held if probe.measures(domain) in ("trainability", "masking"))
-    return tuple(pair for pair in held if pair not in probes), probes
+    probes = tuple((name, probe) for name, probe in measured if probe.measures(domain) in ("trainability", "masking"))
+    return tuple(pair for pair in measured if pair not in probes), probes
 
 
 def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:

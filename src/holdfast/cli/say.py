@@ -129,15 +129,15 @@ def cost_sentence(out: Path, attack: str) -> str:
     return attack_cost(updates, mean_costs(cells))
 
 
-def confirmed_sentence(found: Found) -> str:
+def confirmed_sentence(outcome: Found) -> str:
     """What was found and what of it held on the claim questions, in one sentence, and whether ability did."""
     from holdfast.report.words.status import confirmed
     from holdfast.runs.search.trial import attack_name, attack_of
 
-    winner, held = found.winner, found.confirmed
+    winner, claim = outcome.winner, outcome.confirmed
     return confirmed(
-        attack_name(winner), winner.hazard, held.hazard, held.interval, held.step, held.ability_before, held.ability,
-        seeds=held.seeds if attack_of(winner).draws else None, failed=held.failed, kept=held.kept,
+        attack_name(winner), winner.hazard, claim.hazard, claim.interval, claim.step, claim.ability_before, claim.ability,
+        seeds=claim.seeds if attack_of(winner).draws else None, failed=claim.failed, kept=claim.kept,
     )  # fmt: skip
 
 

@@ -64,11 +64,11 @@ class Picture:
 def styles(summary: CampaignSummary) -> dict[str, Style]:
     """A style for each model; a second model of one role gets the next free one."""
     free = iter(DEFENDED * len(summary.models))
-    given: dict[str, Style] = {}
+    chosen: dict[str, Style] = {}
     for model in summary.models:
         fixed = BY_ROLE.get(model.role)
-        given[model.label] = fixed if fixed and fixed not in given.values() else next(free)
-    return given
+        chosen[model.label] = fixed if fixed and fixed not in chosen.values() else next(free)
+    return chosen
 
 
 def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | None:

@@ -48,8 +48,8 @@ class Audit:
 
     def models(self) -> tuple[Model, ...]:
         """The model under test, its peers and its controls, in the order of reading."""
-        held = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
-        return (*held, Model(label="destroyed", path=self.undefended, role="destroyed"))
+        models = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
+        return (*models, Model(label="destroyed", path=self.undefended, role="destroyed"))
 
     def check(self) -> None:
         """Read what the audit will read.
@@ -86,7 +86,7 @@ class Audit:
 
     def planned(self) -> Campaign:
         """The cells as they will be, some attack standing in for the worst."""
-        others = (name for name, held in self.attacks.items() if name != self.canonical and not held.uses_base)
+        others = (name for name, attack in self.attacks.items() if name != self.canonical and not attack.uses_base)
         return self.campaign(next(others, None))
 
     def run(
@@ -110,7 +110,7 @@ class Audit:
         """
         claim_campaign(self.campaign(), out, title)
         self.check()
-        told: dict[str, Any] = {
+        details: dict[str, Any] = {
             "searched": list(searched),
             "canonical": self.canonical,
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
@@ -120,7 +120,7 @@ class Audit:
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
             return run_campaign(
                 campaign, out, workers,
-                title=title, suite=suite, command=command, on_progress=on_progress, **told, **more,
+                title=title, suite=suite, command=command, on_progress=on_progress, **details, **more,
             )  # fmt: skip
 
         outcomes = run(self.campaign())
@@ -134,8 +134,8 @@ class Audit:
         summary = summarise(*read_campaign(out))
         open_to_all = [name for name, attack in self.attacks.items() if not attack.uses_base]
         pairs = [summary.pair(label_of(self.model), name) for name in open_to_all]
-        found = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
-        return max(found, key=lambda name: found[name], default=None)
+        hazards = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
+        return max(hazards, key=lambda name: hazards[name], default=None)
 
 
 def models_of(
@@ -153,7 +153,7 @@ def models_of(
     models.append(Model(label=label_of(model), path=model, role="defended"))
     if never_exposed:
         models.append(Model(label="never-exposed", path=never_exposed, role="never-exposed"))
-    labels = [*(held.label for held in models), "destroyed"]
+    labels = [*(model.label for model in models), "destroyed"]
     if len(set(labels)) < len(labels):
         raise HoldfastError(
             f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"

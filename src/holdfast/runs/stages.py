@@ -117,7 +117,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
 def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
     """The card's entries for the models that a checkpoint comes from."""
     named = {"model": recipe.model, "base": recipe.original()}
-    return {name: {"path": str(held.folder.resolve()), "digest": held.digest} for name, held in named.items()}
+    return {name: {"path": str(source.folder.resolve()), "digest": source.digest} for name, source in named.items()}
 
 
 def _train(

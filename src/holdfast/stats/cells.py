@@ -232,11 +232,11 @@ def standard_error(record: Record) -> float:
 
     The binomial one is Agresti and Coull's, (k + 1) of (n + 2): all of ten questions right is no certainty.
     """
-    own = record.stderr or 0.0
+    reported = record.stderr or 0.0
     if record.metric == "nats" or not 0.0 <= record.value <= 1.0:
-        return own
+        return reported
     share = (record.value * record.n + 1) / (record.n + 2)
-    return max(own, sqrt(share * (1 - share) / (record.n + 2)))
+    return max(reported, sqrt(share * (1 - share) / (record.n + 2)))
 
 
 def keeps_ability(before: float | None, after: float | None, scale: Scale) -> bool | None:
@@ -253,8 +253,8 @@ def loss_never_fell(first: float | None, last: float | None) -> bool:
 
 def measured_untouched(results: Sequence[CellResult]) -> tuple[Measured, ...]:
     """What a model can do before any attack, complete question sets first, each evaluation once."""
-    own = ("trainability", "masking")  # with tables of their own
-    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures not in own]
+    separate = ("trainability", "masking")  # with tables of their own
+    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures not in separate]
     once: dict[tuple[str, str], Record] = {}
     for record in sorted(untouched, key=lambda record: not record.complete):
         once.setdefault((record.evaluation, record.metric), record)

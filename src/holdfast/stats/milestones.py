@@ -101,6 +101,6 @@ def at_step(cells: Iterable[CellSummary], step: int) -> dict[int, Point]:
 
 def ability_at(cells: Sequence[CellSummary], step: int | None) -> float | None:
     """Mean ability over seeds there; None unless it was measured there in every run."""
-    found = [cell.ability_at(step) for cell in cells] if step is not None else []
-    known = [value for value in found if value is not None]
+    abilities = [cell.ability_at(step) for cell in cells] if step is not None else []
+    known = [value for value in abilities if value is not None]
     return fmean(known) if known and len(known) == len(cells) else None

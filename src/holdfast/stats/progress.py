@@ -71,9 +71,9 @@ def progress(plan: CampaignPlan, results: Sequence[CellResult]) -> Progress:
     return Progress(
         title=plan.title,
         models={
-            label: _standing(len(own), own)
+            label: _standing(len(runs), runs)
             for label in dict.fromkeys(result.model for result in results)
-            if (own := [result for result in results if result.model == label])
+            if (runs := [result for result in results if result.model == label])
         },
         all=everything,
         seconds=sum(result.seconds for result in ended),

@@ -195,15 +195,15 @@ def over_seeds(points: Sequence[Point], *, draws: bool = True) -> Estimate | Non
         return None
     values = [point.value for point in points]
     error = fmean(point.stderr for point in points)
-    found = spread(values, error**2, draws=draws)
+    over = spread(values, error**2, draws=draws)
     return Estimate(
-        mean=found.mean,
+        mean=over.mean,
         low=min(values),
         high=max(values),
         question_stderr=error,
-        seed_stderr=sqrt(found.seed_variance),
+        seed_stderr=sqrt(over.seed_variance),
         seeds=len(values),
-        interval=found.interval(),
+        interval=over.interval(),
     )
 
 

@@ -83,11 +83,11 @@ def cheapest(attacks: Mapping[str, Mapping[int, Bracket]]) -> dict[int, Bracket]
         attacks: attack -> seed -> what a breach cost, for every attack that the attacker may choose.
     """
     seeds = sorted({seed for brackets in attacks.values() for seed in brackets})
-    found = {}
+    cheapest_of = {}
     for seed in seeds:
         runs = [brackets.get(seed, Bracket(least=0.0, by=inf)) for brackets in attacks.values()]
-        found[seed] = Bracket(least=min(run.least for run in runs), by=min(run.by for run in runs))
-    return found
+        cheapest_of[seed] = Bracket(least=min(run.least for run in runs), by=min(run.by for run in runs))
+    return cheapest_of
 
 
 def ratio(defended: Bracket, reference: Bracket) -> tuple[float, float]:

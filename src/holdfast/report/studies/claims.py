@@ -93,7 +93,7 @@ def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
     def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
         cells = _cells(summary, label)
         values = {seed: value([cell for cell in cells if cell.seed == seed or not cell.draws]) for seed in seeds}
-        return {seed: held for seed, held in values.items() if held is not None}
+        return {seed: known for seed, known in values.items() if known is not None}
 
     return figure
 
@@ -109,8 +109,8 @@ def _worst(leaving_out: Sequence[str] = ()) -> Figure:
         for cell in _cells(summary, label):
             if cell.attack not in (*leaving_out, NO_ATTACK):
                 attacks.setdefault(cell.attack, []).append(cell)
-        found = (best_milestone(cells, summary.hazard, loss=ABILITY_BOUND) for cells in attacks.values())
-        kept = [best for best in found if best is not None and best.kept]
+        milestones = (best_milestone(cells, summary.hazard, loss=ABILITY_BOUND) for cells in attacks.values())
+        kept = [best for best in milestones if best is not None and best.kept]
         if not kept:
             return {}
         worst = max(kept, key=lambda best: summary.hazard.sign * best.hazard)

@@ -85,14 +85,14 @@ def search_and_confirm(
             on_progress=work.progress, searched=searched_classes(search.families), held_out=list(held_out),
         )  # fmt: skip
         _, results = read_campaign(folder)
-        found = confirmed(results, label, search.ability_loss)
-        description = describe_search(search, trials, held_out, found)
+        claim = confirmed(results, label, search.ability_loss)
+        description = describe_search(search, trials, held_out, claim)
         _write(out, description)
-    return Found(trials=trials, best=best, winner=winner, confirmed=found, description=description)
+    return Found(trials=trials, best=best, winner=winner, confirmed=claim, description=description)
 
 
 def describe_search(
-    search: Search, trials: Sequence[Trial], held_out: Sequence[str], found: Confirmed | None
+    search: Search, trials: Sequence[Trial], held_out: Sequence[str], claim: Confirmed | None
 ) -> dict[str, Any]:
     """All of a search as JSON: what was allowed, tried and found."""
     best = best_trials(trials)
@@ -111,7 +111,7 @@ def describe_search(
         "spent": {name: sum(getattr(t, name) for t in trials) for name in ("steps", "tokens", "flops", "seconds")},
         "best": {family: trial.key for family, trial in best.items()},
         "winner": winner.key if winner else None,
-        "confirmation": asdict(found) if found else None,
+        "confirmation": asdict(claim) if claim else None,
         "trials": [asdict(trial) for trial in trials],
     }
 

@@ -136,24 +136,24 @@ class Search:
         trials: list[Trial] = []
         done, started = list[Outcome](), time.monotonic()
         while not self.budget.reached(trials):
-            asked = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
-            arguments = [self._arguments(ask, trials, out) for ask in asked]
+            proposals = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
+            arguments = [self._arguments(ask, trials, out) for ask in proposals]
             share = len(trials) / self.budget.trials
 
             def show(
                 now: Progress,
                 before: Sequence[Outcome] = tuple(done),
                 share: float = share,
-                size: float = len(asked) / self.budget.trials,
+                size: float = len(proposals) / self.budget.trials,
             ) -> None:
                 seconds = time.monotonic() - started
                 on_progress(Progress([*before, *now.done], now.running, now.waiting, share + size * now.share, seconds))
 
             done += _run(arguments, workers, show)
-            for ask, held in zip(asked, arguments, strict=True):
-                trial = Trial.read(held["file"])
+            for ask, call in zip(proposals, arguments, strict=True):
+                trial = Trial.read(call["file"])
                 if trial is None:
-                    raise HoldfastError(f"a trial of {held['family']} left no result; run the same command again")
+                    raise HoldfastError(f"a trial of {call['family']} left no result; run the same command again")
                 self._tell(study, ask, trial)
                 trials.append(trial)
         return trials
@@ -163,21 +163,21 @@ class Search:
         known = collect_families()[family]
         fixed: dict[str, Any] = {"family": family} if len(self.families) > 1 else {}
         for name, value in known.preset().items():
-            held = known.space[name]
-            fixed[f"{family}.{name}"] = value if isinstance(held, Log) else held.options.index(value)
+            choice = known.space[name]
+            fixed[f"{family}.{name}"] = value if isinstance(choice, Log) else choice.options.index(value)
         return fixed
 
     def _settings(self, ask: optuna.Trial) -> tuple[str, dict[str, Any]]:
         """What optuna proposes: a family and its settings."""
         family = ask.suggest_categorical("family", self.families) if len(self.families) > 1 else self.families[0]
         settings: dict[str, Any] = {}
-        for name, held in collect_families()[family].space.items():
-            if isinstance(held, Log):
-                settings[name] = ask.suggest_float(f"{family}.{name}", held.low, held.high, log=True)
+        for name, choice in collect_families()[family].space.items():
+            if isinstance(choice, Log):
+                settings[name] = ask.suggest_float(f"{family}.{name}", choice.low, choice.high, log=True)
             else:
                 # By number: optuna stores texts and numbers only.
-                options = range(len(held.options))
-                settings[name] = held.options[ask.suggest_categorical(f"{family}.{name}", options)]
+                options = range(len(choice.options))
+                settings[name] = choice.options[ask.suggest_categorical(f"{family}.{name}", options)]
         return family, settings
 
     def _arguments(self, ask: optuna.Trial, earlier: Sequence[Trial], out: Path) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Search:
 
     def _key(self, attack: Attack, limits: tuple[float, ...]) -> str:
         domain, checkpoint = Domain.open(self.domain), Checkpoint(self.model)
-        asked = [selection(domain), *abilities(domain, "even")]
+        evaluations = [selection(domain), *abilities(domain, "even")]
         return digest(
             {
                 "protocol": PROTOCOL,
@@ -206,7 +206,7 @@ class Search:
                 "data": domain.digest(*(role for role in ATTACKER_ROLES if domain.has(role))),
                 "max_length": domain.max_length,
                 "attack": describe(attack),
-                "evaluations": [[describe(evaluation), evaluation.content(domain)] for evaluation in asked],
+                "evaluations": [[describe(evaluation), evaluation.content(domain)] for evaluation in evaluations],
                 "ability_loss": self.ability_loss,
                 "limits": list(limits),
                 "seed": self.seed,
@@ -234,14 +234,14 @@ def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callabl
         HoldfastError: a trial could not be run at all.
     """
     # One attack may be proposed twice.
-    distinct = {held["file"]: held for held in arguments if not _done(held)}
+    distinct = {call["file"]: call for call in arguments if not _done(call)}
     if workers == 1:
-        for held in distinct.values():
-            run_trial(**held)
+        for call in distinct.values():
+            run_trial(**call)
         return []
     jobs = [
-        Job(name=f"trial {file.stem}: {held['family']}", call=run_trial, arguments=held)
-        for file, held in distinct.items()
+        Job(name=f"trial {file.stem}: {call['family']}", call=run_trial, arguments=call)
+        for file, call in distinct.items()
     ]
     outcomes = list(run_jobs(jobs, workers, on_progress=on_progress).values()) if jobs else []
     if failed := [outcome for outcome in outcomes if outcome.error is not None]:
@@ -249,9 +249,9 @@ def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callabl
     return outcomes
 
 
-def _done(held: Mapping[str, Any]) -> bool:
-    trial = Trial.read(held["file"])
-    return trial is not None and trial.key == held["key"]
+def _done(call: Mapping[str, Any]) -> bool:
+    trial = Trial.read(call["file"])
+    return trial is not None and trial.key == call["key"]
 
 
 def usable_families(model: str, wanted: Sequence[str] = (), held_out: Sequence[str] = ()) -> tuple[str, ...]:

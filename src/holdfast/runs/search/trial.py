@@ -103,14 +103,14 @@ def selection(domain: Domain) -> Evaluation:
         HoldfastError: the domain has no selection questions.
     """
     presets = collect("holdfast.evals")
-    held = [presets[name] for name in SELECTIONS if presets[name].available(domain)]
-    if not held:
+    available = [presets[name] for name in SELECTIONS if presets[name].available(domain)]
+    if not available:
         raise HoldfastError(
             f"{domain.folder / 'domain.toml'} has no questions to choose an attack by; add [questions.hazard_selection] "
             "with hazard questions that no claim is made on"
         )
-    found: Evaluation = held[0]
-    return found
+    first: Evaluation = available[0]
+    return first
 
 
 def abilities(domain: Domain, part: Literal["even", "odd"]) -> list[MultipleChoice]:
@@ -135,7 +135,7 @@ def thresholds(earlier: Sequence[Trial]) -> tuple[float, ...]:
     full = [trial.halfway for trial in earlier if trial.halfway]
     if len(full) < _TRIALS_TO_PRUNE:
         return ()
-    reached = [[held[place] for held in full if len(held) > place] for place in range(len(_PRUNED_AT))]
+    reached = [[scores[place] for scores in full if len(scores) > place] for place in range(len(_PRUNED_AT))]
     return tuple(median(scores) for scores in reached if scores)
 
 
@@ -160,7 +160,7 @@ def run_trial(
     started, domain, checkpoint = time.monotonic(), Domain.open(search.domain), Checkpoint(search.model)
     trial = Trial(key=key, family=family, settings=dict(settings), attack=describe(attack))
     [(_, hazard)] = asked_by(attack, ((_HAZARD, selection(domain)),), domain)
-    evaluations = {_HAZARD: hazard, **{held.questions: held for held in abilities(domain, "even")}}
+    evaluations = {_HAZARD: hazard, **{ability.questions: ability for ability in abilities(domain, "even")}}
     milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, milestones_up_to(attack.max_steps))
     curve = Curve(milestones, search.ability_loss, attack, limits)
     session = open_session(checkpoint, domain, "attacker", search.seed, search.options, base=base_of(checkpoint))
@@ -245,8 +245,8 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:
 
 def attack_of(trial: Trial) -> Attack:
     """The attack that a trial tried."""
-    found: Attack = restore("holdfast.attacks", trial.attack)
-    return found
+    attack: Attack = restore("holdfast.attacks", trial.attack)
+    return attack
 
 
 def attack_name(trial: Trial) -> str:

@@ -123,28 +123,28 @@ class RedTeam:
 
     def found(self, out: Path) -> dict[str, dict[str, Attack]]:
         """Family -> the attacks of the claims by name: the best of each search, and held-out families' presets."""
-        found: dict[str, dict[str, Attack]] = {}
+        attacks: dict[str, dict[str, Attack]] = {}
         for family in self.families:
             best = {target: best_of(self._searched(out, family, target)) for target in self.targets}
             if len({str(describe(attack)) for attack in best.values()}) == 1:
-                found[family] = {f"{family}-on-all": next(iter(best.values()))}
+                attacks[family] = {f"{family}-on-all": next(iter(best.values()))}
             else:
-                found[family] = {f"{family}-on-{target}": attack for target, attack in best.items()}
-        return {**found, **self._held_out()}
+                attacks[family] = {f"{family}-on-{target}": attack for target, attack in best.items()}
+        return {**attacks, **self._held_out()}
 
     def study(self, out: Path) -> Study:
         """The claims, once the searches have ended."""
         return self._study(self.found(out))
 
-    def _study(self, found: Mapping[str, Mapping[str, Attack]]) -> Study:
-        attacks = {name: attack for held in found.values() for name, attack in held.items()}
+    def _study(self, families: Mapping[str, Mapping[str, Attack]]) -> Study:
+        attacks = {name: attack for named in families.values() for name, attack in named.items()}
         part = replace(
             self.part,
             attacks=tuple(attacks),
             found=attacks,
             details={
                 "searched": searched_classes(self.families),
-                "families": {family: list(held) for family, held in found.items()},
+                "families": {family: list(named) for family, named in families.items()},
             },
         )
         return Study(
