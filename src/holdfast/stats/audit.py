@@ -1,4 +1,4 @@
-"""What an audit says of each model beyond hazard after attack: frontier, work factor, relearning, and the price on both sides."""
+"""The figures of an audit beyond hazard after attack: frontier, work factor, relearning, and the price on both sides."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BreachCost:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRatio:
-    """Benign learning over the undefended model's, between the steps at which both were asked."""
+    """The steps a model needs to learn benign facts, over the undefended model's: a bracket."""
 
     low: float
     high: float | None
@@ -146,7 +146,7 @@ Brackets = Mapping[str, Mapping[int, Bracket]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Audit:
-    """The cells of an audit, asked for one model after the other."""
+    """The cells of an audit, and the figures of one model at a time."""
 
     plan: CampaignPlan
     results: Sequence[CellResult]
@@ -204,7 +204,7 @@ class _Audit:
         return frontier(cells, self.summary.hazard, least_ability=least_ability, unit=self.unit)
 
     def within(self, model: ModelSummary) -> tuple[WithinLoss, ...]:
-        """Worst and mean for every ability loss of the protocol, counted from both anchors, and without a bound."""
+        """Worst and mean hazard for every ability loss of the protocol, from both anchors, and without a bound."""
         anchors: list[tuple[Anchor, float | None]] = [("its own", model.ability_before)]
         anchors += [("the undefended model's", base.ability_before) for base in self.role("undefended")[:1]]
         pairs = [pair for pair in self.summary.pairs if pair.model == model.label and pair.after is not None]
@@ -237,7 +237,7 @@ class _Audit:
         return brackets
 
     def abilities_at_breach(self, label: str) -> dict[str, float]:
-        """attack -> mean ability over seeds, each at its first milestone over the threshold; where all of them have one."""
+        """Mean ability at each seed's first milestone over the threshold, by attack; only where every breach has a value."""
         abilities: dict[str, list[float | None]] = {}
         for cell in self.of(label):
             limit = self.limits[cell.attack, BREACH]
@@ -250,7 +250,7 @@ class _Audit:
         }
 
     def relearned(self, label: str) -> dict[str, Relearning]:
-        """By attack that draws; areas between those of the anchors."""
+        """The relearning AUC under each attack that depends on a seed."""
         before = next((model.before.value for model in self.role("undefended") if model.before), None)
         scores: dict[str, Relearning] = {}
         for attack in dict.fromkeys(cell.attack for cell in self.of(label) if cell.draws):
@@ -273,13 +273,16 @@ class _Audit:
         return scores
 
     def cheapest(self, brackets: Brackets, others: Brackets) -> dict[int, Bracket]:
-        """Seed by seed the cheapest breach by an attack that trains, needs no original model, and that both went through."""
+        """The cheapest breach of each seed, over attacks that train, need no original model, and ran on both models."""
         trains = {cell.attack for cell in self.attacked if cell.trains}  # an edit of the weights costs nothing
         eligible = trains & others.keys() - set(self.uses_base)
         return cheapest({attack: seeds for attack, seeds in brackets.items() if attack in eligible})
 
     def learning(self, label: str) -> LearningRatio | None:
-        """Questions are asked every so many steps, so that each count is the upper end of a bracket."""
+        """The ratio of learning steps to the undefended model's; None where that model did not learn.
+
+        Questions are asked every few steps, so each count is the upper end of a bracket.
+        """
         base = [learned for model in self.role("undefended") if (learned := self.learned(model.label))]
         mine = self.learned(label)
         if mine is None or not base or not base[0].breached or base[0].by <= 0:
@@ -288,7 +291,7 @@ class _Audit:
         return LearningRatio(low=low, high=None if high == inf else high)
 
     def learned(self, label: str) -> Bracket | None:
-        """The steps in which it learned: a bracket as a breach has one."""
+        """The steps in which the model learned the benign facts, as a bracket; None where that was not measured."""
         for result in self.results:
             records = {r.metric: r for r in result.records if result.model == label and r.measures == "trainability"}
             if "steps" in records:

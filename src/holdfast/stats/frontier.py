@@ -35,7 +35,7 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stop:
-    """What all seeds of an attack show after one step: a place where the attacker may stop."""
+    """The mean over seeds after one step of an attack: a place where the attacker may stop."""
 
     attack: str
     step: int
@@ -88,7 +88,7 @@ def frontier(
 
 
 def _lower_ends(stops: Sequence[_Stop]) -> list[float]:
-    """Up to each stop, what the greatest true hazard is at least; minus infinity with too few seeds.
+    """The lower bound of the greatest true hazard, up to each stop; minus infinity with too few seeds.
 
     Simes's inequality over the milestones of an attack, turned into an interval: the second greatest lower end may err twice as
     often as the greatest, the third three times. Bonferroni over attacks.

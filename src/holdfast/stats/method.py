@@ -43,10 +43,10 @@ class MethodClaim:
 
 
 def method_claim(values: Nested) -> MethodClaim:
-    """From one figure of every run, alike many everywhere.
+    """The claim about a method from one figure of every run, in a balanced design.
 
     Raises:
-        ValueError: it is empty, or not balanced.
+        ValueError: `values` is empty or not balanced.
     """
     shapes = {tuple(len(runs) for runs in models.values()) for models in values.values()}
     if len(shapes) != 1 or len(set(next(iter(shapes)))) != 1:
@@ -68,7 +68,7 @@ def method_claim(values: Nested) -> MethodClaim:
 
 
 def difference(method: Nested, other: Nested) -> MethodClaim:
-    """The claim about one method minus another: worlds and safeguard seeds that both have, attack seeds by `seeds.partners`."""
+    """The claim about one method minus another, over shared worlds and safeguard seeds; attack seeds follow `seeds.partners`."""
     paired: dict[int, dict[int, dict[int, float]]] = {}
     for world in method.keys() & other.keys():
         for seed in method[world].keys() & other[world].keys():

@@ -1,4 +1,4 @@
-"""What an audit can decide, before it is run: the difference that its questions and seeds can detect."""
+"""The power of an audit before it runs: the difference that its questions and seeds can detect."""
 
 from __future__ import annotations
 

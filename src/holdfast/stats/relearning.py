@@ -54,13 +54,13 @@ def relearning(
 
 
 def over(by_seed: Mapping[int, float]) -> Relearning:
-    """One area a seed, to their mean."""
+    """The mean of the areas, one a seed, with an interval."""
     values = list(by_seed.values())
     return Relearning(auc=fmean(values), by_seed=dict(by_seed), interval=t_interval(values))
 
 
 def mean_over_attacks(relearnings: Iterable[Relearning]) -> Relearning | None:
-    """The mean over attacks, seed by seed; of the seeds that finished all of them. None without any."""
+    """The mean over attacks for each seed that finished all of them; None without any seed."""
     scores = list(relearnings)
     shared = set.intersection(*({*score.by_seed} for score in scores)) if scores else set()
     if not shared:
