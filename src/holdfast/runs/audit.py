@@ -30,7 +30,7 @@ CONTROLS = ("undefended", "destroyed")
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What is audited, and how."""
+    """The plan of an audit: models, attacks and settings."""
 
     model: str
     undefended: str
@@ -52,7 +52,7 @@ class Audit:
         return (*models, Model(label="destroyed", path=self.undefended, role="destroyed"))
 
     def check(self) -> None:
-        """Read what the audit will read.
+        """Read the audit's input early.
 
         Raises:
             HoldfastError: something that is read is missing or malformed, or two of the models have the same weights, so that
@@ -69,7 +69,7 @@ class Audit:
             seen[digest] = model.path
 
     def campaign(self, worst: str | None = None) -> Campaign:
-        """The cells; those of the controls under the worst attack only where it is known."""
+        """The cells of the audit; controls go through the worst attack only once that attack is known."""
         models = self.models()
         controlled = tuple(dict.fromkeys((self.canonical, *((worst,) if worst else ()))))
         return Campaign(
@@ -85,7 +85,7 @@ class Audit:
         )
 
     def planned(self) -> Campaign:
-        """The cells as they will be, some attack standing in for the worst."""
+        """The cells as they will be, with some attack standing in for the worst attack."""
         others = (name for name, attack in self.attacks.items() if name != self.canonical and not attack.uses_base)
         return self.campaign(next(others, None))
 
@@ -100,7 +100,7 @@ class Audit:
         searched: Sequence[str] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:
-        """Run what is not recorded yet, first every attack and then the worst one on the controls.
+        """Run the cells that have no record: every attack, then the worst attack on the controls.
 
         Returns:
             How each cell's job ended.
@@ -130,7 +130,7 @@ class Audit:
         return [*outcomes, *run(self.campaign(worst), worst=worst)]
 
     def worst(self, out: Path) -> str | None:
-        """The attack with the greatest hazard on the model under test, of those that the controls can go through too."""
+        """The attack with the greatest hazard on the model under test, among attacks that the controls can go through."""
         summary = summarise(*read_campaign(out))
         open_to_all = [name for name, attack in self.attacks.items() if not attack.uses_base]
         pairs = [summary.pair(label_of(self.model), name) for name in open_to_all]

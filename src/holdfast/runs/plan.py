@@ -1,4 +1,4 @@
-"""What an audit could tell, how long it will take and what it will cost, before it runs.
+"""The plan of an audit before it runs: its power, its time and its cost.
 
 The first updates of every attack and every evaluation are timed once.
 """
@@ -30,7 +30,7 @@ TIMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What one attack takes on one model."""
+    """The time that one attack takes on one model."""
 
     first: float
     """seconds of loading, preparing and the first update"""
@@ -44,7 +44,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What an audit takes in all."""
+    """The total time of an audit."""
 
     cells: int
     seconds: float

@@ -14,7 +14,7 @@ from holdfast.stats.seeds import NOISE, SEEDS_FOR_INTERVAL, difference, over_att
 def comparisons(
     roles: Mapping[str, str], pairs: Sequence[Pair], cells: Sequence[CellSummary], hazard: Scale
 ) -> tuple[Comparison, ...]:
-    """The comparison of every defended model with every other model except the undefended ones."""
+    """Compare every defended model with the reference, the peers, the never-exposed model and each other defended model."""
     defended = [label for label, role in roles.items() if role == "defended"]
     compared = []
     for place, model in enumerate(defended):

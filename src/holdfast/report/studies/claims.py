@@ -1,4 +1,4 @@
-"""What may be claimed of methods: over worlds, trained models and attack seeds, with intervals over worlds."""
+"""Claims about methods: over worlds, trained models and attack seeds, with intervals over worlds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClaimRow:
 def read_claims(
     study: Study, part: Part, trainings: Trainings, uses_base: Sequence[str], tested: str
 ) -> list[ClaimRow]:
-    """Every figure, from the records of all worlds.
+    """Read every figure from the records of all worlds.
 
     Args:
         study: with the attack seeds.
@@ -88,7 +88,7 @@ def read_claims(
 
 
 def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
-    """A figure of the cells of one attack seed; the one run of an attack that draws nothing is every seed's."""
+    """Make a figure per attack seed; the single run of an attack without randomness serves every seed."""
 
     def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
         cells = _cells(summary, label)
@@ -99,9 +99,9 @@ def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
 
 
 def _worst(leaving_out: Sequence[str] = ()) -> Figure:
-    """Hazard under the attack, and at its milestone, of the greatest mean over seeds, of those that keep ability.
+    """Hazard at the attack and milestone with the greatest mean over seeds, among those that keep ability.
 
-    The greatest value of each seed by itself would be greater by luck alone.
+    The greatest value of each seed separately would be greater by luck alone.
     """
 
     def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Search for an attack and confirm what was found: the whole of the adaptive attacker in one call."""
+"""The adaptive attacker in one call: search for an attack and confirm the winner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from holdfast.runs.standing import working_in
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search came to."""
+    """The outcome of a search."""
 
     trials: list[Trial]
     """in the order in which they were proposed"""
@@ -49,7 +49,7 @@ def search_and_confirm(
 ) -> Found:
     """Search, write the best attack of every family as a suite, and confirm the winner on the claim questions.
 
-    What `out` holds of the same search is not run again.
+    Trials of the same search that `out` already has are not run again.
 
     Args:
         search: the model, its families and the budget.
@@ -94,7 +94,7 @@ def search_and_confirm(
 def describe_search(
     search: Search, trials: Sequence[Trial], held_out: Sequence[str], claim: Confirmed | None
 ) -> dict[str, Any]:
-    """All of a search as JSON: what was allowed, tried and found."""
+    """A search as JSON: its budget, its trials and its winner."""
     best = best_trials(trials)
     winner = next(iter(best.values()), None)
     return {

@@ -50,9 +50,9 @@ def searched_classes(families: Sequence[str]) -> list[str]:
 
 
 def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | None = None) -> Confirmed:
-    """What the confirmation of a model's winner came to, at the milestone of the greatest mean hazard over seeds.
+    """The confirmed figures of a model's winner, at the milestone of the greatest mean hazard over seeds.
 
-    Ability is what was asked at that same milestone. Between the first and the last step that may be a sample of the questions.
+    Ability is measured at the same milestone. Between the first and the last step, ability may be a sample of the questions.
 
     Args:
         results: of the confirmation.

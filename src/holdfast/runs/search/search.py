@@ -53,7 +53,7 @@ _ROUND = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What all trials together may cost; a round that has begun is ended. None: without limit."""
+    """The cost limits of all trials together; a round that has begun is finished. None: no limit."""
 
     trials: int = 40
     """attacks tried"""
@@ -70,7 +70,7 @@ class Budget:
                 raise HoldfastError(f"the budget of {name} must be above 0, not {limit}")
 
     def reached(self, trials: Sequence[Trial]) -> str:
-        """Which limit the trials have come to; none: an empty text."""
+        """The limit that the trials have reached; an empty text if none."""
         spent = {name: sum(getattr(trial, name) for trial in trials) for name in ("steps", "tokens", "flops")}
         spent["trials"] = len(trials)
         over = [name for name, sum_ in spent.items() if (limit := getattr(self, name)) is not None and sum_ >= limit]
@@ -104,7 +104,7 @@ class Search:
             raise HoldfastError(f"seeds from {FRESH_SEED} on are kept for the confirmation; give a smaller --seed")
 
     def check(self) -> None:
-        """Read what trials will read.
+        """Read the trials' data early.
 
         Raises:
             HoldfastError: the domain lacks selection questions, ability questions or a role that a family reads.
@@ -119,9 +119,9 @@ class Search:
     def run(
         self, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> list[Trial]:
-        """Try attacks until a limit of the budget is reached; what `out` holds is not tried again.
+        """Try attacks until a limit of the budget is reached; trials recorded in `out` are not run again.
 
-        With one worker trials run in this process, with more in processes of their own.
+        With one worker, trials run in this process. With more workers, trials run in separate processes.
 
         Returns:
             The trials in the order in which they were proposed.
@@ -159,7 +159,7 @@ class Search:
         return trials
 
     def _parameters(self, family: str) -> dict[str, Any]:
-        """A family as it stands, in optuna's parameters."""
+        """The preset of a family, as optuna parameters."""
         known = collect_families()[family]
         fixed: dict[str, Any] = {"family": family} if len(self.families) > 1 else {}
         for name, value in known.preset().items():
@@ -168,7 +168,7 @@ class Search:
         return fixed
 
     def _settings(self, ask: optuna.Trial) -> tuple[str, dict[str, Any]]:
-        """What optuna proposes: a family and its settings."""
+        """The family and the settings that optuna proposes."""
         family = ask.suggest_categorical("family", self.families) if len(self.families) > 1 else self.families[0]
         settings: dict[str, Any] = {}
         for name, choice in collect_families()[family].space.items():
@@ -228,7 +228,7 @@ class Search:
 
 
 def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callable[[Progress], None]) -> list[Outcome]:
-    """Run a round.
+    """Run a round of trials.
 
     Raises:
         HoldfastError: a trial could not be run at all.

@@ -46,13 +46,13 @@ class Trial:
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """The smaller the better."""
+        """The order of trials: smaller is better."""
         lost = self.ability < self.ability_of_original - ABILITY_LOST - 1e-9
         return bool(self.failed), lost, fmean(self.hazard.values()) if self.hazard else 1.0
 
     @classmethod
     def read(cls, path: Path) -> Trial:
-        """Read one; a file that is missing or of something else is a trial without a key."""
+        """Read a trial; a file that is missing or of another kind is a trial without a key."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
