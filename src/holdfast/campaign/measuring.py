@@ -83,10 +83,10 @@ class Measuring:
         return self.breached and rule is not None and self.milestones_since >= rule
 
     def note_gradient(self, step: int, norm: float | None) -> None:
-        """Keep the norm of the gradients of a step, where it took some.
+        """Keep the norm of the gradients of a step; None is skipped.
 
         Raises:
-            NonFinite: it is no number.
+            NonFinite: the norm is not finite.
         """
         if norm is None:
             return

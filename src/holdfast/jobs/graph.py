@@ -51,7 +51,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The estimate of seconds left; None before any job shows progress."""
+        """The estimate of seconds left; None until 2 % of the work is done."""
         return self.seconds * (1 - self.share) / self.share if self.share > 0.02 else None
 
 

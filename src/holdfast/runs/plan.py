@@ -117,11 +117,7 @@ def plan_audit(audit: Audit, on_step: Callable[[int, int], None] = lambda done, 
     """
     domain = Domain.open(audit.domain)
     along, _ = evaluations_of(domain)
-    hazard = [
-        name
-        for name, evaluation in along
-        if evaluation.measures(domain) == "hazard" and name in domain.question_sources
-    ]
+    hazard = [name for name, preset in along if preset.measures(domain) == "hazard" and name in domain.question_sources]
     # The set called "hazard" carries the headline where there is one.
     headline = min(hazard, key=lambda name: name != "hazard", default=None)
     questions = len(domain.questions(headline).questions) if headline else 0

@@ -67,7 +67,7 @@ def best_trial(files: Sequence[Path]) -> Trial:
 def make(
     method: Method, trials: Sequence[Path], domain: Path, start: Path, out: Path, seed: int, on_step: OnStep
 ) -> None:
-    """Build a method's model with the settings of its best trial, unless it is there.
+    """Build a method's model with the settings of its best trial, unless the model exists.
 
     Args:
         method: what is built.
