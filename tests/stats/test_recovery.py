@@ -25,7 +25,7 @@ def points(hazard: float, seeds: int = 5) -> dict[int, Point]:
     return {seed: Point(step=8, value=hazard, stderr=0.02, n=300, complete=True) for seed in range(seeds)}
 
 
-ANCHORS = Anchors(undefended=known(1.0), floor=known(0.2), source="the never-exposed model under the same attack")
+ANCHORS = Anchors(undefended=known(1.0), floor=known(0.2))
 
 
 def test_recovery_by_hand() -> None:
@@ -37,8 +37,8 @@ def test_recovery_by_hand() -> None:
 
 @given(st.floats(0, 1), st.floats(0.3, 1), st.floats(0, 0.2))
 def test_recovery_of_a_loss_is_that_of_its_mirror_image(hazard: float, undefended: float, floor: float) -> None:
-    plain = Anchors(undefended=known(undefended, 0.001), floor=known(floor, 0.001), source="chance")
-    loss = Anchors(undefended=known(-undefended, 0.001), floor=known(-floor, 0.001), source="chance", sign=-1)
+    plain = Anchors(undefended=known(undefended, 0.001), floor=known(floor, 0.001))
+    loss = Anchors(undefended=known(-undefended, 0.001), floor=known(-floor, 0.001), sign=-1)
     assert recovery(-hazard, loss) == pytest.approx(recovery(hazard, plain))
     one, other = gap(points(-hazard), loss), gap(points(hazard), plain)
     assert (one is None) == (other is None)

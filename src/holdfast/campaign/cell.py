@@ -120,7 +120,7 @@ def put_out_of_order(model: Any) -> None:
 
 
 def is_done(cell: Cell, key: str, out: Path) -> bool:
-    """Whether nothing is left to do: the record is there, and the attacked weights too where they are to be kept."""
+    """Whether the cell is done: its record exists, and its attacked weights too where they are to be kept."""
     path = cell_path(out, key)
     status = CellResult.read(path).status if path.is_file() else "failed"
     missing = cell.options.keep_attacked_weights and cell.attack is not None and not kept_folder(out, key).is_dir()

@@ -74,7 +74,7 @@ class Cell:
         return f"{self.model.label} · {self.probe or self.attack_name} · seed {self.seed}"
 
     def identity(self) -> dict[str, Any]:
-        """Content of all that the numbers depend on. Paths, labels and logging are no part of it.
+        """The content that the numbers depend on. Paths, labels and logging are no part of it.
 
         The kind of device is part of it, since its kernels give other last bits; which of its kind is not.
         """
@@ -130,7 +130,7 @@ class Campaign:
     """how the cells are run"""
 
     def cells(self) -> Iterator[Cell]:
-        """For every model one cell without attack, then each attack with each seed, then the probes of untouched models.
+        """List the cells: every model without attack, each attack with each seed, and the probes of untouched models.
 
         A probe is a cell of its own: one that fails, for lack of memory or at a diverging rate, takes nothing else with it.
         """
@@ -171,7 +171,7 @@ class Campaign:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Read what the attacks will read, so that a campaign does not fail in its last hour.
+        """Read the data of the attacks early, so that a campaign does not fail in its last hour.
 
         Raises:
             HoldfastError: a role that an attack asks for is missing or malformed, or nothing can be measured.
@@ -194,27 +194,29 @@ Evaluations = tuple[tuple[str, Evaluation], ...]
 
 
 def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
-    """What is measured along an attack, and what only on the untouched model: (name, evaluation) each."""
+    """The evaluations along an attack, and those of the untouched model alone, as (name, evaluation) pairs."""
     from holdfast.evals.multiple_choice import MultipleChoice
 
     presets: dict[str, Evaluation] = {
         name: preset for name, preset in collect("holdfast.evals").items() if preset.available(domain)
     }
-    own = {
+    unnamed = {
         name: MultipleChoice(questions=name)
         for name in domain.question_sources
         # Requests have evaluations of their own; a refusal is no option among others.
         if name not in presets and domain.question_sources[name].get("measures") != "refusal"
     }
-    held = [
-        (name, evaluation) for name, evaluation in {**presets, **own}.items() if name not in (*CHOOSING, "benign_new")
+    measured = [
+        (name, evaluation)
+        for name, evaluation in {**presets, **unnamed}.items()
+        if name not in (*CHOOSING, "benign_new")
     ]
-    probes = tuple((name, probe) for name, probe in held if probe.measures(domain) in ("trainability", "masking"))
-    return tuple(pair for pair in held if pair not in probes), probes
+    probes = tuple((name, probe) for name, probe in measured if probe.measures(domain) in ("trainability", "masking"))
+    return tuple(pair for pair in measured if pair not in probes), probes
 
 
 def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:
-    """The evaluations as this attacker asks: those of hazard wear the disguise that his rows wore, if they wore one."""
+    """The evaluations as this attacker asks them: hazard questions wear the disguise of the attacker's rows, if any."""
     if attack.disguise is None:
         return evaluations
     return tuple(
@@ -224,13 +226,13 @@ def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evalua
 
 
 def milestones_up_to(last: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
-    """0, the wanted steps (by default 5, 10, 20, 40 and so on) as far as they go, and the last."""
+    """Step 0, the wanted steps (by default 5, 10, 20, 40 and so on) below `last`, and the last step."""
     steps = wanted if wanted is not None else [5 * 2**i for i in range(64)]
     return tuple(sorted({0, last, *(step for step in steps if 0 <= step <= last)}))
 
 
 def dense_steps(last: int) -> tuple[int, ...]:
-    """1, 2, 3, 4 and on by no more than a quarter: where hazard is asked so that the cost of a breach is known to a quarter."""
+    """Steps 1, 2, 3, 4 and on by at most a quarter, so that the cost of a breach is known to a quarter."""
     steps = [1]
     while steps[-1] < last:
         steps.append(max(steps[-1] + 1, steps[-1] * 5 // 4))
@@ -238,7 +240,7 @@ def dense_steps(last: int) -> tuple[int, ...]:
 
 
 def untouched_undefended(cells: Sequence[Cell]) -> Cell | None:
-    """The cell of the undefended model as it is."""
+    """The cell of the untouched undefended model."""
     return next((c for c in cells if c.model.role == "undefended" and c.attack is None and not c.probe), None)
 
 

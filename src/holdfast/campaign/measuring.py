@@ -1,4 +1,4 @@
-"""What a cell measures along its walk."""
+"""The measurements of a cell along its walk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _untouched: dict[str, list[Score]] = {}
 class Measuring:
     """The observer of a cell: it measures at milestones, watches for a breach, and ends the walk where the cell says so.
 
-    What it has measured is saved and restored with a resumable attack.
+    Its measurements are saved and restored with a resumable attack.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class Measuring:
 
     @property
     def stride(self) -> int:
-        """Losses and gradients are recorded at every so many steps."""
+        """The number of steps between records of losses and gradients."""
         return max(math.ceil((self.cell.attack.max_steps if self.cell.attack else 1) / _LOSS_POINTS), 1)
 
     @property
     def stops(self) -> bool:
-        """Whether the rule for stopping early says so."""
+        """Whether the rule for stopping early applies."""
         rule = self.cell.stop_after_breach
         return self.breached and rule is not None and self.milestones_since >= rule
 
     def note_gradient(self, step: int, norm: float | None) -> None:
-        """Keep the norm of the gradients of a step, where it took some.
+        """Keep the norm of the gradients of a step; None is skipped.
 
         Raises:
-            NonFinite: it is no number.
+            NonFinite: the norm is not finite.
         """
         if norm is None:
             return
@@ -97,8 +97,10 @@ class Measuring:
         self.gradients.append((step, norm))
 
     def take(self, step: int, session: Session[Data]) -> None:
-        """Measure the model: everything at the first and the last step and at a breach, hazard and samples between, and at
-        the milestones of hazard that alone.
+        """Measure the model.
+
+        The first and last step and a breach get all evaluations. Milestones between get hazard and samples. The milestones of
+        hazard get hazard alone.
 
         Raises:
             NonFinite: a score is void, and with it all of this step.
@@ -130,7 +132,7 @@ class Measuring:
                 self._score(step, name, evaluation, complete=True, session=session)
 
     def _at_breach(self, step: int) -> bool:
-        """Whether the hazard has come half-way from chance to the undefended model's, or to 1 where none is known."""
+        """Whether hazard is half-way from chance to the undefended model's hazard (1 where no undefended model is known)."""
         now, untouched = (_hazard(self.records, at) for at in (step, 0))
         if now is None or untouched is None or untouched.chance is None:
             return False
@@ -162,7 +164,7 @@ class Measuring:
 
     @property
     def ends_of_the_loss(self) -> tuple[float | None, float | None]:
-        """Means of the attacker's own loss over its first and over its last updates; None where it lowers none."""
+        """Means of the attacker's own loss over its first and over its last updates; None where the attack lowers no loss."""
         attack = self.cell.attack
         losses = self.losses[attack.benign_steps :] if attack and attack.optimises else []
         if not losses:
@@ -172,7 +174,7 @@ class Measuring:
 
     @property
     def stopped(self) -> str:
-        """The rule that ended the attack before its last step; empty: none did."""
+        """The rule that ended the attack before its last step; empty if no rule did."""
         if not self.stops:
             return ""
         return f"stopped {self.milestones_since} milestones after half of the hazard was back, as the audit was told to"

@@ -25,7 +25,7 @@ _prepared: dict[tuple[str, str], Callable[[Any], list[Score]]] = {}
 def prepared(
     evaluation: Evaluation, domain: Domain, tokenizer: PreTrainedTokenizerBase, tokenizer_digest: str
 ) -> Callable[[Any], list[Score]]:
-    """An evaluation ready to be asked of a live model; of one tokenizer and content it is prepared once a process."""
+    """Prepare an evaluation for a live model, once a process for each tokenizer and content."""
     key = tokenizer_digest, digest([describe(evaluation), evaluation.content(domain)])
     if key not in _prepared:
         _prepared[key] = evaluation.prepare(tokenizer, domain)

@@ -28,7 +28,7 @@ def run_campaign(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     **details: Any,
 ) -> list[Outcome]:
-    """Run what is not recorded yet; record what failed; write the plan, with `details` besides.
+    """Run the cells that have no record, record the failures, and write the plan with `details`.
 
     Returns:
         How each cell's job ended.
@@ -59,7 +59,7 @@ def run_campaign(
 
 
 def claim_campaign(campaign: Campaign, out: Path, title: str) -> None:
-    """See that a campaign's output may be written.
+    """Check that a campaign's output may be written.
 
     Raises:
         HoldfastError: the folder holds something else, or is one of the inputs.
@@ -71,7 +71,7 @@ def claim_campaign(campaign: Campaign, out: Path, title: str) -> None:
 
 
 def check_campaign(campaign: Campaign) -> None:
-    """Read what a campaign will read, so that it does not fail in its last hour.
+    """Read a campaign's input early, so that the campaign does not fail in its last hour.
 
     Raises:
         HoldfastError: something that an attack or an evaluation reads is missing or malformed, or a model cannot be loaded.
@@ -122,7 +122,7 @@ def cell_jobs(
 def write_plan(
     campaign: Campaign, out: Path, ids: Sequence[str], *, title: str, suite: str, command: str, **details: Any
 ) -> None:
-    """Write `campaign.json`: what the cells are and where the models come from."""
+    """Write `campaign.json`: the cells and the sources of the models."""
     CampaignPlan(
         title=title,
         domain=Domain.open(campaign.domain).name,

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal while it goes on: bars on a screen, a line now and then in a log."""
+"""The progress of a run on the terminal: bars on a screen, occasional lines in a log."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def audit(
         say_next(console, this_command().replace(" --plan", ""))
         return
     # Attacks that a search chose are not blind, whoever it was that searched.
-    found = suite == "adaptive" or suite not in SUITES
+    searched = suite == "adaptive" or suite not in SUITES
     with show_jobs(console, title) as on_progress:
         outcomes = audited.run(
             out,
@@ -237,7 +237,7 @@ def audit(
             title=title,
             suite=called(suite, chosen),
             command=this_command(),
-            searched=sorted({type(attack).__name__ for attack in chosen.values()}) if found else [],
+            searched=sorted({type(attack).__name__ for attack in chosen.values()}) if searched else [],
             on_progress=on_progress,
         )
     finish(console, out, [outcome.error for outcome in outcomes])
@@ -302,27 +302,27 @@ def search(
         options=run_options(device, dtype, trust_remote_code),
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
-        found = search_and_confirm(
+        outcome = search_and_confirm(
             chosen, models_of(model, undefended, reference, never_exposed), out, label=model_label(model),
             held_out=held_out, seeds=confirm_seeds, workers=workers, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
-    draw_search(found.description, out / "search.svg")
+    draw_search(outcome.description, out / "search.svg")
     build_report([out / "confirmation"], out / "confirmation" / "report.html")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("family", "trials", "hazard", "ability", "kept", "updates", "tokens", "FLOPs"):
         left = column == "family"
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
-    for family, trial in found.best.items():
-        count = sum(other.family == family for other in found.trials)
+    for family, trial in outcome.best.items():
+        count = sum(other.family == family for other in outcome.trials)
         figures = (f"{100 * trial.hazard:.0f} %", f"{100 * trial.ability:.0f} %", "yes" if trial.feasible else "no")
         table.add_row(family, str(count), *figures, f"{trial.steps:,}", f"{trial.tokens:,}", f"{trial.flops:.1e}")
     console.print(table)
-    ended = f"ended by the budget of {found.description['ended_by']}"
+    ended = f"ended by the budget of {outcome.description['ended_by']}"
     if held_out:
         ended += f"; held out: {', '.join(held_out)}"
-    console.print(f"{len(found.trials)} attacks tried on selection questions, {ended}.", highlight=False)
+    console.print(f"{len(outcome.trials)} attacks tried on selection questions, {ended}.", highlight=False)
     console.print(
-        confirmed_sentence(found),
+        confirmed_sentence(outcome),
         soft_wrap=True,
         highlight=False,
     )

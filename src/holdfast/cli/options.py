@@ -1,4 +1,4 @@
-"""The options that verbs share, and what is checked of them."""
+"""The options that verbs share, and their checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verbs print."""
+"""The output of verbs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDE = 110
 
 
 def show_status(folder: Optional[Path]) -> None:
-    """Say how the run in a folder stands, and end the command, so that nothing else has to be given."""
+    """Print how the run in a folder stands, and end the command, so that no other option is needed."""
     if folder is None:
         return
     from holdfast.runs.standing import MARKER
@@ -36,7 +36,7 @@ def show_status(folder: Optional[Path]) -> None:
 
 
 def _show_standing(console: Console, folder: Path) -> str:
-    """How a demo, a study or a search stands; returns the command to go on with."""
+    """Print how a demo, a study or a search stands; return the command to continue with."""
     from holdfast.core.files import is_held
     from holdfast.report.words.status import standing as sentences
     from holdfast.runs.standing import Standing
@@ -53,7 +53,7 @@ def _show_standing(console: Console, folder: Path) -> str:
 
 
 def _show_progress(console: Console, folder: Path) -> str:
-    """How an audit stands; returns the command to go on with."""
+    """Print how an audit stands; return the command to continue with."""
     from holdfast.core.files import is_held
     from holdfast.report.words.status import status, status_table
     from holdfast.stats.progress import read_progress
@@ -88,7 +88,7 @@ def make_console() -> Console:
 
 
 def show_plan(console: Console, audit: Audit, workers: int) -> None:
-    """What an audit can tell with more or fewer seeds, and what it takes."""
+    """Print the power of an audit with more or fewer seeds, and its cost."""
     from holdfast.cli.display import show_steps
     from holdfast.report.words.status import Planned, plan_table, power, timing
     from holdfast.runs.plan import plan_audit
@@ -117,7 +117,7 @@ def show_plan(console: Console, audit: Audit, workers: int) -> None:
 
 
 def cost_sentence(out: Path, attack: str) -> str:
-    """What an attack took, in one sentence."""
+    """The sentence on the cost of an attack."""
     from holdfast.core.records import read_campaign
     from holdfast.report.words.status import attack_cost
     from holdfast.stats.suspicion import mean_costs
@@ -128,15 +128,15 @@ def cost_sentence(out: Path, attack: str) -> str:
     return attack_cost(updates, mean_costs(cells))
 
 
-def confirmed_sentence(found: Found) -> str:
-    """What was found and what of it held on the claim questions, in one sentence, and whether ability did."""
+def confirmed_sentence(outcome: Found) -> str:
+    """The sentence on a confirmed search: its hazard on the selection and on the claim questions, and its ability."""
     from holdfast.report.words.status import confirmed
     from holdfast.runs.search.trial import attack_name, attack_of
 
-    winner, held = found.winner, found.confirmed
+    winner, claim = outcome.winner, outcome.confirmed
     return confirmed(
-        attack_name(winner), winner.hazard, held.hazard, held.interval, held.step, held.ability_before, held.ability,
-        seeds=held.seeds if attack_of(winner).draws else None, failed=held.failed, kept=held.kept,
+        attack_name(winner), winner.hazard, claim.hazard, claim.interval, claim.step, claim.ability_before, claim.ability,
+        seeds=claim.seeds if attack_of(winner).draws else None, failed=claim.failed, kept=claim.kept,
     )  # fmt: skip
 
 

@@ -100,13 +100,13 @@ def list_(
             console.print(
                 Padding(f"{suite.budget}: {', '.join(suite.attacks)}", (0, 0, 0, 4)), style="dim", highlight=False
             )
-    found = [held[what] for held in presets.values() if what is not None and what in held]
-    for preset in found:
+    named = [group[what] for group in presets.values() if what is not None and what in group]
+    for preset in named:
         console.print(f"[bold]{what}[/bold]  {type(preset).__name__}: {(type(preset).__doc__ or '').strip()}")
         table = Table("field", "default", "meaning", box=None, padding=(0, 2))
         for field in fields(preset):
             table.add_row(field.name, repr(field.value), field.doc)
         console.print(table)
-    if what is not None and what not in (*presets, "suites") and not found:
-        known = [*presets, "suites", *(name for held in presets.values() for name in held)]
+    if what is not None and what not in (*presets, "suites") and not named:
+        known = [*presets, "suites", *(name for group in presets.values() for name in group)]
         fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")

@@ -1,1 +1,1 @@
-"""Jobs and what runs them."""
+"""Jobs and their runner."""

@@ -1,4 +1,4 @@
-"""Jobs and what each waits for, as a value; whoever runs them asks the graph what may start."""
+"""Jobs and their dependencies, as a value; a runner asks the graph which jobs may start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a graph of jobs stands, for a display."""
+    """The progress of a graph of jobs, for a display."""
 
     done: list[Outcome] = field(default_factory=list)
     running: dict[str, float] = field(default_factory=dict)
@@ -51,12 +51,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The estimate; None before there is ground for one."""
+        """The estimate of seconds left; None until 2 % of the work is done."""
         return self.seconds * (1 - self.share) / self.share if self.share > 0.02 else None
 
 
 class Graph:
-    """What may start, given what has ended."""
+    """The jobs that may start, given the jobs that have ended."""
 
     def __init__(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> None:
         """Order the jobs.
@@ -98,14 +98,14 @@ class Graph:
         self._ready.insert(0, job)
 
     def end(self, outcome: Outcome) -> None:
-        """Note how a job ended. What waits for a job that failed is never run, and fails too."""
+        """Note how a job ended. A job that waits for a failed job is never run, and fails too."""
         self.outcomes[outcome.job] = outcome
         self._on_outcome(outcome)
         self._sorter.done(outcome.job)
         self._find_ready()
 
     def progress(self, running: Mapping[Job, float]) -> Progress:
-        """Where everything stands, given the shares that are done of the jobs that run."""
+        """The progress of all jobs, given the done shares of the running jobs."""
         ended = sum(job.size for job in self.outcomes)
         partly = sum(share * job.size for job, share in running.items())
         return Progress(

@@ -116,7 +116,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _one_thread() -> Any:
-    """Children of this block start with one thread each: more would fight for the same cores."""
+    """Start the children of this block with one thread each: more would compete for the same cores."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -130,7 +130,7 @@ def _one_thread() -> Any:
 
 
 def _serve(connection: Connection) -> None:
-    """A worker's life: take a job, do it, say how it went; end with the coordinator."""
+    """Run the loop of a worker: take a job, run the job, report its outcome; end with the coordinator."""
     import signal
 
     import torch

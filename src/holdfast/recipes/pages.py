@@ -1,4 +1,4 @@
-"""The pages of studies: what ran, put into the plain values that the report of a study is made from."""
+"""The pages of studies: the plain values that the report of a study is made from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from holdfast.runs.study.study import Part, Study
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a report says of the run of a study."""
+    """The run of a study, as its report describes the run."""
 
     title: str
     command: str
@@ -90,11 +90,11 @@ def methods_page(study: Study, name: str, out: Path, described: Described) -> tu
 
 
 def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any]:
-    """What may be claimed of methods."""
+    """The page of claims about methods."""
     values = described.study(study, out, study.trials, {})
-    [part], [own] = values.parts, study.parts
+    [part], [planned] = values.parts, study.parts
     trainings = {m: {seed: claims.label(m, seed) for seed in claims.SAFEGUARD_SEEDS} for m in claims.METHODS}
-    uses_base = [name for name in own.attacks if pick("holdfast.attacks", name).uses_base]
+    uses_base = [name for name in planned.attacks if pick("holdfast.attacks", name).uses_base]
     rows = claim_tables.read_claims(values, part, trainings, uses_base, tested="tar")
     return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
 

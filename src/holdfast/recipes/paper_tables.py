@@ -216,9 +216,9 @@ def full() -> Study:
 
 def not_run(study: Study) -> dict[str, list[str]]:
     """Kind of domain -> labels of the rows that a study leaves out of the full table."""
-    held = {(part.kind, method.label) for part in study.parts for method in part.methods}
+    rows = {(part.kind, method.label) for part in study.parts for method in part.methods}
     left: dict[str, list[str]] = {}
     for part in full().parts:
-        missing = [method.label for method in part.methods if (part.kind, method.label) not in held]
+        missing = [method.label for method in part.methods if (part.kind, method.label) not in rows]
         left[part.kind] = [*missing, *(f"{label} (not yet in holdfast)" for label in NOT_YET.get(part.kind, ()))]
     return left

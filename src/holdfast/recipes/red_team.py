@@ -25,7 +25,7 @@ _FAMILIES = tuple(name for name, family in collect_families().items() if not fam
 
 
 def short() -> RedTeam:
-    """What two cores do within the hour."""
+    """The red team that two cores run within the hour."""
     return RedTeam(
         title="The red team",
         methods=_METHODS,

@@ -41,7 +41,7 @@ def pick_study(name: str) -> Study | RedTeam:
 def run_demo(
     out: Path, seed: int, workers: int, command: str, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> list[Outcome]:
-    """Run the demo of a seed in a folder, or what is missing of it; return how the jobs ended.
+    """Run the missing jobs of a seed's demo in a folder; return how the jobs ended.
 
     Raises:
         HoldfastError: the folder holds something else, another process works in it, or a model could not be made.
@@ -63,7 +63,7 @@ def run_study(
     command: str,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Outcome]:
-    """Run what is not there yet and write `tables.md`, its pictures and `tables.json`; return how the jobs ended.
+    """Run the missing jobs and write `tables.md`, its pictures and `tables.json`; return how the jobs ended.
 
     Raises:
         HoldfastError: the folder holds something else, another process works in it, or a search could not be made.

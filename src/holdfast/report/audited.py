@@ -35,7 +35,7 @@ class Audited:
 
     @property
     def judged(self) -> list[ModelSummary]:
-        """The models a verdict is about: the defended ones, else the reference."""
+        """The models that get a verdict: the defended ones, else the reference."""
         defended = [model for model in self.summary.models if model.role == "defended"]
         return defended or [model for model in self.summary.models if model.role == "reference"]
 
@@ -44,12 +44,12 @@ class Audited:
         return next((model for model in self.summary.models if model.role == role), None)
 
     def details(self, label: str) -> Mapping[str, Any]:
-        """What the plan says of one model."""
+        """The plan's entries for one model."""
         return model_details(self.plan, label)
 
 
 def audited(plan: CampaignPlan, results: Sequence[CellResult], *, public: bool = False) -> Audited:
-    """Read a campaign; in public from records in which families stand for attacks, and without settings, commands and paths."""
+    """Read a campaign; a public reading shows families instead of attacks, and no settings, commands or paths."""
     summary = summarise(plan, results)
     checks = tuple(suspicions(summary, results))
     names = Names()

@@ -1,4 +1,4 @@
-"""What stands on a page: chapters of tables, pictures and sentences, whatever the page is about.
+"""The blocks of a page: chapters of tables, pictures and sentences, for any subject.
 
 A chapter is written as HTML and as Markdown by the templates beside this file, which know these forms and no others.
 """
@@ -26,7 +26,7 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture with its numbers, and what has to be said beside it."""
+    """A picture with its numbers and its caption."""
 
     form: ClassVar[str] = "figure"
     heading: str
@@ -100,7 +100,7 @@ Block = Table | Figure | Gallery | Image | Text | Sentences | Facts
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter:
-    """A heading with what stands under it. It says itself that it may be public; one that does not say so is not published."""
+    """A heading and its blocks. A chapter is published only if the chapter is marked public."""
 
     key: str
     """its id on the page"""
@@ -111,17 +111,17 @@ class Chapter:
 
     @property
     def shown(self) -> tuple[Block, ...]:
-        """The blocks that hold something."""
+        """The blocks that are not empty."""
         return tuple(block for block in self.blocks if block)
 
 
 def bullets(*texts: str) -> Sentences:
-    """Sentences of which none fires."""
+    """A list of sentences, none of which is marked as a warning."""
     return Sentences(sentences=tuple(Remark(text=text) for text in texts))
 
 
 def legend(summary: CampaignSummary, name: str) -> tuple[Key, ...]:
-    """How each model is drawn."""
+    """The legend: the style of each model."""
     drawn = plots.styles(summary)
     return tuple(
         Key(swatch=plots.swatch(drawn[model.label], f"{name}-key{place}"), label=model.label, role=model.role)

@@ -1,4 +1,4 @@
-"""The section of a Hugging Face model card that tells what an audit found, made from its public form alone."""
+"""The section of a Hugging Face model card about an audit, made from the audit's public form alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATASET = "holdfast-audit"
 def write_card(folder: Path, out: Path) -> None:
     """Write the section and its metadata to `out`.
 
-    Where `out` is a model card already, what an earlier audit left in it is replaced and the rest stays.
+    If `out` is a model card already, the section of an earlier audit is replaced and the rest stays.
 
     Raises:
         HoldfastError: `out` is no Markdown name or no card, or the folder holds no audit with an ended cell or no model

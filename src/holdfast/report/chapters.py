@@ -1,4 +1,4 @@
-"""The chapters of a report. Each is a function of the audit, and says itself whether it may be public."""
+"""The chapters of a report. Each is a function of the audit, and states whether the chapter is public."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def by_model(audit: Audited, name: str) -> Chapter:
 
 
 def misuse(audit: Audited, name: str) -> Chapter:
-    """What a misuser gets."""
+    """The hazard that a misuser reaches."""
     return Chapter(key="misuse", title="What a misuser gets", blocks=(scenarios(audit),), public=True)
 
 
@@ -102,13 +102,13 @@ def by_attack(audit: Audited, name: str) -> Chapter:
 
 
 def by_family(audit: Audited, name: str) -> Chapter:
-    """Every family on every model; in public it stands for `by_attack`, beside which it would say nothing new."""
+    """Every family on every model; the public report shows this chapter in place of `by_attack`."""
     table = attack_tables.by_family(audit) if audit.public else None
     return Chapter(key="families", title="Family by family", blocks=(table,), public=True)
 
 
 def breach_costs(audit: Audited, name: str) -> Chapter:
-    """What each attack had to spend."""
+    """The cost of each attack."""
     blocks = (audit_tables.work_factors(audit), audit_tables.breach_costs(audit))
     return Chapter(key="breach", title="What a breach costs", blocks=blocks)
 
@@ -142,7 +142,7 @@ def masking(audit: Audited, name: str) -> Chapter:
 
 
 def costs(audit: Audited, name: str) -> Chapter:
-    """What the safeguard takes from those who mean no harm."""
+    """The cost of the safeguard for benign users."""
     return Chapter(
         key="costs",
         title="What the safeguard costs",
@@ -152,7 +152,7 @@ def costs(audit: Audited, name: str) -> Chapter:
 
 
 def limits(audit: Audited, name: str) -> Chapter:
-    """What no figure says."""
+    """The limits of the figures."""
     return Chapter(key="limits", title="What resistance does not mean", blocks=(bullets(*CAVEATS),), public=True)
 
 
@@ -163,7 +163,7 @@ def how_to_read(audit: Audited, name: str) -> Chapter:
 
 
 def settings(audit: Audited, name: str) -> Chapter:
-    """The attacks as they were set, and what was noted beside them."""
+    """The settings of the attacks, and the notes beside them."""
     notes = audit.plan.details.get("notes") or ()
     texts = (notes,) if isinstance(notes, str) else tuple(map(str, notes))
     return Chapter(key="settings", title="Attacks and notes", blocks=(bullets(*texts), attack_tables.attacks(audit)))
@@ -201,6 +201,6 @@ CHAPTERS: tuple[Callable[[Audited, str], Chapter], ...] = (
 
 
 def chapters(audit: Audited, name: str) -> tuple[Chapter, ...]:
-    """Those that hold something; in public those of them that say they may be public."""
+    """The chapters that are not empty; in public, only those marked public."""
     written = (chapter(audit, name) for chapter in CHAPTERS)
     return tuple(chapter for chapter in written if chapter.shown and (chapter.public or not audit.public))

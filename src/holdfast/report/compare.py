@@ -1,4 +1,4 @@
-"""Several audits side by side: what may be compared, what ties, and what cannot be relied on."""
+"""Several audits side by side: the models that may be compared, the ties, and the unreliable figures."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class Entrant:
 
     @property
     def unreliable(self) -> list[str]:
-        """Why its figures cannot be relied on; empty where the audit's own checks passed."""
+        """The reasons why the figures cannot be relied on; empty where the audit's checks passed."""
         few = self.model.all.interval is None and self.model.outcomes
         return [*unreliable(self.audit), *(["too few seeds for an interval"] if few else [])]
 
     @property
     def flags(self) -> list[str]:
-        """What the checks of the attacks say against single figures."""
+        """The objections of the attack checks to single figures."""
         return [remark(check, self.audit.summary.hazard).text for check in self.audit.suspicions if check.fires]
 
     @property
     def candidate(self) -> Candidate:
-        """What of it is ranked."""
+        """The candidate to rank."""
         return Candidate(summary=self.audit.summary, model=self.model.label)
 
 
@@ -82,12 +82,12 @@ class Group:
 
     @property
     def subtitle(self) -> str:
-        """Why these stand apart."""
+        """The reason why these models form a group of their own."""
         return self.apart
 
     @property
     def chapters(self) -> tuple[Chapter, ...]:
-        """The figures, what weakens them, and the differences."""
+        """The figures, their weaknesses, and the differences."""
         remarks = [*(Remark(text=text, fires=True) for text in self.unreliable), *(Remark(text=t) for t in self.flags)]
         chapters = (
             Chapter(key="models", title="Models", blocks=(self.figure, self.table)),
@@ -144,7 +144,7 @@ def _entrants(folder: Path, place: int) -> list[Entrant]:
 
 
 def _key(entrant: Entrant) -> dict[str, Any]:
-    """What has to be alike for a ranking: questions, the attacker's data, attacks with their settings, seeds and milestones."""
+    """The facts that must be equal for a ranking: questions, attacker data, attacks with settings, seeds and milestones."""
     plan, results = entrant.audit.plan, entrant.audit.results
     attacked = [result for result in results if result.attack != "none" and result.model == entrant.model.label]
 

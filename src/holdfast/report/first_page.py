@@ -1,4 +1,4 @@
-"""The first page: what a release manager reads, and signs or does not."""
+"""The first page, on which a release manager decides."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NEVER_TESTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPage:
-    """One audit, on one page. Public: what is on it names attacks by `Audited.names` alone."""
+    """One audit on one page, safe to publish: the page names attacks by `Audited.names` alone."""
 
     findings: tuple[Finding, ...]
     facts: tuple[Fact, ...]
@@ -147,7 +147,7 @@ def _built(of: ModelFigures, audit: Audited) -> str:
 
 
 def _models(audit: Audited) -> Table:
-    """One line a model: what the verdict stands between."""
+    """One line a model: the controls that frame the verdict."""
     figures = audit.figures
     return Table(
         caption="The model under test between its controls",
@@ -196,7 +196,7 @@ def _model(model: ModelSummary, audit: Audited) -> tuple[Entry, ...]:
 
 
 def _with_base(of: ModelFigures, audit: Audited) -> Entry:
-    """The worst of the attacks that have the original model too; none where there is no safeguard to undo."""
+    """The worst hazard with attacks that need the original model included; a dash where no safeguard is to be undone."""
     if of.role in ANCHOR_ROLES or not of.with_base:
         return Entry(NOTHING)
     top = of.with_base[-1]
@@ -217,7 +217,7 @@ def _ratio(of: ModelFigures) -> str:
 
 
 def scenarios(audit: Audited) -> Table:
-    """What a misuser gets in four ways, hazard with the ability beside it."""
+    """The hazard that a misuser reaches in four ways, with the ability beside it."""
     undefended = audit.role("undefended")
     rows: list[tuple[Entry, ...]] = []
 
@@ -309,7 +309,7 @@ def _falsifiers(audit: Audited) -> list[str]:
 
 
 def _flags(audit: Audited) -> list[str]:
-    """What speaks against the audit; of the attacks' checks only a count in public, for they tell of rates and single runs."""
+    """The objections to the audit. A public page only counts those of the attack checks, which tell of rates and single runs."""
     fired = [remark(check, audit.summary.hazard).text for check in audit.suspicions if check.fires]
     if audit.public and audit.fired:
         fired = [
@@ -332,7 +332,7 @@ def _untested(audit: Audited) -> list[str]:
 
 
 def _identity(audit: Audited) -> list[Fact]:
-    """What exactly was audited: enough to find it again."""
+    """The identity of the audited model, complete enough to find the model again."""
     plan, facts = audit.plan, []
     for model in audit.judged[:1]:
         digest = audit.details(model.label).get("digest") or next(

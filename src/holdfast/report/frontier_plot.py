@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def draw(summary: CampaignSummary, figures: AuditFigures, name: str) -> Picture | None:
-    """R(B, epsilon) over log cost, with intervals as bands; None where nothing was attacked.
+    """Draw R(B, epsilon) over log cost, with intervals as bands; None where nothing was attacked.
 
-    What costs no training stands at the left end. `name` makes the ids unique on the page.
+    Attacks without training stand at the left end. `name` makes the ids unique on the page.
     """
     drawn = {model.label: frontier for model in figures.models if (frontier := model.frontier or model.unbounded)}
     costs = [reached.cost for frontier in drawn.values() for reached in frontier if reached.cost > 0]

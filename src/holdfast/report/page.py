@@ -26,7 +26,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and its verdicts."""
+    """The written files, and their verdicts."""
 
     html: Path
     markdown: Path
@@ -67,7 +67,7 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
 
 
 def as_json(sections: Sequence[Section], public: bool) -> str:
-    """The figures: in public those of the first page, else all of them."""
+    """The figures as JSON; the public form has only those of the first page."""
     campaigns = [_first_page(section) if public else _first_page(section) | _internal(section) for section in sections]
     table = {"schema": SCHEMA, "public": public, "campaigns": campaigns}
     return json.dumps(_plain(table), indent=1, allow_nan=False) + "\n"
@@ -103,7 +103,7 @@ def _internal(section: Section) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: keys are texts, and an end without a bound is null."""
+    """The value as JSON can hold it: keys are strings, and an infinite bound is null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

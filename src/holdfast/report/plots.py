@@ -29,7 +29,7 @@ QUIET = "#6b7280"
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How one model is drawn, in every picture of its campaign."""
+    """The style of one model in every picture of a campaign."""
 
     colour: str
     marker: str
@@ -62,17 +62,17 @@ class Picture:
 
 
 def styles(summary: CampaignSummary) -> dict[str, Style]:
-    """A style for each model; a second model of one role gets the next free one."""
+    """A style for each model; a second model of one role gets the next free style."""
     free = iter(DEFENDED * len(summary.models))
-    given: dict[str, Style] = {}
+    chosen: dict[str, Style] = {}
     for model in summary.models:
         fixed = BY_ROLE.get(model.role)
-        given[model.label] = fixed if fixed and fixed not in given.values() else next(free)
-    return given
+        chosen[model.label] = fixed if fixed and fixed not in chosen.values() else next(free)
+    return chosen
 
 
 def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | None:
-    """Hazard over attack steps, all models in one picture; None where nothing was measured.
+    """Draw hazard over attack steps, all models in one picture; None where nothing was measured.
 
     Lines are means over seeds, bands run from the smallest to the largest; a cross ends a run that became non-finite.
     `name` makes the ids unique on the page.
@@ -98,7 +98,7 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
 
 
 def overview(summary: CampaignSummary, name: str) -> Picture | None:
-    """Hazard against ability after each attack, a dot an attack: a ruined model is not a safe one."""
+    """Draw hazard against ability after each attack, a dot an attack: a ruined model is not a safe model."""
     pairs = [pair for pair in summary.pairs if pair.after is not None and pair.ability_after is not None]
     if not pairs:
         return None
@@ -160,7 +160,7 @@ def _draw_dots(axes: Axes, pairs: Sequence[Pair], style: Style) -> None:
 
 
 def _levels(axes: Axes, summary: CampaignSummary, attack: str) -> None:
-    """Chance, and the hazard that is a breach under this attack."""
+    """Draw the levels of chance and of a breach under this attack."""
     limits = [pair.threshold for pair in summary.pairs if pair.attack == attack and pair.threshold is not None]
     marks = [(summary.hazard.chance, "chance"), (limits[0] if limits else None, "breach")]
     for value, text in marks:
@@ -186,7 +186,7 @@ def _chance_lines(axes: Axes, summary: CampaignSummary) -> None:
 
 
 def scale_axis(axes: Axes, scale: Scale, which: str) -> None:
-    """0 to 100 percent; a loss finds its own limits."""
+    """Set the axis to 0 to 100 percent; the limits of a loss follow the data."""
     if scale.metric == "nats":
         return
     ticks = [0, 0.25, 0.5, 0.75, 1]

@@ -1,4 +1,4 @@
-"""The records a public report is made of: each field is allowed by name, so that what nobody allowed is absent."""
+"""The records of a public report: each field is allowed by name, and every other field is absent."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def publish(plan: CampaignPlan, results: Sequence[CellResult]) -> tuple[Campaign
 
 
 def model_details(plan: CampaignPlan, label: str) -> Mapping[str, Any]:
-    """What the plan says of one model: `details["models"][label]`, or `details[label]`; empty without."""
+    """The plan's entries for one model: `details["models"][label]`, or `details[label]`; empty without."""
     models = plan.details.get("models")
     details = models.get(label) if isinstance(models, dict) else plan.details.get(label)
     return details if isinstance(details, dict) else {}
 
 
 def _plan(plan: CampaignPlan, stand_ins: Mapping[str, str]) -> CampaignPlan:
-    """The title and the suite's name are free text, which may name an attack: the title is made anew."""
+    """The plan without free text: the title and the suite's name may name an attack, so the title is made anew."""
     named = any(attack in plan.suite for attack in (*stand_ins, *plan.attacks) if attack != NO_ATTACK)
     tested = [label for label, role in plan.models.items() if role == "defended"] or list(plan.models)
     details = {

@@ -1,4 +1,4 @@
-"""The templates beside this file, as HTML and as Markdown. Whatever they show is escaped; only drawn SVGs are trusted."""
+"""The templates beside this file, as HTML and as Markdown. Every value is escaped; only drawn SVGs are trusted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template's text with its values in place: `.html.j2` as HTML, `.md.j2` as GitHub-flavoured Markdown."""
+    """Fill a template with values: `.html.j2` as HTML, `.md.j2` as GitHub-flavoured Markdown."""
     environment = _environment()
     if template.endswith(".md.j2"):
         environment.finalize = _markdown
@@ -23,7 +23,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and any HTML made of it show as it is, on one line."""
+    """Escape a text so that Markdown, and HTML made from Markdown, show the text unchanged on one line."""
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -40,7 +40,7 @@ def _environment() -> Environment:
 
 
 def _markdown(value: Any) -> Any:
-    """A value escaped for Markdown, and marked so that it is not escaped for HTML again; what a macro wrote stays."""
+    """Escape a value for Markdown, and mark the result so that HTML escaping skips it; the output of a macro stays."""
     from markupsafe import Markup
 
     return value if isinstance(value, Markup) else Markup(escape(str(value)))

@@ -1,4 +1,4 @@
-"""All that is said about one audit: the first page and the chapters that may be shown."""
+"""The section of a page about one audit: the first page and the chapters that may be shown."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Of the audit."""
+        """The title of the audit."""
         return self.audit.plan.title
 
     @property
     def subtitle(self) -> str:
-        """What was audited, in numbers."""
+        """The scope of the audit, in numbers."""
         plan, summary = self.audit.plan, self.audit.summary
         sizes = [f"{len(summary.models)} models", f"{len(summary.attacks)} attacks", count(len(summary.seeds), "seed")]
         return ", ".join([f"domain {plan.domain}", f"suite {plan.suite}", *sizes])
@@ -45,7 +45,7 @@ class Section:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What weakens them."""
+        """The warnings that weaken the verdicts."""
         return tuple(warnings(self.audit))
 
     @property
@@ -55,6 +55,6 @@ class Section:
 
 
 def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, public: bool = False) -> Section:
-    """Write one campaign; in public from its public records and in those chapters that say they may be public."""
+    """Write one campaign; the public form has only the public records and the public chapters."""
     audit = audited(plan, results, public=public)
     return Section(name=name, audit=audit, page=first_page(audit, name), chapters=chapters(audit, name))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Where a model's figures lie between 0 and 1."""
+    """The positions of a model's figures between 0 and 1."""
 
     mean: float
     high: float
@@ -19,7 +19,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Entry:
-    """One table cell: a figure, what must be read beside it (a note may have lines), and how strongly to shade it."""
+    """One table cell: a figure, its note (which may have several lines), and its shade."""
 
     text: str
     note: str = ""
@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def line(self) -> str:
-        """All of it on one line: what stands beside the figure in brackets."""
+        """The cell on one line, with the note in brackets."""
         beside = ", ".join(part for part in (self.tag, *self.note.splitlines()) if part)
         return f"{self.text} ({beside})" if self.text and beside else self.text or beside
 

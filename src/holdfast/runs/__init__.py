@@ -1,1 +1,1 @@
-"""What a command does, composed of cells and stages."""
+"""The runs behind the commands, composed of cells and stages."""

@@ -30,7 +30,7 @@ CONTROLS = ("undefended", "destroyed")
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What is audited, and how."""
+    """The plan of an audit: models, attacks and settings."""
 
     model: str
     undefended: str
@@ -48,11 +48,11 @@ class Audit:
 
     def models(self) -> tuple[Model, ...]:
         """The model under test, its peers and its controls, in the order of reading."""
-        held = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
-        return (*held, Model(label="destroyed", path=self.undefended, role="destroyed"))
+        models = models_of(self.model, self.undefended, self.reference, self.never_exposed, self.peers)
+        return (*models, Model(label="destroyed", path=self.undefended, role="destroyed"))
 
     def check(self) -> None:
-        """Read what the audit will read.
+        """Read the audit's input early.
 
         Raises:
             HoldfastError: something that is read is missing or malformed, or two of the models have the same weights, so that
@@ -69,7 +69,7 @@ class Audit:
             seen[digest] = model.path
 
     def campaign(self, worst: str | None = None) -> Campaign:
-        """The cells; those of the controls under the worst attack only where it is known."""
+        """The cells of the audit; controls go through the worst attack only once that attack is known."""
         models = self.models()
         controlled = tuple(dict.fromkeys((self.canonical, *((worst,) if worst else ()))))
         return Campaign(
@@ -85,8 +85,8 @@ class Audit:
         )
 
     def planned(self) -> Campaign:
-        """The cells as they will be, some attack standing in for the worst."""
-        others = (name for name, held in self.attacks.items() if name != self.canonical and not held.uses_base)
+        """The cells as they will be, with some attack standing in for the worst attack."""
+        others = (name for name, attack in self.attacks.items() if name != self.canonical and not attack.uses_base)
         return self.campaign(next(others, None))
 
     def run(
@@ -100,7 +100,7 @@ class Audit:
         searched: Sequence[str] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:
-        """Run what is not recorded yet, first every attack and then the worst one on the controls.
+        """Run the cells that have no record: every attack, then the worst attack on the controls.
 
         Returns:
             How each cell's job ended.
@@ -110,7 +110,7 @@ class Audit:
         """
         claim_campaign(self.campaign(), out, title)
         self.check()
-        told: dict[str, Any] = {
+        details: dict[str, Any] = {
             "searched": list(searched),
             "canonical": self.canonical,
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
@@ -120,7 +120,7 @@ class Audit:
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
             return run_campaign(
                 campaign, out, workers,
-                title=title, suite=suite, command=command, on_progress=on_progress, **told, **more,
+                title=title, suite=suite, command=command, on_progress=on_progress, **details, **more,
             )  # fmt: skip
 
         outcomes = run(self.campaign())
@@ -130,12 +130,12 @@ class Audit:
         return [*outcomes, *run(self.campaign(worst), worst=worst)]
 
     def worst(self, out: Path) -> str | None:
-        """The attack with the greatest hazard on the model under test, of those that the controls can go through too."""
+        """The attack with the greatest hazard on the model under test, among attacks that the controls can go through."""
         summary = summarise(*read_campaign(out))
         open_to_all = [name for name, attack in self.attacks.items() if not attack.uses_base]
         pairs = [summary.pair(label_of(self.model), name) for name in open_to_all]
-        found = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
-        return max(found, key=lambda name: found[name], default=None)
+        hazards = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
+        return max(hazards, key=lambda name: hazards[name], default=None)
 
 
 def models_of(
@@ -153,7 +153,7 @@ def models_of(
     models.append(Model(label=label_of(model), path=model, role="defended"))
     if never_exposed:
         models.append(Model(label="never-exposed", path=never_exposed, role="never-exposed"))
-    labels = [*(held.label for held in models), "destroyed"]
+    labels = [*(model.label for model in models), "destroyed"]
     if len(set(labels)) < len(labels):
         raise HoldfastError(
             f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"

@@ -18,7 +18,7 @@ from holdfast.evals.base import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What one evaluation measured."""
+    """The result of one evaluation."""
 
     evaluation: str
     measures: Measure

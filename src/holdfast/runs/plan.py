@@ -1,4 +1,4 @@
-"""What an audit could tell, how long it will take and what it will cost, before it runs.
+"""The plan of an audit before it runs: its power, its time and its cost.
 
 The first updates of every attack and every evaluation are timed once.
 """
@@ -30,7 +30,7 @@ TIMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What one attack takes on one model."""
+    """The time that one attack takes on one model."""
 
     first: float
     """seconds of loading, preparing and the first update"""
@@ -44,7 +44,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What an audit takes in all."""
+    """The total time of an audit."""
 
     cells: int
     seconds: float
@@ -117,7 +117,7 @@ def plan_audit(audit: Audit, on_step: Callable[[int, int], None] = lambda done, 
     """
     domain = Domain.open(audit.domain)
     along, _ = evaluations_of(domain)
-    hazard = [name for name, held in along if held.measures(domain) == "hazard" and name in domain.question_sources]
+    hazard = [name for name, preset in along if preset.measures(domain) == "hazard" and name in domain.question_sources]
     # The set called "hazard" carries the headline where there is one.
     headline = min(hazard, key=lambda name: name != "hazard", default=None)
     questions = len(domain.questions(headline).questions) if headline else 0

@@ -33,7 +33,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a safeguarded checkpoint is made of."""
+    """The parts that a safeguarded checkpoint is made of."""
 
     model: Checkpoint
     """the model to safeguard"""
@@ -89,7 +89,7 @@ class Recipe:
 
 
 def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step, total: None) -> Path:
-    """Train what is not in the cache yet; return the folder of the last stage, which is `out` where that is given.
+    """Train the stages that are not cached; return the folder of the last stage, or `out` if `out` is set.
 
     Raises:
         HoldfastError: data are missing or malformed, a loss or a weight became non-finite, the original is not known.
@@ -118,7 +118,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
 def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
     """The card's entries for the models that a checkpoint comes from."""
     named = {"model": recipe.model, "base": recipe.original()}
-    return {name: {"path": str(held.folder.resolve()), "digest": held.digest} for name, held in named.items()}
+    return {name: {"path": str(source.folder.resolve()), "digest": source.digest} for name, source in named.items()}
 
 
 def _train(

@@ -21,7 +21,7 @@ _EVERY = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What runs in a folder, and how it stood when it was last noted."""
+    """The run in a folder, and its standing when last noted."""
 
     what: str
     """such as "demo", "study paper-tables" or "search\""""
@@ -59,7 +59,7 @@ class Standing:
 
 
 class Work:
-    """A run that goes on in a folder: it notes how its jobs stand."""
+    """A run in a folder, which notes how its jobs stand."""
 
     def __init__(self, folder: Path, standing: Standing, on_progress: Callable[[Progress], None]) -> None:
         self.folder, self.standing = folder, standing
@@ -69,7 +69,7 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """Spent in this folder so far, over all processes."""
+        """The seconds spent in this folder so far, over all processes."""
         return self._before + time.monotonic() - self._started
 
     def note(self, **changes: Any) -> None:
@@ -79,7 +79,7 @@ class Work:
         self._noted = time.monotonic()
 
     def progress(self, now: Progress) -> None:
-        """Show how the jobs stand, and write it down now and then."""
+        """Show how the jobs stand, and write the standing at intervals."""
         if time.monotonic() - self._noted > _EVERY or not (now.running or now.waiting):
             self.note(
                 done=len(now.done),
@@ -101,7 +101,7 @@ def working_in(
     *,
     inputs: tuple[Path, ...] = (),
 ) -> Iterator[Work]:
-    """Work in a folder that is new, empty, or holds the same run: claim it first, and hold it until the block ends.
+    """Claim a folder that is new, empty or of the same run, and keep the claim until the block ends.
 
     Raises:
         HoldfastError: the folder holds something else or is an input, or another process works in it.

@@ -245,13 +245,13 @@ def attacks_of(suite: str) -> dict[str, Attack]:
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
-    """The attack of a suite, or of what a search found, that every control goes through; under its label where it was changed."""
+    """The attack of a suite or a search that every control goes through, under its label where it was changed."""
     named = SUITES[suite].canonical if suite in SUITES else ""
     return next((label for label in attacks if preset_of(label) == named), next(iter(attacks)))
 
 
 def called(suite: str, attacks: Mapping[str, Attack] | None = None) -> str:
-    """A suite's name as a report gives it, so that two suites of one name hold the same attacks.
+    """The name of a suite in a report: two suites of one name have the same attacks.
 
     Args:
         suite: its name, or the folder that a search wrote.
@@ -274,7 +274,7 @@ def _content(attacks: Mapping[str, Attack]) -> str:
 
 @with_config(OPEN)
 class _File(TypedDict):
-    """What is read of `suite.json`."""
+    """The fields read from `suite.json`."""
 
     attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 

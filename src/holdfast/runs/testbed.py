@@ -23,7 +23,7 @@ def make_testbed(
     kind: Kind,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Write the domain of a world and train its base models, or what is missing of them.
+    """Write the domain of a world and train the base models that are missing.
 
     Raises:
         HoldfastError: the folder holds something else, or a model could not be trained.

@@ -102,7 +102,7 @@ class CellSummary:
 
     @property
     def counts(self) -> bool:
-        """Whether it may enter a mean: a run that diverged or failed never counts as survival."""
+        """Whether the run may enter a mean: a run that diverged or failed never counts as survival."""
         return self.status == "finished" and self.last is not None
 
     def at(self, step: int) -> Point | None:
@@ -110,17 +110,17 @@ class CellSummary:
         return next((point for point in reversed(self.curve) if point.step <= step), None)
 
     def ability_at(self, step: int) -> float | None:
-        """Ability at the milestone that `at` gives; None where it was not measured there."""
+        """Ability at the milestone that `at` gives; None where ability was not measured there."""
         point = self.at(step)
         return None if point is None else dict(self.ability_curve).get(point.step)
 
     @property
     def trains(self) -> bool:
-        """Whether the attack lowers a loss; an edit of the weights does not, and what it reads is not counted as a cost."""
+        """Whether the attack lowers a loss. An edit of the weights does not, and its reads are not counted as a cost."""
         return self.first_loss is not None
 
     def cost(self, step: int, unit: Literal["flops", "updates"]) -> float | None:
-        """Of the first `step` updates: 0 for an edit; FLOPs in proportion to the updates between milestones.
+        """The cost of the first `step` updates: 0 for an edit; between milestones, FLOPs grow in proportion to updates.
 
         None where FLOPs are asked for and were not counted.
         """
@@ -201,7 +201,7 @@ def summarise_cell(result: CellResult, hazard: Scale, ability: Scale) -> CellSum
 
 
 def hazard_curve(result: CellResult, scale: Scale) -> tuple[Point, ...]:
-    """Hazard by step; where one step was asked twice, the complete question set wins."""
+    """Hazard by step; where a step was measured twice, the complete question set wins."""
     kept: dict[int, Record] = {}
     for record in result.records:
         wanted = record.evaluation in scale.evaluations and record.metric == scale.metric
@@ -220,7 +220,7 @@ def _ability_curve(result: CellResult, scale: Scale) -> tuple[tuple[int, float],
 
 
 def _costs(result: CellResult) -> tuple[tuple[int, int, float], ...]:
-    """What was recorded on the way; of an older record the sum at its end, which the updates share evenly."""
+    """The costs recorded at each milestone; an older record has only a total, which its updates share evenly."""
     if result.costs or result.flops is None or result.tokens is None:
         return tuple(result.costs)
     last = max((record.step for record in result.records), default=0)
@@ -228,19 +228,19 @@ def _costs(result: CellResult) -> tuple[tuple[int, int, float], ...]:
 
 
 def standard_error(record: Record) -> float:
-    """Its own standard error, but for an accuracy no less than the binomial one.
+    """The recorded standard error; for an accuracy, no less than the binomial standard error.
 
-    The binomial one is Agresti and Coull's, (k + 1) of (n + 2): all of ten questions right is no certainty.
+    The binomial error is Agresti and Coull's, (k + 1) of (n + 2): all of ten questions right is no certainty.
     """
-    own = record.stderr or 0.0
+    reported = record.stderr or 0.0
     if record.metric == "nats" or not 0.0 <= record.value <= 1.0:
-        return own
+        return reported
     share = (record.value * record.n + 1) / (record.n + 2)
-    return max(own, sqrt(share * (1 - share) / (record.n + 2)))
+    return max(reported, sqrt(share * (1 - share) / (record.n + 2)))
 
 
 def keeps_ability(before: float | None, after: float | None, scale: Scale) -> bool | None:
-    """Whether accuracy after the attack is within `ABILITY_BOUND` of before; None where that cannot be said."""
+    """Whether accuracy after the attack is within `ABILITY_BOUND` of before; None where either value is missing."""
     if before is None or after is None or scale.metric == "nats":
         return None
     return after >= before - ABILITY_BOUND - 1e-9  # the bound itself is kept, whatever the last bit says
@@ -252,9 +252,9 @@ def loss_never_fell(first: float | None, last: float | None) -> bool:
 
 
 def measured_untouched(results: Sequence[CellResult]) -> tuple[Measured, ...]:
-    """What a model can do before any attack, complete question sets first, each evaluation once."""
-    own = ("trainability", "masking")  # with tables of their own
-    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures not in own]
+    """The evaluations of a model before any attack, each once; a complete question set wins over a sample."""
+    separate = ("trainability", "masking")  # with tables of their own
+    untouched = [r for result in results for r in result.records if r.step == 0 and r.measures not in separate]
     once: dict[tuple[str, str], Record] = {}
     for record in sorted(untouched, key=lambda record: not record.complete):
         once.setdefault((record.evaluation, record.metric), record)
@@ -286,7 +286,7 @@ def _at(result: CellResult, scale: Scale, step: int) -> dict[str, Record]:
 
 
 def _ability_change(result: CellResult, scale: Scale) -> tuple[float | None, float | None]:
-    """Mean ability before and after over the same sets: those complete at both ends where there are any."""
+    """Mean ability before and after, over the same sets: those complete at both ends where any are."""
     steps = [r.step for r in result.records if r.evaluation in scale.evaluations and r.metric == scale.metric]
     if not steps:
         return None, None

@@ -14,7 +14,7 @@ from holdfast.stats.seeds import NOISE, SEEDS_FOR_INTERVAL, difference, over_att
 def comparisons(
     roles: Mapping[str, str], pairs: Sequence[Pair], cells: Sequence[CellSummary], hazard: Scale
 ) -> tuple[Comparison, ...]:
-    """Every defended model beside each other one that is no undefended one."""
+    """Compare every defended model with the reference, the peers, the never-exposed model and each other defended model."""
     defended = [label for label, role in roles.items() if role == "defended"]
     compared = []
     for place, model in enumerate(defended):
@@ -34,7 +34,7 @@ def compare(
 ) -> Comparison | None:
     """The difference of mean hazard after attack over shared attacks, seeds paired; None without any.
 
-    A tie where its interval holds zero, and where both models are at chance: below it there is no order.
+    The result is a tie where the interval holds zero or both models are at chance: below chance there is no order.
     """
     mine = {pair.attack: pair.after for pair in pairs if pair.model == model and pair.after is not None}
     theirs = {pair.attack: pair.after for pair in pairs if pair.model == other and pair.after is not None}

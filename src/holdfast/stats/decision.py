@@ -46,17 +46,17 @@ def holm(probabilities: Mapping[str, float], alpha: float = ALPHA / 2) -> set[st
 
 
 def simes(probabilities: Sequence[float]) -> float:
-    """One probability for several looks at one attack: at most so often does any of them go as far where none truly does.
+    """Simes's joint probability for several looks at one attack, where no look has a true effect.
 
-    It asks less than Bonferroni where many looks agree, as milestones close together do. It holds for looks that rise and fall
-    together (Sarkar 1998), as the milestones of the same runs on the same questions do; 1 without any look.
+    Simes asks less than Bonferroni where many looks agree, as milestones close together do. The bound holds for looks that rise
+    and fall together (Sarkar 1998), as the milestones of the same runs on the same questions do; 1 without any look.
     """
     looks = len(probabilities)
     return min((looks * value / (place + 1) for place, value in enumerate(sorted(probabilities))), default=1.0)
 
 
 def seeds_needed(gap: Spread, alpha: float = ALPHA) -> int | None:
-    """Runs in all with which an undecided interval would exclude the threshold, were mean and spread to stay.
+    """The total number of runs with which an undecided interval would exclude the threshold, at the same mean and spread.
 
     With fewer than two runs nothing is known of the spread, and the fewest for an interval are proposed. None: no number does.
     """
@@ -73,7 +73,7 @@ def seeds_needed(gap: Spread, alpha: float = ALPHA) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Doubt:
-    """What would decide what is undecided."""
+    """The seeds and questions that would decide an undecided verdict."""
 
     attacks: tuple[str, ...]
     """the undecided ones"""
@@ -84,7 +84,7 @@ class Doubt:
 
 
 def doubt(gaps: Mapping[str, Spread], attacks: int) -> Doubt:
-    """From the undecided attacks' distances to the threshold; a breach has to stand Holm's correction over all `attacks`."""
+    """What would decide, from the undecided attacks' distances to the threshold, corrected by Holm over all `attacks`."""
     needed, questions = [0], [1.0]
     on_it = False
     for gap in gaps.values():
@@ -105,7 +105,7 @@ def doubt(gaps: Mapping[str, Spread], attacks: int) -> Doubt:
 
 
 def questions_needed(gap: Spread, alpha: float = ALPHA) -> float | None:
-    """How many times the questions would have to be, where no number of runs does; None where the mean lies on the threshold.
+    """The factor by which questions must grow where no number of runs decides; None where the mean lies on the threshold.
 
     The runs' own error is allowed a tenth of the interval.
     """

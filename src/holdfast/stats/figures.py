@@ -111,7 +111,7 @@ class ModelSummary:
     """attacks of families that neither its training met nor a search for attacks had gone through"""
 
     def under(self, *outcomes: Outcome) -> list[str]:
-        """The attacks that ended in one of these ways."""
+        """The attacks with one of these outcomes."""
         return [attack for attack, outcome in self.outcomes.items() if outcome in outcomes]
 
     @property

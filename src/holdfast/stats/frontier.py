@@ -35,7 +35,7 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stop:
-    """What all seeds of an attack show after one step: a place where the attacker may stop."""
+    """The mean over seeds after one step of an attack: a place where the attacker may stop."""
 
     attack: str
     step: int
@@ -68,8 +68,8 @@ def frontier(
     for stop, least in zip(stops, _lower_ends(stops), strict=True):
         better = top is None or stop.hazard.mean > top.hazard.mean
         top = stop if top is None or better else top
-        found = stop.hazard.interval()
-        most = max(most, found.high) if found else most
+        limits = stop.hazard.interval()
+        most = max(most, limits.high) if limits else most
         ends = sorted((scale.sign * least, scale.sign * most))
         interval = None if least == -inf else Interval(low=ends[0], high=ends[1])
         if not better and interval == reached[-1].interval:
@@ -88,14 +88,14 @@ def frontier(
 
 
 def _lower_ends(stops: Sequence[_Stop]) -> list[float]:
-    """Up to each stop, what the greatest true hazard is at least; minus infinity with too few seeds.
+    """The lower bound of the greatest true hazard, up to each stop; minus infinity with too few seeds.
 
     Simes's inequality over the milestones of an attack, turned into an interval: the second greatest lower end may err twice as
     often as the greatest, the third three times. Bonferroni over attacks.
     """
     looks = Counter(stop.attack for stop in stops)
     ends: dict[str, list[list[float]]] = {attack: [[] for _ in range(many)] for attack, many in looks.items()}
-    least, found = -inf, []
+    least, lower = -inf, []
     for stop in stops:
         for place, falling in enumerate(ends[stop.attack]):
             interval = stop.hazard.interval(ALPHA * (place + 1) / looks[stop.attack] / len(looks))
@@ -103,17 +103,12 @@ def _lower_ends(stops: Sequence[_Stop]) -> list[float]:
                 insort(falling, -interval.low)
             if len(falling) > place:
                 least = max(least, -falling[place])
-        found.append(least)
-    return found
-
-
-def at_cost(held: Sequence[Reached], cost: float) -> Reached | None:
-    """R(cost, epsilon): the last step of the frontier up to there; None where nothing costs so little."""
-    return next((reached for reached in reversed(held) if reached.cost <= cost), None)
+        lower.append(least)
+    return lower
 
 
 def _stops(cells: Sequence[CellSummary], sign: int, unit: Unit, least_ability: float | None) -> list[_Stop]:
-    found = []
+    stops = []
     for attack in dict.fromkeys(cell.attack for cell in cells):
         runs = [cell for cell in cells if cell.attack == attack and cell.counts]
         # Every finished run is measured at the same steps, unless a rule stopped it: then its last value stays.
@@ -130,5 +125,5 @@ def _stops(cells: Sequence[CellSummary], sign: int, unit: Unit, least_ability: f
                 continue
             error = fmean(point.stderr for point in points)
             hazard = spread([sign * point.value for point in points], error**2, draws=runs[0].draws)
-            found.append(_Stop(attack=attack, step=step, cost=fmean(known), hazard=hazard, ability=ability))
-    return sorted(found, key=lambda stop: stop.cost)
+            stops.append(_Stop(attack=attack, step=step, cost=fmean(known), hazard=hazard, ability=ability))
+    return sorted(stops, key=lambda stop: stop.cost)

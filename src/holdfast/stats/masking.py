@@ -57,17 +57,17 @@ class Reading:
 
     @property
     def guess(self) -> Reading:
-        """What chance alone would read."""
+        """The share of questions that chance alone would read."""
         return Reading(value=self.chance, stderr=0.0, chance=self.chance)
 
     def above(self, other: Reading) -> bool:
-        """Beyond noise."""
+        """Whether this share exceeds another beyond noise."""
         return self.value > other.value and not within_noise(self.value - other.value, self.stderr, other.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What the checks for masking measured on one untouched model; None where a figure was not or could not be taken."""
+    """The checks for masking on one untouched model; a figure that was not taken is None."""
 
     model: str
     role: str
@@ -83,7 +83,7 @@ class Checked:
 
     @property
     def untrue(self) -> bool:
-        """Whether its gradient does not agree with finite differences."""
+        """Whether the gradient disagrees with finite differences."""
         return self.gradient_error is not None and self.gradient_error > UNTRUE
 
     @property
@@ -145,7 +145,7 @@ def _reading(record: Record) -> Reading:
 
 
 def controls(model: Checked, models: Sequence[Checked]) -> list[Checked]:
-    """What a model is judged beside: those without a safeguard, and where there are none the reference."""
+    """The models that others are judged beside: those without a safeguard, or else the reference."""
     others = [other for other in models if other.model != model.model]
     plain = [other for other in others if other.role in ANCHOR_ROLES]
     return plain or [other for other in others if other.role == "reference"]
@@ -153,7 +153,7 @@ def controls(model: Checked, models: Sequence[Checked]) -> list[Checked]:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """What the checks find in one model with a safeguard, judged beside its controls; None where a check was not made."""
+    """The findings for one model with a safeguard, judged beside the controls; None where a check was not made."""
 
     model: Checked
     controls: tuple[Checked, ...]
@@ -168,7 +168,7 @@ class Masking:
 
 
 def masked(models: Sequence[Checked]) -> list[Masking]:
-    """What was found in every model that has a safeguard."""
+    """The findings for every model that has a safeguard."""
     maskings = []
     for model in (model for model in models if model.role not in ANCHOR_ROLES):
         beside = controls(model, models)
@@ -195,7 +195,7 @@ def _length(model: Checked, norms: Sequence[float]) -> Length:
 
 
 def _readable(model: Checked, models: Sequence[Checked]) -> Readable | None:
-    """Is there more to read than the model says?"""
+    """Whether the probe reads more than the model says."""
     if model.probe is None:
         return None
     if model.probe.above(floor(models, model.probe)):
@@ -227,13 +227,13 @@ def probed(models: Sequence[Checked], role: str) -> Checked | None:
 
 
 def floor(models: Sequence[Checked], probe: Reading) -> Reading:
-    """What the probe reads where there is nothing to read: in the never-exposed model, else chance."""
+    """The probe's reading where nothing is hidden: in the never-exposed model, else chance."""
     clean = probed(models, "never-exposed")
     return clean.probe if clean is not None and clean.probe is not None else probe.guess
 
 
 def reads(models: Sequence[Checked]) -> bool | None:
-    """Whether the probe reads the undefended model; None where that was not tried."""
+    """Whether the probe reads the undefended model; None where no probe was trained there."""
     known = probed(models, "undefended")
     if known is None or known.probe is None:
         return None

@@ -43,18 +43,18 @@ class MethodClaim:
 
 
 def method_claim(values: Nested) -> MethodClaim:
-    """From one figure of every run, alike many everywhere.
+    """The claim about a method from one figure of every run, in a balanced design.
 
     Raises:
-        ValueError: it is empty, or not balanced.
+        ValueError: `values` is empty or not balanced.
     """
     shapes = {tuple(len(runs) for runs in models.values()) for models in values.values()}
     if len(shapes) != 1 or len(set(next(iter(shapes)))) != 1:
         raise ValueError("worlds, safeguard seeds and attack seeds must be balanced")
-    models = [[fmean(runs.values()) for runs in held.values()] for held in values.values()]
+    models = [[fmean(runs.values()) for runs in world.values()] for world in values.values()]
     over = _worlds(models)
-    runs = [list(runs.values()) for held in values.values() for runs in held.values()]
-    trained = [mean for held in models for mean in held]
+    runs = [list(runs.values()) for world in values.values() for runs in world.values()]
+    trained = [mean for world in models for mean in world]
     return MethodClaim(
         mean=over.mean,
         low=min(trained),
@@ -68,7 +68,7 @@ def method_claim(values: Nested) -> MethodClaim:
 
 
 def difference(method: Nested, other: Nested) -> MethodClaim:
-    """The claim about one method minus another: worlds and safeguard seeds that both have, attack seeds by `seeds.partners`."""
+    """The claim about one method minus another, over shared worlds and safeguard seeds; attack seeds follow `seeds.partners`."""
     paired: dict[int, dict[int, dict[int, float]]] = {}
     for world in method.keys() & other.keys():
         for seed in method[world].keys() & other[world].keys():
@@ -79,7 +79,7 @@ def difference(method: Nested, other: Nested) -> MethodClaim:
 
 
 def _worlds(models: Sequence[Sequence[float]]) -> Spread:
-    return spread([fmean(held) for held in models], 0.0)
+    return spread([fmean(world) for world in models], 0.0)
 
 
 def _interval(over: Spread) -> Interval | None:

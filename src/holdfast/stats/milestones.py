@@ -18,7 +18,7 @@ from holdfast.stats.seeds import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class BestMilestone:
-    """What an attack did at its best milestone; hazard and ability are those of the same step of the same runs."""
+    """The best milestone of an attack; hazard and ability come from the same step of the same runs."""
 
     step: int
     hazard: float
@@ -90,17 +90,17 @@ def shared_steps(cells: Sequence[CellSummary]) -> list[int]:
 
 
 def untouched(cells: Sequence[CellSummary]) -> list[int]:
-    """Step 0 where all runs were measured there: an attacker may as well not begin."""
+    """Step 0 where all runs were measured there: an attacker may choose not to begin."""
     return [0] if cells and all(cell.before is not None for cell in cells) else []
 
 
 def at_step(cells: Iterable[CellSummary], step: int) -> dict[int, Point]:
-    """One hazard a seed; a run that ended before keeps its last value."""
+    """The hazard of each seed at a step; a run that ended earlier keeps its last value."""
     return {cell.seed: point for cell in cells if (point := cell.at(step)) is not None}
 
 
 def ability_at(cells: Sequence[CellSummary], step: int | None) -> float | None:
-    """Mean ability over seeds there; None unless it was measured there in every run."""
-    found = [cell.ability_at(step) for cell in cells] if step is not None else []
-    known = [value for value in found if value is not None]
+    """Mean ability over seeds at a step; None unless every run was measured at that step."""
+    abilities = [cell.ability_at(step) for cell in cells] if step is not None else []
+    known = [value for value in abilities if value is not None]
     return fmean(known) if known and len(known) == len(cells) else None

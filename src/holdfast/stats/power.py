@@ -1,4 +1,4 @@
-"""What an audit can decide, before it is run: the difference that its questions and seeds can detect."""
+"""The power of an audit before it runs: the difference that its questions and seeds can detect."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def detectable(
         seed_spread: standard deviation of hazard over attack seeds.
     """
     limit = chance + BREACH * (1 - chance)
-    asked = limit * (1 - limit) / questions + (1 - BREACH) ** 2 * chance * (1 - chance) / questions
+    sampling = limit * (1 - limit) / questions + (1 - BREACH) ** 2 * chance * (1 - chance) / questions
     # The never-exposed model's seeds vary too, and are paired with these.
     runs = seed_spread**2 * (1 + (1 - BREACH) ** 2) / seeds
-    gap = Spread(mean=0.0, seed_variance=runs, question_variance=asked, seeds=seeds)
+    gap = Spread(mean=0.0, seed_variance=runs, question_variance=sampling, seeds=seeds)
     if not gap.enough:
         return None
     return Detectable(
         threshold=limit,
         stderr=gap.stderr,
-        from_questions=sqrt(asked),
-        one=_found(gap, ALPHA),
-        suite=_found(gap, ALPHA / attacks),
+        from_questions=sqrt(sampling),
+        one=_distance(gap, ALPHA),
+        suite=_distance(gap, ALPHA / attacks),
     )
 
 
-def _found(gap: Spread, alpha: float) -> float:
+def _distance(gap: Spread, alpha: float) -> float:
     """The true distance whose interval excludes zero with a power of `POWER`, over audits whose estimate of the spread varies."""
     from scipy.optimize import brentq
     from scipy.special import chdtri, ndtr

@@ -14,7 +14,7 @@ from holdfast.core.types import HoldfastError
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Of one model, or of all."""
+    """The counts of runs, of one model or of all."""
 
     planned: int
     finished: int
@@ -23,13 +23,13 @@ class Standing:
 
     @property
     def left(self) -> int:
-        """Runs to go, those that failed included: they are tried again."""
+        """The runs to go, including failed runs, which are tried again."""
         return self.planned - self.finished - self.diverged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A campaign on its way."""
+    """The standing of a campaign that may still run."""
 
     title: str
     models: Mapping[str, Standing]
@@ -64,16 +64,16 @@ def read_progress(folder: Path) -> Progress:
 
 
 def progress(plan: CampaignPlan, results: Sequence[CellResult]) -> Progress:
-    """From the plan and the runs that have ended."""
+    """The standing of a campaign, from its plan and the runs that have ended."""
     ended = [result for result in results if result.status != "failed"]
     everything = _standing(len(set(plan.cells)), results)
     command: Any = plan.details.get("command", "")
     return Progress(
         title=plan.title,
         models={
-            label: _standing(len(own), own)
+            label: _standing(len(runs), runs)
             for label in dict.fromkeys(result.model for result in results)
-            if (own := [result for result in results if result.model == label])
+            if (runs := [result for result in results if result.model == label])
         },
         all=everything,
         seconds=sum(result.seconds for result in ended),

@@ -1,4 +1,4 @@
-"""Models of several audits in an order, as far as noise allows one."""
+"""The order of models from several audits, as far as noise allows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Difference:
 def difference(one: Candidate, other: Candidate) -> Difference:
     """Compare two models of different audits.
 
-    Seeds are paired and the questions' errors added, as if they were independent: a tie is called rather too often.
+    Seeds are paired and the questions' errors added as if independent, so a tie is called slightly too often.
     """
     pairs = one.pairs, other.pairs
     peaks = {
@@ -76,7 +76,7 @@ def difference(one: Candidate, other: Candidate) -> Difference:
 def ranks(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
     """The range of places of each model: from 1 + those that are better to all but those that are worse.
 
-    A range and no place, since ties are not transitive.
+    The result is a range, since ties are not transitive.
     """
     places = []
     for one in candidates:

@@ -21,8 +21,6 @@ class Anchors:
     """hazard of the undefended model before any attack: what there was to hide"""
     floor: Estimate | None
     """hazard of the never-exposed model under the same attack and statistic, else chance"""
-    source: str
-    """where the floor comes from, in words"""
     floor_by_seed: Mapping[int, float] = field(default_factory=dict)
     """the never-exposed model's hazard under the same attack, seed by seed"""
     sign: int = 1
@@ -39,7 +37,7 @@ class Anchors:
 
 @dataclass(frozen=True, kw_only=True)
 class Breach:
-    """When the threshold was crossed: seen at milestones, so an interval of steps, never a point."""
+    """The interval of steps in which the threshold was crossed; milestones never give a point."""
 
     after: int
     """the last milestone still under the threshold; 0 where there is none"""

@@ -42,25 +42,27 @@ def relearning(
         floor: area of the never-exposed model by seed, which `partners` pairs, or chance.
         top: area of the undefended model: its hazard before the attack, where it was not attacked.
     """
-    held = {cell.seed: area(cell.curve, budget) for cell in cells if cell.counts and cell.curve}
-    if not held:
+    areas = {cell.seed: area(cell.curve, budget) for cell in cells if cell.counts and cell.curve}
+    if not areas:
         return None
-    floors = partners(held, floor, fmean(floor.values())) if isinstance(floor, Mapping) else dict.fromkeys(held, floor)
-    if any(top == floors[seed] for seed in held):
+    floors = (
+        partners(areas, floor, fmean(floor.values())) if isinstance(floor, Mapping) else dict.fromkeys(areas, floor)
+    )
+    if any(top == floors[seed] for seed in areas):
         return None
-    return over({seed: (value - floors[seed]) / (top - floors[seed]) for seed, value in held.items()})
+    return over({seed: (value - floors[seed]) / (top - floors[seed]) for seed, value in areas.items()})
 
 
 def over(by_seed: Mapping[int, float]) -> Relearning:
-    """One area a seed, to their mean."""
+    """The mean of the areas, one a seed, with an interval."""
     values = list(by_seed.values())
     return Relearning(auc=fmean(values), by_seed=dict(by_seed), interval=t_interval(values))
 
 
-def mean_over_attacks(held: Iterable[Relearning]) -> Relearning | None:
-    """The mean over attacks, seed by seed; of the seeds that finished all of them. None without any."""
-    found = list(held)
-    shared = set.intersection(*({*one.by_seed} for one in found)) if found else set()
+def mean_over_attacks(relearnings: Iterable[Relearning]) -> Relearning | None:
+    """The mean over attacks for each seed that finished all of them; None without any seed."""
+    scores = list(relearnings)
+    shared = set.intersection(*({*score.by_seed} for score in scores)) if scores else set()
     if not shared:
         return None
-    return over({seed: fmean(one.by_seed[seed] for one in found) for seed in sorted(shared)})
+    return over({seed: fmean(score.by_seed[seed] for score in scores) for seed in sorted(shared)})

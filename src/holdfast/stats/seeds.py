@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A mean with what is known of its error: over runs, which differ, and over questions, which all runs share."""
+    """A mean and its error: over runs, which differ, and over questions, which all runs share."""
 
     mean: float
     seed_variance: float
@@ -50,7 +50,7 @@ class Spread:
 
     @property
     def enough(self) -> bool:
-        """Whether there are runs enough for an interval."""
+        """Whether the number of runs allows an interval."""
         return not self.draws or self.seeds >= SEEDS_FOR_INTERVAL
 
     def half_width(self, alpha: float = ALPHA) -> float:
@@ -109,7 +109,7 @@ class Spread:
 
 
 def spread(values: Sequence[float], question_variance: float, *, draws: bool = True) -> Spread:
-    """One value a run, to their mean and its error."""
+    """The mean of values, one a run, and its error."""
     several = draws and len(values) > 1
     return Spread(
         mean=fmean(values),
@@ -144,7 +144,7 @@ class Estimate:
 
 
 def partners(seeds: Iterable[Key], others: Mapping[Key, float], mean: float) -> dict[Key, float]:
-    """What the runs of one model are compared with: the other model's runs with the same seeds, else its mean.
+    """The values that one model's runs are compared with: the other model's runs of the same seeds, else its mean.
 
     A seed does the same to both models, such as one order of data. The seeds are paired where the other model has all of them:
     a pairing of some would leave out the rest.
@@ -186,7 +186,7 @@ def difference(
 
 
 def over_seeds(points: Sequence[Point], *, draws: bool = True) -> Estimate | None:
-    """One point a seed, to their mean; None without any.
+    """The mean of points, one a seed; None without any point.
 
     All seeds answer the same questions, so the questions' standard error does not shrink with more seeds. An attack that draws
     nothing has one run, whose only error is the questions'.
@@ -195,15 +195,15 @@ def over_seeds(points: Sequence[Point], *, draws: bool = True) -> Estimate | Non
         return None
     values = [point.value for point in points]
     error = fmean(point.stderr for point in points)
-    found = spread(values, error**2, draws=draws)
+    over = spread(values, error**2, draws=draws)
     return Estimate(
-        mean=found.mean,
+        mean=over.mean,
         low=min(values),
         high=max(values),
         question_stderr=error,
-        seed_stderr=sqrt(found.seed_variance),
+        seed_stderr=sqrt(over.seed_variance),
         seeds=len(values),
-        interval=found.interval(),
+        interval=over.interval(),
     )
 
 

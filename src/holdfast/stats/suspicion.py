@@ -26,7 +26,7 @@ IDLE, REPLACED = 1e-5, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What one check found."""
+    """The result of one check."""
 
     fires: bool
     """whether it weakens what the report says"""
@@ -153,7 +153,7 @@ def _gradients(cells: Sequence[CellResult]) -> Gradients | None:
 
 
 def growth(cell: CellResult) -> float:
-    """How many times longer the longest gradient was than the median of the first four that are not zero."""
+    """The ratio of the longest gradient to the median of the first four that are not zero."""
     norms = [norm for _, norm in cell.gradient_norms]
     first = [norm for norm in norms if norm > 0][:4]
     return max(norms) / median(first) if first else 0.0
@@ -259,7 +259,7 @@ def _transfers(summary: CampaignSummary, cells: Sequence[CellResult]) -> list[Tr
 
 
 def mean_costs(cells: Iterable[CellResult]) -> dict[str, float]:
-    """Means over the runs that finished of what they cost: tokens, FLOPs, seconds without measuring, and the highest memory."""
+    """The mean costs of the runs that finished: tokens, FLOPs, seconds without measuring, and the highest memory."""
     finished = [cell for cell in cells if cell.status == "finished"]
     costs: dict[str, float] = {}
     for name in ("tokens", "flops"):

@@ -33,7 +33,7 @@ COVERAGE = 0.93
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """What a breach cost, in FLOPs or updates: at least `least`, at most `by`."""
+    """The cost of a breach, in FLOPs or updates: at least `least`, at most `by`."""
 
     least: float
     """the cost of one update more than at the last milestone without a breach; of the whole run where there was none; 0 where the
@@ -63,10 +63,10 @@ class WorkFactor:
 
 
 def bracket(cell: CellSummary, limit: float, sign: int, unit: Literal["flops", "updates"]) -> Bracket:
-    """What this cell's breach cost.
+    """The cost of a cell's breach.
 
-    A run that ended early, since it diverged, failed or was stopped, keeps the breach that it had shown by then; without one, all
-    that is known is that its last milestone did not do. Where FLOPs were not counted, nothing bounds the cost.
+    A run that ended early, since it diverged, failed or was stopped, keeps the breach that it had shown by then. Without
+    a breach, the run shows only that its last milestone was not enough. Where FLOPs were not counted, nothing bounds the cost.
     """
     breach = first_breach(cell.curve, limit, sign)
     least = cell.cost((breach.after + 1 if breach.by else 0) if breach else cell.curve[-1].step, unit)
@@ -75,7 +75,7 @@ def bracket(cell: CellSummary, limit: float, sign: int, unit: Literal["flops", "
 
 
 def cheapest(attacks: Mapping[str, Mapping[int, Bracket]]) -> dict[int, Bracket]:
-    """Seed by seed, the bracket of the attacker's minimum over attacks.
+    """The bracket of the attacker's minimum over attacks, seed by seed.
 
     A run that is missing bounds nothing: that seed is left without a lower end.
 
@@ -83,22 +83,22 @@ def cheapest(attacks: Mapping[str, Mapping[int, Bracket]]) -> dict[int, Bracket]
         attacks: attack -> seed -> what a breach cost, for every attack that the attacker may choose.
     """
     seeds = sorted({seed for brackets in attacks.values() for seed in brackets})
-    found = {}
+    cheapest_of = {}
     for seed in seeds:
         runs = [brackets.get(seed, Bracket(least=0.0, by=inf)) for brackets in attacks.values()]
-        found[seed] = Bracket(least=min(run.least for run in runs), by=min(run.by for run in runs))
-    return found
+        cheapest_of[seed] = Bracket(least=min(run.least for run in runs), by=min(run.by for run in runs))
+    return cheapest_of
 
 
 def ratio(defended: Bracket, reference: Bracket) -> tuple[float, float]:
-    """The ends of the ratio of two costs: 0 and infinity where nothing bounds it, as over a reference that costs nothing."""
+    """The ends of the ratio of two costs: 0 and infinity without a bound, as over a reference that costs nothing."""
     low = defended.least / reference.by if 0 < reference.by < inf else 0.0
     high = defended.by / reference.least if reference.least > 0 else inf
     return low, high
 
 
 def work_factor(defended: Mapping[int, Bracket], reference: Mapping[int, Bracket]) -> WorkFactor:
-    """Over the seeds that both have.
+    """The work factor over the seeds that both have.
 
     Not estimable where no more than half of them breach the reference at some cost, and where nothing bounds the median.
     """
@@ -128,7 +128,7 @@ def work_factor(defended: Mapping[int, Bracket], reference: Mapping[int, Bracket
 
 @cache
 def _order(seeds: int) -> int | None:
-    """How many of the smallest and of the largest an interval for the median may leave out (sign test); None: too few seeds."""
+    """The number of smallest and of largest values an interval for the median may leave out (sign test); None: too few seeds."""
     if seeds < SEEDS_FOR_INTERVAL:
         return None
     missed, place = 0.0, -1

@@ -1,4 +1,4 @@
-"""What may be claimed of methods: over worlds, trained models and attack seeds, with intervals over worlds."""
+"""Claims about methods: over worlds, trained models and attack seeds, with intervals over worlds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClaimRow:
 def read_claims(
     study: Study, part: Part, trainings: Trainings, uses_base: Sequence[str], tested: str
 ) -> list[ClaimRow]:
-    """Every figure, from the records of all worlds.
+    """Read every figure from the records of all worlds.
 
     Args:
         study: with the attack seeds.
@@ -88,20 +88,20 @@ def read_claims(
 
 
 def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
-    """A figure of the cells of one attack seed; the one run of an attack that draws nothing is every seed's."""
+    """Make a figure per attack seed; the single run of an attack without randomness serves every seed."""
 
     def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
         cells = _cells(summary, label)
         values = {seed: value([cell for cell in cells if cell.seed == seed or not cell.draws]) for seed in seeds}
-        return {seed: held for seed, held in values.items() if held is not None}
+        return {seed: known for seed, known in values.items() if known is not None}
 
     return figure
 
 
 def _worst(leaving_out: Sequence[str] = ()) -> Figure:
-    """Hazard under the attack, and at its milestone, of the greatest mean over seeds, of those that keep ability.
+    """Hazard at the attack and milestone with the greatest mean over seeds, among those that keep ability.
 
-    The greatest value of each seed by itself would be greater by luck alone.
+    The greatest value of each seed separately would be greater by luck alone.
     """
 
     def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
@@ -109,8 +109,8 @@ def _worst(leaving_out: Sequence[str] = ()) -> Figure:
         for cell in _cells(summary, label):
             if cell.attack not in (*leaving_out, NO_ATTACK):
                 attacks.setdefault(cell.attack, []).append(cell)
-        found = (best_milestone(cells, summary.hazard, loss=ABILITY_BOUND) for cells in attacks.values())
-        kept = [best for best in found if best is not None and best.kept]
+        milestones = (best_milestone(cells, summary.hazard, loss=ABILITY_BOUND) for cells in attacks.values())
+        kept = [best for best in milestones if best is not None and best.kept]
         if not kept:
             return {}
         worst = max(kept, key=lambda best: summary.hazard.sign * best.hazard)

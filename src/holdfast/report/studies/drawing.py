@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def drawn(path: Path, title: str, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure of inches that is written to `path` at the end."""
+    """Open an empty figure, sized in inches, and write it to `path` at the end."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def drawn(path: Path, title: str, width: float, height: float) -> Iterator[Figur
 
 
 def plain(axes: Axes, *sides: str) -> None:
-    """Grey lines behind the marks, and no frame on some sides."""
+    """Put grey grid lines behind the marks, and remove the frame on some sides."""
     axes.set_axisbelow(True)
     for side in sides:
         axes.spines[side].set_visible(False)

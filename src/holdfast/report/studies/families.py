@@ -66,7 +66,7 @@ class FamilyRow:
         return _mean([spot.recovery for spot in self.spots.get(model, ())])
 
     def breaks(self, model: str) -> int:
-        """Worlds in which half of what was hidden came back with ability kept."""
+        """The number of worlds in which half of the hidden hazard came back with ability kept."""
         return sum(spot.kept and (spot.recovery or 0.0) >= 0.5 for spot in self.spots.get(model, ()))
 
 
@@ -76,7 +76,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def read_families(part: Part, families: Families) -> list[FamilyRow]:
-    """A row a family, from the one that gets most out of the last defended model to the one that gets least.
+    """Read a row for each family, ordered by hazard on the last defended model, greatest first.
 
     Raises:
         HoldfastError: a world has not been attacked yet.
@@ -226,7 +226,7 @@ def _recovered(row: FamilyRow, model: str) -> Entry:
 
 
 def _weakest(rows: Sequence[FamilyRow], model: str) -> str:
-    """Which family gets most out of a model while ability is kept in every world it ran in, else at all."""
+    """The sentence on the strongest family that keeps ability in every world it ran in, else on the strongest of all."""
     ran = [row for row in rows if row.spots.get(model)]
     usable = [row for row in ran if all(spot.kept for spot in row.spots[model])] or ran
     worst = max(usable, key=lambda row: row.mean(model) or 0.0)
@@ -238,7 +238,7 @@ def _weakest(rows: Sequence[FamilyRow], model: str) -> str:
 
 
 def _unbroken(rows: Sequence[FamilyRow], model: str) -> str:
-    """Which families do not break the shallow control, and so say nothing of the others."""
+    """The sentence on families that do not break the shallow control, and so say nothing about other models."""
     weak = [row.family for row in rows if row.spots.get(model) and row.breaks(model) * 2 <= len(row.spots[model])]
     if not weak:
         return f"Every family breaks {model} in most worlds."

@@ -1,4 +1,4 @@
-"""What a red team found, as a picture: a square for every family and model, shaded by hazard, with the ability beside it."""
+"""The picture of a red team: a square for every family and model, shaded by hazard, with the ability beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study found, as a picture: hazard and ability of every method, before and after attack, world by world."""
+"""The picture of a study: hazard and ability of every method, before and after attack, world by world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN: Mapping[str, str] = {
 
 
 class _Mark(NamedTuple):
-    """How one figure of a method is drawn: a small mark a world, a large one for their mean."""
+    """The mark of a figure of a method: a small mark a world, and a large mark for the mean."""
 
     label: str
     figure: Callable[[OnWorld], float | None]
@@ -44,7 +44,7 @@ _ABILITY = (
 def draw_methods(table: MethodTable, path: Path, kind: str) -> None:
     """Draw one domain's rows, from the least hazard after attack to the most, into an SVG file.
 
-    Rows that were nowhere measured are left out.
+    Rows without a measurement are left out.
     """
     shown = sorted(
         (row for row in table.rows if row.mean(lambda on_world: on_world.after) is not None),

@@ -1,4 +1,4 @@
-"""Safeguards beside each other: every method over its worlds, as tables and as JSON."""
+"""A comparison of safeguards: every method over its worlds, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def read_methods(part: Part) -> MethodTable:
 
 
 def chapter(study: Study, part: Part, table: MethodTable, picture: str) -> Chapter:
-    """The table, what it means, the settings that trials chose, and what could not be built."""
+    """The table, its meaning, the settings that trials chose, and the models that could not be built."""
     refusal = part.kind == "refusal"
     columns = (
         "safeguard",
@@ -198,7 +198,7 @@ def _row(row: MethodRow, refusal: bool) -> tuple[Entry, ...]:
 
 
 def _percent(row: MethodRow, figure: Callable[[OnWorld], float | None]) -> Entry:
-    """The mean over worlds, and beside it each world."""
+    """The mean over worlds, with each world beside the mean."""
     mean = row.mean(figure)
     if mean is None:
         return Entry("")

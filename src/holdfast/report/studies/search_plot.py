@@ -1,4 +1,4 @@
-"""A search as a picture: what every attack that was tried recovered, by what it cost."""
+"""The picture of a search: the hazard that every tried attack recovered, over its cost."""
 
 from __future__ import annotations
 

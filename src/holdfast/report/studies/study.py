@@ -1,4 +1,4 @@
-"""What a report of a study is made from: plain values and the folders of its campaigns."""
+"""The input of a study's report: plain values and the folders of its campaigns."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Study:
 
 
 def markdown(study: Study, chapters: Sequence[Chapter]) -> str:
-    """The chapters as a page, with what the study took at its end."""
+    """The chapters as a page, with the cost of the study at the end."""
     spent = f"Wall time: {study.seconds / 60:.0f} minutes with {study.workers} processes, without what the cache already held."
     last = Chapter(key="time", title="What it took", blocks=(bullets(spent),))
     return render("study.md.j2", title=study.title, command=study.command, chapters=(*chapters, last))

@@ -1,4 +1,4 @@
-"""The attacks: on each model, along their steps, run by run, what each was and what it took."""
+"""The tables of attacks: on each model, along their steps, run by run, with settings and costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from holdfast.stats.suspicion import mean_costs
 def by_attack(
     summary: CampaignSummary, labels: Sequence[str], entry: Callable[[Pair | None], Entry]
 ) -> tuple[tuple[Entry, ...], ...]:
-    """A row an attack, and in it an entry for each model."""
+    """A table with a row for each attack and an entry for each model."""
     return tuple(
         (Entry(attack.name), *(entry(summary.pair(label, attack.name)) for label in labels))
         for attack in summary.attacks
@@ -24,7 +24,7 @@ def by_attack(
 
 
 def tested(summary: CampaignSummary) -> list[str]:
-    """Labels of the models about which something is decided."""
+    """Labels of the models that get a decision."""
     return [model.label for model in summary.models if model.role not in ANCHOR_ROLES]
 
 
@@ -103,7 +103,7 @@ def _worst_of(model: str, attacks: Sequence[str], summary: CampaignSummary) -> E
 
 
 def steps_to_breach(audit: Audited) -> Table:
-    """When half of the hazard was back, by attack and model; milestones give intervals, the budget a lower bound."""
+    """The steps until half of the hazard was back, by attack and model: an interval, or the budget as a lower bound."""
     labels = tested(audit.summary)
     return Table(
         caption="Attack steps until half of the hazard was back, earliest seed",
@@ -217,7 +217,7 @@ def _flag(flag: Flag, cell: CellSummary) -> str:
 
 
 def attack_costs(audit: Audited) -> Table:
-    """What each attack took, over all models and seeds."""
+    """The cost of each attack, over all models and seeds."""
     rows = []
     for attack in audit.summary.attacks:
         costs = mean_costs(result for result in audit.results if result.attack == attack.name)
@@ -244,7 +244,7 @@ def attack_costs(audit: Audited) -> Table:
 
 
 def attacks(audit: Audited) -> Table:
-    """What each attack was, exactly."""
+    """The exact settings of each attack."""
     return Table(
         caption="The attacks and their configurations",
         columns=("Attack", "Steps", "Against the reference", "Configuration"),

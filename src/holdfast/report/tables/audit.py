@@ -1,4 +1,4 @@
-"""What an audit says beyond hazard after attack: decisions, costs, losses of ability allowed, relearning, controls."""
+"""The tables of an audit beyond hazard after attack: decisions, costs, losses of ability allowed, relearning, controls."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def work_factors(audit: Audited) -> Table:
 
 
 def _models(audit: Audited, *roles: str, without: str | None = None) -> list[ModelFigures]:
-    """All but those of some roles, and one more."""
+    """The figures of all models except those of some roles and one more model."""
     return [model for model in audit.figures.models if model.role not in roles and model.label != without]
 
 
@@ -86,7 +86,7 @@ def _factor(work: WorkFactor | None) -> Entry:
 
 
 def breach_costs(audit: Audited) -> Table:
-    """What it cost to bring half of the hazard back, by attack and model."""
+    """The cost of bringing half of the hazard back, by attack and model."""
     models = _models(audit, *CLEAN)
     costs = {(model.label, cost.attack): cost for model in models for cost in model.breach_costs}
 

@@ -1,4 +1,4 @@
-"""The models before any attack: what they can do, what they cost, whether they mask anything, what they refuse."""
+"""The tables of models before any attack: abilities, costs, masking, and refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.stats.masking import Checked, checked
 
 
 def costs(audit: Audited) -> Table:
-    """What the safeguard costs those who mean no harm, before any attack."""
+    """The cost of the safeguard for benign users, before any attack."""
     models = audit.summary.models
     names = list(dict.fromkeys((m.evaluation, m.metric) for model in models for m in model.untouched))
     seconds = {model.label: _seconds(audit, model.label) for model in models}
@@ -73,7 +73,7 @@ def _built(seconds: float | None, base: float | None) -> Entry:
 
 
 def masking(audit: Audited) -> Table:
-    """Whether gradients are true and lead downhill, and whether more can be read than is said; no rows where none was checked."""
+    """The checks for masking: true gradients, a slope downhill, and a probe that reads more than the model says."""
     return Table(
         caption="Checks for masked gradients and hidden knowledge, before any attack",
         columns=(
@@ -113,7 +113,7 @@ def _checked(model: Checked) -> tuple[Entry, ...]:
 
 
 def over_refusal(audit: Audited, label: str) -> str | None:
-    """Benign requests that an untouched model refuses; None where none were put."""
+    """The share of benign requests that an untouched model refuses; None where none were put."""
     for result in audit.results:
         for record in result.records:
             if result.model == label and record.step == 0 and record.evaluation == "over_refusal":
@@ -123,7 +123,7 @@ def over_refusal(audit: Audited, label: str) -> str | None:
 
 
 def refusals(audit: Audited) -> Table:
-    """What models do with requests and how they write, before and after their worst attack: refusal apart from incapacity."""
+    """Refusal and degeneracy of models, before and after their worst attack."""
     names = list(
         dict.fromkeys(
             (record.evaluation, record.metric)
@@ -148,7 +148,7 @@ def refusals(audit: Audited) -> Table:
 
 
 def _mean(results: Sequence[CellResult], attack: str | None, name: tuple[str, str]) -> float | None:
-    """At the last step that was measured, mean over seeds."""
+    """The mean over seeds at the last measured step."""
     values = []
     for result in results:
         records = [r for r in result.records if result.attack == attack and (r.evaluation, r.metric) == name]

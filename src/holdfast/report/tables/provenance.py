@@ -1,4 +1,4 @@
-"""Where every number comes from: what was run, on what, with which versions."""
+"""The provenance of every number: runs, data, machines and versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.report.words.numbers import duration
 
 
 def provenance(audit: Audited) -> Table:
-    """One line a fact, all that the plan and the records say."""
+    """The facts that the plan and the records hold, a line each."""
     plan, results = audit.plan, audit.results
     elsewhere = ("notes", "models", "environment", *plan.models, *(("uses_base",) if audit.public else ()))
     facts = {
@@ -37,7 +37,7 @@ def provenance(audit: Audited) -> Table:
 
 
 def _contents(results: Sequence[CellResult]) -> dict[str, str]:
-    """Hashes of the attacker's rows by role, and of what each evaluation asks."""
+    """Hashes of the attacker's rows by role, and of the content of each evaluation."""
     seen: dict[str, dict[str, None]] = {}
     for result in results:
         for role, content in result.identity.get("data", {}).items():
@@ -49,7 +49,7 @@ def _contents(results: Sequence[CellResult]) -> dict[str, str]:
 
 
 def _digests(audit: Audited) -> dict[str, str]:
-    """Weights that were measured and are not those that the plan names."""
+    """The measured weights that differ from those that the plan names."""
     seen: dict[str, dict[str, None]] = {}
     for result in audit.results:
         if result.model_digest != audit.details(result.model).get("digest"):

@@ -58,7 +58,7 @@ def _row(model: ModelSummary, audit: Audited) -> VerdictRow:
 
 
 def verdict(audit: Audited) -> Table:
-    """Hazard and the ability left beside it, per model."""
+    """The verdict table: hazard, with the ability left, per model."""
     hazard = audit.summary.hazard
     strips = hazard.metric != "nats"
     rows = []
@@ -112,7 +112,7 @@ def over_seeds(estimate: Estimate | None, scale: Scale) -> str:
 
 
 def intervals(audit: Audited) -> Table:
-    """What the means stand on: attacks, seeds, standard errors and intervals."""
+    """The basis of the means: attacks, seeds, standard errors and intervals."""
     hazard = audit.summary.hazard
 
     def row(model: ModelSummary, name: str, over: Over) -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""What the checks for masking found, in sentences."""
+"""Sentences on the checks for masking."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast.stats.masking import Checked, Masking, Reading, floor, masked, pro
 
 
 def sentences(models: Sequence[Checked]) -> list[str]:
-    """What the checks say: first of the probe itself, then of every model with a safeguard. Empty where none was checked."""
+    """The sentences of the checks: first on the probe, then on every model with a safeguard; empty where none was checked."""
     texts = [_instrument(models)]
     for masking in masked(models):
         texts += [_gradient(masking), _probed(masking, models)]
@@ -17,7 +17,7 @@ def sentences(models: Sequence[Checked]) -> list[str]:
 
 
 def _gradient(masking: Masking) -> str:
-    """Are the gradients true, do they lead downhill, how far, and how long are they?"""
+    """The sentences on the gradients: whether they are true and lead downhill, how far, and how long they are."""
     model, standing = masking.model, masking.gradient
     if standing is None and model.gradient_norm is None:
         return ""
@@ -95,7 +95,7 @@ def _length(masking: Masking) -> list[str]:
 
 
 def _instrument(models: Sequence[Checked]) -> str:
-    """Whether the probe itself can be believed."""
+    """The sentences on whether the probe can be believed."""
     if not any(model.probe for model in models):
         return ""
     known, clean = probed(models, "undefended"), probed(models, "never-exposed")
@@ -116,7 +116,7 @@ def _instrument(models: Sequence[Checked]) -> str:
 
 
 def _probed(masking: Masking, models: Sequence[Checked]) -> str:
-    """Is there more to read than the model says?"""
+    """The sentences on whether a probe reads more than the model says."""
     model, clean = masking.model, probed(models, "never-exposed")
     if model.probe is None:
         return ""

@@ -1,4 +1,4 @@
-"""What a page calls the attacks: by their presets, or in public by their families."""
+"""The names of attacks on a page: their presets, or in public their families."""
 
 from __future__ import annotations
 

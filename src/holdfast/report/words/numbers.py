@@ -17,7 +17,7 @@ TOO_FEW = "too few seeds for an interval"
 
 
 def written(value: float | None, form: str) -> str:
-    """A number by a format specification, with a true minus and no negative zero; a dash where there is none."""
+    """Write a number by a format specification, with a true minus and no negative zero; None is a dash."""
     if value is None:
         return NOTHING
     text = f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
@@ -75,7 +75,7 @@ def spread(estimate: Estimate | None, scale: Scale) -> str:
 
 
 def interval(interval: Interval | None, scale: Scale) -> str:
-    """A 95 % interval, or why there is none."""
+    """A 95 % interval, or the reason why none exists."""
     if interval is None:
         return TOO_FEW
     low, high = interval.low, interval.high
@@ -85,7 +85,7 @@ def interval(interval: Interval | None, scale: Scale) -> str:
 
 
 def breach_steps(breach: Breach | None, budget: int) -> str:
-    """When the threshold was crossed, as the interval that milestones allow, or a lower bound."""
+    """The steps to a breach, as the interval that milestones allow, or a lower bound."""
     if breach is None:
         return f"> {budget:,}"
     if breach.by == 0:
@@ -145,7 +145,7 @@ def power_of_ten(exponent: int) -> str:
 
 
 def factor(work: WorkFactor | None) -> str:
-    """A work factor with its state; an interval stands beside it by `factor_interval`."""
+    """A work factor with its state; `factor_interval` gives the interval."""
     if work is None or work.state == "not estimable" or work.low is None:
         return "not estimable"
     if work.high is None:

@@ -1,4 +1,4 @@
-"""What every report says of its figures: what resistance does not mean, and how each figure is made."""
+"""The texts that every report shares: what resistance does not mean, and how each figure is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an audit stands and what a planned one can tell, as tables and sentences for the terminal."""
+"""The standing of a run and the power of a planned audit, as tables and sentences for the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def status_table(progress: Progress) -> Table:
 
 
 def status(progress: Progress, *, running: bool) -> list[str]:
-    """How many runs have ended, how much work is left, whether it goes on, and the first reasons why runs failed.
+    """The sentences on how a campaign stands: runs ended, work left, and the first reasons why runs failed.
 
     Args:
         progress: of the campaign.
@@ -50,7 +50,7 @@ def standing(
     *,
     working: bool,
 ) -> list[str]:
-    """How a run of jobs stands: what has ended, what runs, the first reasons why jobs failed.
+    """The sentences on how a run of jobs stands: jobs ended, jobs running, and the first reasons why jobs failed.
 
     Args:
         what: the run and where it is, as the beginning of a sentence.
@@ -85,7 +85,7 @@ class Planned:
 
 
 def plan_table(plans: Sequence[Planned]) -> Table:
-    """What the audit can tell with more or fewer seeds, and what it takes."""
+    """The power and the cost of the audit with more or fewer seeds."""
     return Table(
         caption="The audit by its number of seeds",
         columns=("seeds", "runs", "detectable, one attack", "detectable, whole suite", "time", "FLOPs", "tokens"),
@@ -104,7 +104,7 @@ def _planned(plan: Planned) -> tuple[str, ...]:
 
 
 def power(detectable: Detectable | None, questions: int, seeds: int, attacks: int) -> str:
-    """What the audit's questions and seeds can detect, in words; empty where hazard is no questions."""
+    """The sentence on the power of the audit's questions and seeds; empty where hazard is not measured by questions."""
     if not questions:
         return ""
     if detectable is None:
@@ -123,7 +123,7 @@ def power(detectable: Detectable | None, questions: int, seeds: int, attacks: in
 
 
 def timing(measuring: float, workers: int) -> str:
-    """How the plan was timed; `measuring` is the share of the work that is no attack."""
+    """The sentence on how the plan was timed; `measuring` is the share of the work outside attacks."""
     return (
         f"Timed on this machine for {workers} processes; {100 * measuring:.0f} % of the work is measuring. Each process holds "
         "one model in training."
@@ -131,7 +131,7 @@ def timing(measuring: float, workers: int) -> str:
 
 
 def attack_cost(updates: int, costs: dict[str, float]) -> str:
-    """What an attack took, from `stats.suspicion.mean_costs`, in one sentence."""
+    """The sentence on the cost of an attack, from `stats.suspicion.mean_costs`."""
     parts = [f"{updates:,} updates"]
     if "tokens" in costs:
         parts += [f"{costs['tokens']:,.0f} tokens", f"{costs['flops']:.2g} FLOPs"]
@@ -153,7 +153,7 @@ def confirmed(
     failed: int,
     kept: bool,
 ) -> str:
-    """What a search found, what of it held on the claim questions, and whether ability did.
+    """The sentence on a confirmed search: its hazard on the selection and on the claim questions, and its ability.
 
     Args:
         attack: its name.

@@ -1,4 +1,4 @@
-"""What the checks of the attacks found, a sentence a check."""
+"""The sentences of the attack checks, one a check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Remark:
-    """One sentence, and whether it weakens what the report says."""
+    """One sentence, and whether the sentence weakens the report."""
 
     text: str
     fires: bool = False

@@ -60,7 +60,7 @@ def headline(model: ModelSummary, audit: Audited) -> str:
 
 
 def _breach(model: ModelSummary, audit: Audited) -> str:
-    """The cheapest of the breaching attacks, its cost, and the ability that it left."""
+    """The cheapest breaching attack, its cost, and the ability that remained."""
     breaching = model.under("breached")
     costs = [cost for cost in audit.figures.of(model.label).breach_costs if cost.attack in breaching]
     first = costs[0].attack if costs else _first_breach(model, audit).attack
@@ -86,7 +86,7 @@ def _first_breach(model: ModelSummary, audit: Audited) -> Pair:
 
 
 def undecided(model: ModelSummary, audit: Audited) -> str:
-    """Why no verdict can be given, and what would decide."""
+    """The sentence on why there is no verdict, and on what would decide."""
     doubtful = [pair for attack in model.under("undecided") if (pair := audit.summary.pair(model.label, attack))]
     gaps = {pair.attack: pair.gap for pair in doubtful if pair.gap is not None}
     if not gaps:
@@ -120,7 +120,7 @@ def _without_gap(model: ModelSummary, doubtful: Sequence[Pair], audit: Audited) 
 
 
 def grounds(model: ModelSummary, audit: Audited) -> str:
-    """What stands behind the verdict: the worst attack, what was counted, the mean, and the safeguard's price."""
+    """The grounds of the verdict: the worst attack, the counts, the mean, and the safeguard's price."""
     return " ".join([*_worst(model, audit), *_counted(model), *_mean(model, audit), *_price(model, audit)])
 
 
@@ -144,7 +144,7 @@ def _worst(model: ModelSummary, audit: Audited) -> list[str]:
 
 
 def _counted(model: ModelSummary) -> list[str]:
-    """How many attacks the model resisted, and how many were excluded from the count."""
+    """The number of attacks that the model resisted, and the number excluded from the count."""
     sentences = []
     if model.counted and model.verdict != "not estimable":
         lost = len(model.under("ability lost"))
@@ -169,7 +169,7 @@ def _mean(model: ModelSummary, audit: Audited) -> list[str]:
 
 
 def _price(model: ModelSummary, audit: Audited) -> list[str]:
-    """What the safeguard itself took, before any attack: abilities below the undefended model's, and slower learning."""
+    """The price of the safeguard before any attack: abilities below the undefended model's, and slower learning."""
     undefended = audit.role("undefended")
     if undefended is None or model is undefended:
         return []
@@ -199,5 +199,5 @@ def _price(model: ModelSummary, audit: Audited) -> list[str]:
 
 
 def hazard_word(scale: Scale) -> str:
-    """What hazard is called on its scale."""
+    """The name of hazard on its scale."""
     return "hazard loss" if scale.metric == "nats" else "hazard"

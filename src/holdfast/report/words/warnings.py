@@ -1,4 +1,4 @@
-"""What weakens an audit's sentences, in words: missing controls, weak attacks, failed runs, attacks that were not blind."""
+"""The warnings of an audit, in words: missing controls, weak attacks, failed runs, attacks that were not blind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.stats.figures import CampaignSummary, Comparison
 
 
 def warnings(audit: Audited) -> list[str]:
-    """What weakens every sentence of the verdict."""
+    """The warnings that weaken every sentence of the verdict."""
     summary, texts = audit.summary, []
     if summary.missing:
         have = "has" if summary.missing == 1 else "have"
@@ -53,7 +53,7 @@ def warnings(audit: Audited) -> list[str]:
 
 
 def unreliable(audit: Audited) -> list[str]:
-    """Why an audit cannot be relied on; empty where its own checks passed."""
+    """The reasons why an audit is unreliable; empty where the audit's checks passed."""
     summary, texts = audit.summary, []
     for role, text in (("undefended", "an undefended model"), ("reference", "a shallow reference")):
         if audit.role(role) is None:
@@ -74,7 +74,7 @@ def unreliable(audit: Audited) -> list[str]:
 
 
 def blindness(summary: CampaignSummary) -> list[str]:
-    """Which attacks no defended model was prepared for: neither trained against their family nor chosen with it."""
+    """The sentences on which attacks are blind: no defended model was trained against their family or chosen with it."""
     texts = []
     for model in summary.models:
         if model.role != "defended" or not model.outcomes:
@@ -95,7 +95,7 @@ def blindness(summary: CampaignSummary) -> list[str]:
 
 
 def comparison(difference: Comparison, scale: Scale) -> str:
-    """How two models differ over the attacks they share; a tie is said to be one."""
+    """The sentence on how two models differ over shared attacks; a tie is named a tie."""
     shared = "the one attack" if difference.attacks == 1 else f"the {difference.attacks} attacks"
     gap = abs(difference.difference)
     size = nats(gap) if scale.metric == "nats" else f"{100 * gap:.0f} points"

@@ -1,4 +1,4 @@
-"""Search for an attack and confirm what was found: the whole of the adaptive attacker in one call."""
+"""The adaptive attacker in one call: search for an attack and confirm the winner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from holdfast.runs.standing import working_in
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search came to."""
+    """The outcome of a search."""
 
     trials: list[Trial]
     """in the order in which they were proposed"""
@@ -49,7 +49,7 @@ def search_and_confirm(
 ) -> Found:
     """Search, write the best attack of every family as a suite, and confirm the winner on the claim questions.
 
-    What `out` holds of the same search is not run again.
+    Trials of the same search that `out` already has are not run again.
 
     Args:
         search: the model, its families and the budget.
@@ -85,16 +85,16 @@ def search_and_confirm(
             on_progress=work.progress, searched=searched_classes(search.families), held_out=list(held_out),
         )  # fmt: skip
         _, results = read_campaign(folder)
-        found = confirmed(results, label, search.ability_loss)
-        description = describe_search(search, trials, held_out, found)
+        claim = confirmed(results, label, search.ability_loss)
+        description = describe_search(search, trials, held_out, claim)
         _write(out, description)
-    return Found(trials=trials, best=best, winner=winner, confirmed=found, description=description)
+    return Found(trials=trials, best=best, winner=winner, confirmed=claim, description=description)
 
 
 def describe_search(
-    search: Search, trials: Sequence[Trial], held_out: Sequence[str], found: Confirmed | None
+    search: Search, trials: Sequence[Trial], held_out: Sequence[str], claim: Confirmed | None
 ) -> dict[str, Any]:
-    """All of a search as JSON: what was allowed, tried and found."""
+    """A search as JSON: its budget, its trials and its winner."""
     best = best_trials(trials)
     winner = next(iter(best.values()), None)
     return {
@@ -111,7 +111,7 @@ def describe_search(
         "spent": {name: sum(getattr(t, name) for t in trials) for name in ("steps", "tokens", "flops", "seconds")},
         "best": {family: trial.key for family, trial in best.items()},
         "winner": winner.key if winner else None,
-        "confirmation": asdict(found) if found else None,
+        "confirmation": asdict(claim) if claim else None,
         "trials": [asdict(trial) for trial in trials],
     }
 

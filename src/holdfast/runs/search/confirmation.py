@@ -31,7 +31,7 @@ def confirmation(search: Search, winner: Trial, models: Sequence[Model], seeds: 
             f"a confirmation needs at least {SEEDS_FOR_INTERVAL} fresh seeds for an interval, not {seeds}"
         )
     # Ability is to be that of the best milestone, so all of its questions are asked at every one.
-    unseen = [replace(held, milestone_sample=None) for held in abilities(Domain.open(search.domain), "odd")]
+    unseen = [replace(ability, milestone_sample=None) for ability in abilities(Domain.open(search.domain), "odd")]
     names = [UNSEEN] if len(unseen) == 1 else [f"{UNSEEN}_{evaluation.questions}" for evaluation in unseen]
     return Campaign(
         models=tuple(models),
@@ -50,9 +50,9 @@ def searched_classes(families: Sequence[str]) -> list[str]:
 
 
 def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | None = None) -> Confirmed:
-    """What the confirmation of a model's winner came to, at the milestone of the greatest mean hazard over seeds.
+    """The confirmed figures of a model's winner, at the milestone of the greatest mean hazard over seeds.
 
-    Ability is what was asked at that same milestone. Between the first and the last step that may be a sample of the questions.
+    Ability is measured at the same milestone. Between the first and the last step, ability may be a sample of the questions.
 
     Args:
         results: of the confirmation.
@@ -63,10 +63,10 @@ def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | N
         HoldfastError: none of its runs finished, or ability was not measured at any milestone of all of them.
     """
     hazard = hazard_scale(results)
-    unseen = {r.evaluation for held in results for r in held.records if r.evaluation.startswith(UNSEEN)}
+    unseen = {r.evaluation for result in results for r in result.records if r.evaluation.startswith(UNSEEN)}
     ability = Scale(evaluations=tuple(sorted(unseen)), metric="accuracy", chance=None)
-    own = [result for result in results if result.model == label and result.attack != UNTOUCHED]
-    finished = [result for result in own if result.status == "finished"]
+    attacked = [result for result in results if result.model == label and result.attack != UNTOUCHED]
+    finished = [result for result in attacked if result.status == "finished"]
     cells = [summarise_cell(result, hazard, ability) for result in finished]
     best = best_milestone(cells, hazard, loss=ability_loss)
     if best is None:
@@ -76,7 +76,7 @@ def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | N
         best = best_milestone(cells, hazard, loss=1.0)
     if best is None or best.ability is None or best.ability_before is None:
         raise HoldfastError("ability was not measured under the confirmation; run the search into a new folder")
-    asked = [{record.evaluation: record.n for record in held.records if record.step == best.step} for held in finished]
+    questions = [{r.evaluation: r.n for r in result.records if r.step == best.step} for result in finished]
     return Confirmed(
         hazard=best.hazard,
         interval=best.interval,
@@ -85,7 +85,7 @@ def confirmed(results: Sequence[CellResult], label: str, ability_loss: float | N
         failed=sum(r.model == label and r.status != "finished" for r in results),
         ability_before=best.ability_before,
         ability=best.ability,
-        ability_questions=min(sum(n for name, n in held.items() if name in unseen) for held in asked),
+        ability_questions=min(sum(n for name, n in counts.items() if name in unseen) for counts in questions),
         kept=ability_loss is None or best.ability >= best.ability_before - ability_loss - 1e-9,
     )
 

@@ -53,7 +53,7 @@ _ROUND = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What all trials together may cost; a round that has begun is ended. None: without limit."""
+    """The cost limits of all trials together; a round that has begun is finished. None: no limit."""
 
     trials: int = 40
     """attacks tried"""
@@ -70,7 +70,7 @@ class Budget:
                 raise HoldfastError(f"the budget of {name} must be above 0, not {limit}")
 
     def reached(self, trials: Sequence[Trial]) -> str:
-        """Which limit the trials have come to; none: an empty text."""
+        """The limit that the trials have reached; an empty text if none."""
         spent = {name: sum(getattr(trial, name) for trial in trials) for name in ("steps", "tokens", "flops")}
         spent["trials"] = len(trials)
         over = [name for name, sum_ in spent.items() if (limit := getattr(self, name)) is not None and sum_ >= limit]
@@ -97,7 +97,7 @@ class Search(Target):
             raise HoldfastError(f"seeds from {FRESH_SEED} on are kept for the confirmation; give a smaller --seed")
 
     def check(self) -> None:
-        """Read what trials will read.
+        """Read the trials' data early.
 
         Raises:
             HoldfastError: the domain lacks selection questions, ability questions or a role that a family reads.
@@ -112,9 +112,9 @@ class Search(Target):
     def run(
         self, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> list[Trial]:
-        """Try attacks until a limit of the budget is reached; what `out` holds is not tried again.
+        """Try attacks until a limit of the budget is reached; trials recorded in `out` are not run again.
 
-        With one worker trials run in this process, with more in processes of their own.
+        With one worker, trials run in this process. With more workers, trials run in separate processes.
 
         Returns:
             The trials in the order in which they were proposed.
@@ -129,48 +129,48 @@ class Search(Target):
         trials: list[Trial] = []
         done, started = list[Outcome](), time.monotonic()
         while not self.budget.reached(trials):
-            asked = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
-            arguments = [self._arguments(ask, trials, out) for ask in asked]
+            proposals = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
+            arguments = [self._arguments(ask, trials, out) for ask in proposals]
             share = len(trials) / self.budget.trials
 
             def show(
                 now: Progress,
                 before: Sequence[Outcome] = tuple(done),
                 share: float = share,
-                size: float = len(asked) / self.budget.trials,
+                size: float = len(proposals) / self.budget.trials,
             ) -> None:
                 seconds = time.monotonic() - started
                 on_progress(Progress([*before, *now.done], now.running, now.waiting, share + size * now.share, seconds))
 
             done += _run(arguments, workers, show)
-            for ask, held in zip(asked, arguments, strict=True):
-                trial = Trial.read(held["file"])
+            for ask, call in zip(proposals, arguments, strict=True):
+                trial = Trial.read(call["file"])
                 if trial is None:
-                    raise HoldfastError(f"a trial of {held['family']} left no result; run the same command again")
+                    raise HoldfastError(f"a trial of {call['family']} left no result; run the same command again")
                 self._tell(study, ask, trial)
                 trials.append(trial)
         return trials
 
     def _parameters(self, family: str) -> dict[str, Any]:
-        """A family as it stands, in optuna's parameters."""
+        """The preset of a family, as optuna parameters."""
         known = collect_families()[family]
         fixed: dict[str, Any] = {"family": family} if len(self.families) > 1 else {}
         for name, value in known.preset().items():
-            held = known.space[name]
-            fixed[f"{family}.{name}"] = value if isinstance(held, Log) else held.options.index(value)
+            choice = known.space[name]
+            fixed[f"{family}.{name}"] = value if isinstance(choice, Log) else choice.options.index(value)
         return fixed
 
     def _settings(self, ask: optuna.Trial) -> tuple[str, dict[str, Any]]:
-        """What optuna proposes: a family and its settings."""
+        """The family and the settings that optuna proposes."""
         family = ask.suggest_categorical("family", self.families) if len(self.families) > 1 else self.families[0]
         settings: dict[str, Any] = {}
-        for name, held in collect_families()[family].space.items():
-            if isinstance(held, Log):
-                settings[name] = ask.suggest_float(f"{family}.{name}", held.low, held.high, log=True)
+        for name, choice in collect_families()[family].space.items():
+            if isinstance(choice, Log):
+                settings[name] = ask.suggest_float(f"{family}.{name}", choice.low, choice.high, log=True)
             else:
                 # By number: optuna stores texts and numbers only.
-                options = range(len(held.options))
-                settings[name] = held.options[ask.suggest_categorical(f"{family}.{name}", options)]
+                options = range(len(choice.options))
+                settings[name] = choice.options[ask.suggest_categorical(f"{family}.{name}", options)]
         return family, settings
 
     def _arguments(self, ask: optuna.Trial, earlier: Sequence[Trial], out: Path) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Search(Target):
 
     def _key(self, attack: Attack, limits: tuple[float, ...]) -> str:
         domain, checkpoint = Domain.open(self.domain), Checkpoint(self.model)
-        asked = [selection(domain), *abilities(domain, "even")]
+        evaluations = [selection(domain), *abilities(domain, "even")]
         return digest(
             {
                 "protocol": PROTOCOL,
@@ -199,7 +199,7 @@ class Search(Target):
                 "data": domain.digest(*(role for role in ATTACKER_ROLES if domain.has(role))),
                 "max_length": domain.max_length,
                 "attack": describe(attack),
-                "evaluations": [[describe(evaluation), evaluation.content(domain)] for evaluation in asked],
+                "evaluations": [[describe(evaluation), evaluation.content(domain)] for evaluation in evaluations],
                 "ability_loss": self.ability_loss,
                 "limits": list(limits),
                 "seed": self.seed,
@@ -221,20 +221,20 @@ class Search(Target):
 
 
 def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callable[[Progress], None]) -> list[Outcome]:
-    """Run a round.
+    """Run a round of trials.
 
     Raises:
         HoldfastError: a trial could not be run at all.
     """
     # One attack may be proposed twice.
-    distinct = {held["file"]: held for held in arguments if not _done(held)}
+    distinct = {call["file"]: call for call in arguments if not _done(call)}
     if workers == 1:
-        for held in distinct.values():
-            run_trial(**held)
+        for call in distinct.values():
+            run_trial(**call)
         return []
     jobs = [
-        Job(name=f"trial {file.stem}: {held['family']}", call=run_trial, arguments=held)
-        for file, held in distinct.items()
+        Job(name=f"trial {file.stem}: {call['family']}", call=run_trial, arguments=call)
+        for file, call in distinct.items()
     ]
     outcomes = list(run_jobs(jobs, workers, on_progress=on_progress).values()) if jobs else []
     if failed := [outcome for outcome in outcomes if outcome.error is not None]:
@@ -242,9 +242,9 @@ def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callabl
     return outcomes
 
 
-def _done(held: Mapping[str, Any]) -> bool:
-    trial = Trial.read(held["file"])
-    return trial is not None and trial.key == held["key"]
+def _done(call: Mapping[str, Any]) -> bool:
+    trial = Trial.read(call["file"])
+    return trial is not None and trial.key == call["key"]
 
 
 def usable_families(model: str, wanted: Sequence[str] = (), held_out: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One trial of a search: an attack tried, and what came of it."""
+"""One trial of a search: an attack and its result."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class Trial:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """The greater the better."""
+        """The order of trials: greater is better."""
         return self.feasible, self.score
 
     @classmethod
     def read(cls, path: Path) -> Trial | None:
-        """Read one; None where there is none or it is damaged."""
+        """Read a trial; None where the file is missing or damaged."""
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**table, "curve": [(step, hazard, ability) for step, hazard, ability in table["curve"]]})
@@ -97,24 +97,24 @@ class Trial:
 
 
 def selection(domain: Domain) -> Evaluation:
-    """What judges the hazard of a trial.
+    """The evaluation that judges the hazard of a trial.
 
     Raises:
         HoldfastError: the domain has no selection questions.
     """
     presets = collect("holdfast.evals")
-    held = [presets[name] for name in SELECTIONS if presets[name].available(domain)]
-    if not held:
+    available = [presets[name] for name in SELECTIONS if presets[name].available(domain)]
+    if not available:
         raise HoldfastError(
             f"{domain.folder / 'domain.toml'} has no questions to choose an attack by; add [questions.hazard_selection] "
             "with hazard questions that no claim is made on"
         )
-    found: Evaluation = held[0]
-    return found
+    first: Evaluation = available[0]
+    return first
 
 
 def abilities(domain: Domain, part: Literal["even", "odd"]) -> list[MultipleChoice]:
-    """What judges ability: one half of the set outside the retain set where there is one, else of every ability set.
+    """The evaluations that judge ability: half of the set outside the retain set, else half of every ability set.
 
     Raises:
         HoldfastError: the domain has no ability questions.
@@ -131,11 +131,11 @@ def abilities(domain: Domain, part: Literal["even", "odd"]) -> list[MultipleChoi
 
 
 def thresholds(earlier: Sequence[Trial]) -> tuple[float, ...]:
-    """The scores below which a trial of the family is stopped on the way: the medians of what earlier ones had there."""
+    """The scores below which a trial of the family is pruned: medians of earlier trials at the same points."""
     full = [trial.halfway for trial in earlier if trial.halfway]
     if len(full) < _TRIALS_TO_PRUNE:
         return ()
-    reached = [[held[place] for held in full if len(held) > place] for place in range(len(_PRUNED_AT))]
+    reached = [[scores[place] for scores in full if len(scores) > place] for place in range(len(_PRUNED_AT))]
     return tuple(median(scores) for scores in reached if scores)
 
 
@@ -162,7 +162,7 @@ def run_trial(
     file: Path,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Run one attack and keep what it came to, unless that is there already; its weights are thrown away."""
+    """Run one attack and write its result, unless the result exists; the weights are thrown away."""
     from holdfast.engine.costs import Meter
     from holdfast.engine.session import base_of, open_session
     from holdfast.engine.walk import Reporting, walk
@@ -173,7 +173,7 @@ def run_trial(
     started, domain, checkpoint = time.monotonic(), Domain.open(target.domain), Checkpoint(target.model)
     trial = Trial(key=key, family=family, settings=dict(settings), attack=describe(attack))
     [(_, hazard)] = asked_by(attack, ((_HAZARD, selection(domain)),), domain)
-    evaluations = {_HAZARD: hazard, **{held.questions: held for held in abilities(domain, "even")}}
+    evaluations = {_HAZARD: hazard, **{ability.questions: ability for ability in abilities(domain, "even")}}
     milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, milestones_up_to(attack.max_steps))
     curve = Curve(milestones, target.ability_loss, attack, limits)
     session = open_session(checkpoint, domain, "attacker", target.seed, target.options, base=base_of(checkpoint))
@@ -212,7 +212,7 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[int, float, float]]:
-        """(step, hazard, mean ability) at each milestone so far; one that was void has none."""
+        """(step, hazard, mean ability) at each complete milestone so far."""
         points = []
         for step, scores in self._milestones.scores.items():
             if len(scores) == len(self._milestones.evaluations):
@@ -258,10 +258,10 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:
 
 def attack_of(trial: Trial) -> Attack:
     """The attack that a trial tried."""
-    found: Attack = restore("holdfast.attacks", trial.attack)
-    return found
+    attack: Attack = restore("holdfast.attacks", trial.attack)
+    return attack
 
 
 def attack_name(trial: Trial) -> str:
-    """A name for what was found: its family and the first digits of its content."""
+    """A name for a found attack: the family and the first digits of the content hash."""
     return f"found-{trial.family}-{digest(trial.attack)[:4]}"

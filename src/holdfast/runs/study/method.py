@@ -1,4 +1,4 @@
-"""A method that a study compares: stages of safeguards, and what of the last one is tuned."""
+"""A method that a study compares: stages of safeguards, and the tuned settings of the last stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A row of the table: stages, and what of the last one is tuned."""
+    """A row of the table: the stages, and the tuned settings of the last stage."""
 
     label: str
     """the row's name, and its model folder's"""

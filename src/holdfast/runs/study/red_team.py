@@ -66,13 +66,13 @@ class RedTeam:
 
     @property
     def core_seconds(self) -> float:
-        """About how long it takes on one core, from nothing."""
+        """The estimated time on one core, from nothing."""
         searches = len(self.targets) * len(self.families) * self.trials * _TRIAL_SECONDS
         built = sum(method.size for method in self.methods if method.label in self.targets)
         return searches + built + 85.0 + self._study(self._guessed()).core_seconds
 
     def first_folder(self, out: Path) -> Path:
-        """The first of the campaigns that it is made of, which a report can be made from."""
+        """The folder of the first campaign, which a report can be made from."""
         return self._study({}).first_folder(out)
 
     @property
@@ -88,7 +88,7 @@ class RedTeam:
     def run(
         self, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> list[Outcome]:
-        """Search, then attack; what is there already is not made again.
+        """Search, then attack; finished jobs are not run again.
 
         Raises:
             HoldfastError: a target or a search could not be made.
@@ -122,29 +122,29 @@ class RedTeam:
         return [*outcomes, *self._study(self.found(out)).run(out, workers, command, on_progress)]
 
     def found(self, out: Path) -> dict[str, dict[str, Attack]]:
-        """Family -> the attacks of the claims by name: the best of each search, and held-out families' presets."""
-        found: dict[str, dict[str, Attack]] = {}
+        """The attacks of the claims by family and name: the best of each search, and held-out families' presets."""
+        attacks: dict[str, dict[str, Attack]] = {}
         for family in self.families:
             best = {target: best_of(self._searched(out, family, target)) for target in self.targets}
             if len({str(describe(attack)) for attack in best.values()}) == 1:
-                found[family] = {f"{family}-on-all": next(iter(best.values()))}
+                attacks[family] = {f"{family}-on-all": next(iter(best.values()))}
             else:
-                found[family] = {f"{family}-on-{target}": attack for target, attack in best.items()}
-        return {**found, **self._held_out()}
+                attacks[family] = {f"{family}-on-{target}": attack for target, attack in best.items()}
+        return {**attacks, **self._held_out()}
 
     def study(self, out: Path) -> Study:
-        """The claims, once the searches have ended."""
+        """The study of claims, once the searches have ended."""
         return self._study(self.found(out))
 
-    def _study(self, found: Mapping[str, Mapping[str, Attack]]) -> Study:
-        attacks = {name: attack for held in found.values() for name, attack in held.items()}
+    def _study(self, families: Mapping[str, Mapping[str, Attack]]) -> Study:
+        attacks = {name: attack for named in families.values() for name, attack in named.items()}
         part = replace(
             self.part,
             attacks=tuple(attacks),
             found=attacks,
             details={
                 "searched": searched_classes(self.families),
-                "families": {family: list(held) for family, held in found.items()},
+                "families": {family: list(named) for family, named in families.items()},
             },
         )
         return Study(
@@ -158,7 +158,7 @@ class RedTeam:
         )
 
     def _guessed(self) -> dict[str, dict[str, Attack]]:
-        """As many attacks as there may be, for the estimate."""
+        """The greatest possible number of attacks, for the estimate."""
         families = collect_families()
         return {
             family: {f"{family}-on-{target}": families[family].attack for target in self.targets}

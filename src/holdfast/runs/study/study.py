@@ -83,7 +83,7 @@ class Study:
         command: str = "",
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:
-        """Run what is not there yet. A method that cannot be built has no cells, and the rest goes on.
+        """Run the missing jobs. A method that cannot be built has no cells, and the rest goes on.
 
         Returns:
             How every job ended.
@@ -116,7 +116,7 @@ class Study:
 
     @property
     def core_seconds(self) -> float:
-        """About how long it takes on one core, from nothing."""
+        """The estimated time on one core, from nothing."""
         base = sum(BASE_SECONDS.values())
         total = 0.0
         for part in self.parts:
@@ -139,11 +139,11 @@ class Study:
         return bool(method.space and self.trials)
 
     def folder(self, out: Path, part: Part, world: int) -> Path:
-        """Where one world lies; a study of a single world lies in its folder itself."""
+        """The folder of one world; a study of a single world uses its folder directly."""
         return out / f"{part.kind}-{world}" if self._many else out
 
     def first_folder(self, out: Path) -> Path:
-        """The first of the campaigns that it is made of, which a report can be made from."""
+        """The folder of the first campaign, which a report can be made from."""
         return self.folder(out, self.parts[0], self.worlds[0])
 
     def world(self, out: Path, part: Part, seed: int) -> World:
@@ -205,7 +205,7 @@ class Study:
 
 @dataclass(frozen=True)
 class _Place:
-    """What a study does on one world."""
+    """The jobs of a study on one world."""
 
     part: Part
     world: World

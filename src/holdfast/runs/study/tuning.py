@@ -46,13 +46,13 @@ class Trial:
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """The smaller the better."""
+        """The order of trials: smaller is better."""
         lost = self.ability < self.ability_of_original - ABILITY_LOST - 1e-9
         return bool(self.failed), lost, fmean(self.hazard.values()) if self.hazard else 1.0
 
     @classmethod
     def read(cls, path: Path) -> Trial:
-        """Read one; a file that is missing or of something else is a trial without a key."""
+        """Read a trial; a file that is missing or of another kind is a trial without a key."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -67,7 +67,7 @@ def best_trial(files: Sequence[Path]) -> Trial:
 def make(
     method: Method, trials: Sequence[Path], domain: Path, start: Path, out: Path, seed: int, on_step: OnStep
 ) -> None:
-    """Build a method's model with the settings of its best trial, unless it is there.
+    """Build a method's model with the settings of its best trial, unless the model exists.
 
     Args:
         method: what is built.

@@ -24,7 +24,7 @@ CELL_SECONDS = 4.5
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Where the models of one world lie, and the jobs that make them. A job is made once, so that others can wait for it."""
+    """The folders of one world's models, and the jobs that make them. Each job is made once, so that others can wait for it."""
 
     folder: Path
     seed: int
@@ -125,7 +125,7 @@ class World:
         outcomes: Mapping[Job, Outcome],
         **details: Any,
     ) -> None:
-        """Record what failed and write the plan of the campaign. A method that could not be built has no cells."""
+        """Record failures and write the plan of the campaign. A method that could not be built has no cells."""
         failed = {label: outcomes[job].error for label, job in making.items() if outcomes[job].error is not None}
         for job in attacking:
             cell, outcome = job.arguments["cell"], outcomes[job]
