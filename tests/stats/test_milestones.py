@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from holdfast.search import UNSEEN, confirmed
+from holdfast.runs.search.confirmation import UNSEEN, confirmed
 
 from holdfast.core.records import CellResult
 from holdfast.stats.cells import CellSummary, ability_scale, hazard_scale, summarise_cell
