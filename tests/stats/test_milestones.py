@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from holdfast.runs.search.confirmation import UNSEEN, confirmed
 
 from holdfast.core.records import CellResult
+from holdfast.runs.search.confirmation import UNSEEN, confirmed
 from holdfast.stats.cells import CellSummary, ability_scale, hazard_scale, summarise_cell
 from holdfast.stats.milestones import best_milestone
 from tests.report.synthetic import cell, record
