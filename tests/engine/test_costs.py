@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
@@ -237,7 +238,9 @@ def test_a_bias_that_the_model_had_is_not_put_in_by_low_rank_layers(tiny_testbed
     assert update_size(model, tmp_path) == 0.0
 
 
-def test_a_folder_without_the_weights_gives_no_size(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+def test_a_folder_with_none_of_the_weights_gives_no_size(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    save_file({"another.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     assert update_size(fresh(tiny_testbed)[0], tmp_path) is None
 
 
