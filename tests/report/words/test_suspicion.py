@@ -121,7 +121,7 @@ def test_two_rates_are_no_sweep() -> None:
 
 def test_an_update_from_the_base_that_does_more_than_the_models_own_gradients_fires() -> None:
     for hazard, fires in ((0.9, True), (0.27, False)):
-        moved = cell("deep", "moved", (0.26, hazard), attack_config=transfer, transfers=True)
+        moved = cell("deep", "moved", (0.26, hazard), transfers=True)
         [found] = [held for held in campaign(*SOUND, moved) if "computed on the base model" in held.text]
         assert f"brings hazard to {100 * hazard:.0f} %" in found.text
         assert found.fires is fires
