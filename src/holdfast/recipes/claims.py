@@ -7,7 +7,7 @@ from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
 
-WORLDS = (51, 52, 53)
+WORLDS = (62, 63, 64)
 SAFEGUARD_SEEDS = (0, 1)
 ATTACK_SEEDS = (0, 1)
 
