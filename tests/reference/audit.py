@@ -48,7 +48,8 @@ def recompute(folder):
         asked = {r["step"]: (r["value"], r["n"], r["stderr"]) for r in records if r["evaluation"] == "hazard"}
         kept = {r["step"]: r["value"] for r in records if r["evaluation"] == "benign_outside_retain"}
         if head["attack"] == "none":
-            before[head["model"]], able[head["model"]] = asked[0], kept[0]
+            if asked:  # a probe of the untouched model asks neither
+                before[head["model"]], able[head["model"]] = asked[0], kept[0]
         else:
             costs = head["costs"] if head["first_loss"] is not None else []  # an edit of the weights costs nothing
             held = (dict(sorted(asked.items())), costs, kept, head["draws"], head["status"] == "finished")

@@ -9,12 +9,13 @@ from random import Random
 
 import pytest
 
+from holdfast.core.files import digest
 from holdfast.core.records import CellResult, read_campaign
 from holdfast.stats.audit import figures
 from holdfast.stats.recovery import BREACH
 from holdfast.stats.summary import summarise
 from tests.reference.audit import recompute
-from tests.report.synthetic import audited, plan, write
+from tests.report.synthetic import audited, cell, plan, record, write
 
 
 def costed(result: CellResult, flops: float) -> CellResult:
@@ -36,7 +37,14 @@ def audit(seed: int) -> list[CellResult]:
             for r in result.records
         ]
         found.append(costed(replace(result, records=records), price[result.attack]))
-    return found
+    return [*found, *(probed(model) for model in {result.model: None for result in results})]
+
+
+def probed(model: str) -> CellResult:
+    """A probe of an untouched model, which is a cell of its own."""
+    name = digest(["probe", model])[:16]
+    steps = record("benign-learning", 0, 40.0, measures="trainability", metric="steps", chance=None, cell=name)
+    return replace(cell(model, "none"), cell=name, records=[steps])
 
 
 @pytest.mark.parametrize("seed", range(6))
