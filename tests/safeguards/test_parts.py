@@ -145,9 +145,9 @@ def test_a_kept_adversary_goes_on_from_where_it_was_relative_to_weights_that_mov
     def outer_step(tamper: float, move: float) -> float:
         """Where the adversary starts, relative to the weights at hand."""
         theta = Snapshot(model)
-        at = float(model.weight)
+        at = model.weight.item()
         pool.enter(model, generator)
-        started = float(model.weight) - at
+        started = model.weight.item() - at
         with torch.no_grad():
             model.weight.add_(tamper)
         pool.leave(theta, 2)
