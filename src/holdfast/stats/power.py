@@ -11,7 +11,9 @@ from holdfast.stats.seeds import ALPHA, Spread
 
 SEED_SPREAD = 0.05
 """standard deviation of hazard over attack seeds where none was measured yet; on the testbed it is 1 to 9 points, by attack"""
-POWER = 0.8
+AIMED = 0.88
+"""power of one look at normal data. Simulated audits then find the difference in 75 to 85 of 100, since they look at several
+milestones, and their runs may be far from normal"""
 PLACES = 100
 """quantiles of the estimated spread that a power is averaged over"""
 
@@ -27,7 +29,7 @@ class Detectable:
     from_questions: float
     """the part of it that more seeds cannot lower"""
     one: float
-    """a true distance that the interval of one attack excludes zero for, in 80 of 100 audits"""
+    """a true distance that the interval of one attack excludes zero for, in about 80 of 100 audits"""
     suite: float
     """the same above the threshold for one attack of the suite, by Holm's procedure over all of them"""
 
@@ -35,7 +37,7 @@ class Detectable:
 def detectable(
     questions: int, seeds: int, attacks: int, *, chance: float = 0.25, seed_spread: float = SEED_SPREAD
 ) -> Detectable | None:
-    """The smallest differences from the threshold that an audit finds with a power of 80 %; None with too few seeds.
+    """The smallest differences from the threshold that an audit finds with a power of about 80 %; None with too few seeds.
 
     Args:
         questions: of hazard.
@@ -61,7 +63,7 @@ def detectable(
 
 
 def _distance(gap: Spread, alpha: float) -> float:
-    """The true distance whose interval excludes zero with a power of `POWER`, over audits whose estimate of the spread varies."""
+    """The true distance whose interval excludes zero with a power of `AIMED`, over audits whose estimate of the spread varies."""
     from scipy.optimize import brentq
     from scipy.special import chdtri, ndtr
 
@@ -70,6 +72,6 @@ def _distance(gap: Spread, alpha: float) -> float:
     widths = [replace(gap, seed_variance=share * gap.seed_variance).half_width(alpha) for share in shares]
 
     def missed(distance: float) -> float:
-        return POWER - fmean(float(ndtr((distance - width) / gap.stderr)) for width in widths)
+        return AIMED - fmean(float(ndtr((distance - width) / gap.stderr)) for width in widths)
 
     return float(brentq(missed, 0.0, 2 * max(widths) + 2 * gap.stderr))
