@@ -110,6 +110,17 @@ def test_stats_and_report_never_load_torch() -> None:
             assert not [name for name in imported(ast.walk(tree(path))) if part_of(name, {"torch", "transformers"})]
 
 
+def test_only_the_walk_and_plug_ins_drive_a_plug_in() -> None:
+    """Whatever measures, saves or stops is an observer of the one walk; TAR's inner loop and attacks on attacks are plug-ins."""
+    driving = {
+        module
+        for path, module in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "steps"
+    }
+    assert {module for module in driving if not part_of(module, {"attacks", "safeguards"})} == {"engine.walk"}
+
+
 def test_core_never_loads_torch_not_even_later() -> None:
     for path, module in SOURCES:
         if part_of(module, {"core", "jobs.graph"}):

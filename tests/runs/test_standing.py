@@ -51,7 +51,8 @@ def test_a_folder_of_another_run_or_of_something_else_is_refused_and_left_alone(
 
 
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
-    for content in ("{", "[]", "{}", '{"what": "demo", "speed": 3}'):
+    wrong = ('{"what": "demo", "speed": 3}', '{"what": "demo", "running": 3}', '{"what": "demo", "seconds": "long"}')
+    for content in ("{", "[]", "{}", *wrong):
         (tmp_path / MARKER).write_text(content)
         with pytest.raises(HoldfastError, match=r"run\.json is damaged"):
             Standing.read(tmp_path)

@@ -67,19 +67,17 @@ def forecast(
     for done, (name, attack) in enumerate(campaign.attacks, 1):
         paces[name] = _pace(attack, domain, model, campaign.options)
         on_step(done, len(campaign.attacks))
-    measuring = _measuring(domain, model, campaign.options)
+    asking = _asking(domain, model, campaign.options)
     cells = list(campaign.cells())
     working = evaluating = tokens = flops = 0.0
     for cell in cells:
-        evaluating += measuring.probes[cell.probe] if cell.probe else measuring.whole
+        evaluating += asking.probes[cell.probe] if cell.probe else asking.whole
         if cell.attack is None:
             continue
         pace, updates = paces[cell.attack_name], cell.attack.max_steps
         working += pace.first + (updates - 1) * pace.update
         tokens, flops = tokens + updates * pace.tokens, flops + updates * pace.flops
-        evaluating += (
-            max(len(cell.milestones) - 2, 0) * measuring.sample + len(cell.hazard_milestones) * measuring.hazard
-        )
+        evaluating += max(len(cell.milestones) - 2, 0) * asking.sample + len(cell.hazard_milestones) * asking.hazard
     return Forecast(cells=len(cells), seconds=working + evaluating, tokens=tokens, flops=flops, evaluating=evaluating)
 
 
@@ -171,7 +169,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring:
+class Asking:
     """Seconds that evaluations take on one model."""
 
     whole: float
@@ -184,7 +182,7 @@ class Measuring:
     """of what only an untouched model is asked, by evaluation"""
 
 
-def _measuring(domain: Domain, model: Model, options: Options) -> Measuring:
+def _asking(domain: Domain, model: Model, options: Options) -> Asking:
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Untouched, walk
 
@@ -199,7 +197,7 @@ def _measuring(domain: Domain, model: Model, options: Options) -> Measuring:
     walk(session, Untouched(), milestones)
     seconds = milestones.seconds
     sample = {name: seconds.get(f"sample of {name}", seconds[name]) for name in sampled}
-    return Measuring(
+    return Asking(
         whole=sum(seconds[name] for name in along),
         sample=sum(sample.values()),
         hazard=sum(taken for name, taken in sample.items() if along[name].measures(domain) == "hazard"),

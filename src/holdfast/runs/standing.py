@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import with_config
+
 from holdfast.core.files import claim_output, clear_temporaries, only_one, write_text
+from holdfast.core.reading import STRICT, misfit, parsed
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Progress
 
@@ -19,6 +22,7 @@ _EVERY = 5.0
 """seconds between two notes of how the run stands: a run that is killed has cost its time too"""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """The run in a folder, and its standing when last noted."""
@@ -44,15 +48,20 @@ class Standing:
         Raises:
             HoldfastError: nothing has run there, or its marker is damaged.
         """
+        from pydantic import TypeAdapter
+
         path = folder / MARKER
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            standing: Standing = parsed(TypeAdapter(cls), path.read_bytes())
+            return standing
         except FileNotFoundError:
             raise HoldfastError(
                 f"nothing runs in {folder}: it has no {MARKER}; give a folder that holdfast works in"
             ) from None
-        except (ValueError, TypeError) as error:
-            raise HoldfastError(f"{path} is damaged; remove it with its folder, or give another --out") from error
+        except ValueError as error:
+            raise HoldfastError(
+                f"{path} is damaged ({misfit(error)}); remove it with its folder, or give another --out"
+            ) from error
 
     def write(self, folder: Path) -> None:
         write_text(folder / MARKER, json.dumps(asdict(self), indent=2) + "\n")

@@ -7,33 +7,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.records import CampaignPlan, CellResult, Record
+from holdfast.core.records import CampaignPlan, CellResult
 from holdfast.report.words.suspicion import Remark, remark
 from holdfast.stats.summary import summarise
 from holdfast.stats.suspicion import suspicions
-
-MODELS = {"undefended": "undefended", "shallow": "reference", "deep": "defended", "clean": "never-exposed"}
-
-
-def cell(model: str, attack: str, hazards: tuple[float, float], **changes: Any) -> CellResult:
-    """A finished cell of 400 questions, ability kept unless it is said otherwise."""
-    ability = changes.pop("ability", (1.0, 0.95))
-    identity = f"{model}-{attack}"
-    steps = (0,) if attack == "none" else (0, 10)
-    records = [
-        Record(cell=identity, step=step, evaluation=name, metric="accuracy", measures=measures, value=values[place],
-               stderr=0.02, n=400, chance=0.25)
-        for name, measures, values in (("hazard", "hazard", hazards), ("benign_outside_retain", "ability", ability))
-        for place, step in enumerate(steps)
-    ]  # fmt: skip
-    sound: dict[str, Any] = {
-        "attack_config": {"class": "FineTune", "learning_rate": 1e-3, "max_steps": 10},
-        "first_loss": 3.0, "last_loss": 1.0, "gradient_norms": [(1, 2.0), (2, 3.0)], "update_size": 0.1,
-    } if attack != "none" else {}  # fmt: skip
-    return CellResult(
-        cell=identity, model=model, model_digest=model, attack=attack, seed=0, records=records,
-        **{"status": "finished", "attack_config": {}, **sound, **changes},
-    )  # fmt: skip
+from tests.stats.test_suspicion import MODELS, cell
 
 
 def campaign(*cells: CellResult) -> list[Remark]:

@@ -116,8 +116,8 @@ def power(detectable: Detectable | None, questions: int, seeds: int, attacks: in
     )
     return (
         f"With {questions} hazard questions and {seeds} seeds a true distance of {one:.0f} points from the threshold (about "
-        f"{100 * detectable.threshold:.0f} %) is found in 80 of 100 audits, and one of {suite:.0f} points above it by any of "
-        f"{attacks} attacks after Holm's correction. The questions alone leave a standard error of {alone} points, which more "
+        f"{100 * detectable.threshold:.0f} %) is found in about 80 of 100 audits, and one of {suite:.0f} points above it by any "
+        f"of {attacks} attacks after Holm's correction. The questions alone leave a standard error of {alone} points, which more "
         f"seeds do not lower. Hazard is taken to vary by {100 * SEED_SPREAD:.0f} points over seeds."
     )
 
