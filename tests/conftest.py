@@ -18,6 +18,7 @@ from holdfast.core.domain import Domain
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.testbed.folder import Kind
 from holdfast.testbed.world import Sizes
+from tests.situations import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401  hooks
 
 torch.set_num_threads(1)
 

@@ -238,6 +238,7 @@ FOUND_LATE = (
 CARDS = ("a damaged card", "a card that is no object")
 
 
+@pytest.mark.situation("damaged file", "a model's folder")
 @pytest.mark.parametrize(
     ("what", "command"),
     [
@@ -347,6 +348,7 @@ DOMAINS: dict[str, tuple[Command, Break, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.situation("hostile input", "a domain")
 @pytest.mark.parametrize("what", DOMAINS)
 def test_a_broken_domain(what: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     command, spoil, said = DOMAINS[what]
@@ -411,6 +413,7 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.situation("hostile input", "the words of a command")
 @pytest.mark.parametrize("what", WORDS)
 def test_words_that_make_no_sense(what: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     words, said = WORDS[what]
@@ -436,6 +439,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.situation("hostile input", "a setting")
 @pytest.mark.parametrize(
     ("preset", "setting"), [(preset, setting) for preset, settings in SETTINGS.items() for setting in settings]
 )
@@ -449,6 +453,7 @@ def test_a_setting_out_of_range(preset: str, setting: str, place: Place, capsys:
     assert re.search("must|needs|use ", sentence), sentence
 
 
+@pytest.mark.situation("hostile input", "the words of a command")
 @pytest.mark.parametrize("device", ["cuda:3", "cuda:x", "cudas"])
 def test_one_device_of_which_there_are_fewer(
     device: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -460,6 +465,7 @@ def test_one_device_of_which_there_are_fewer(
     assert sentence.endswith("give --device cpu or cuda:0")
 
 
+@pytest.mark.situation("hostile input", "a domain")
 def test_a_package_that_is_missing(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +476,7 @@ def test_a_package_that_is_missing(
     assert "pip install 'holdfast[datasets]'" in sentence
 
 
+@pytest.mark.situation("hostile input", "a place for the output")
 @pytest.mark.parametrize("command", [safeguard, attack, audit], ids=lambda command: command.__name__)
 @pytest.mark.parametrize("what", ["something else", "a file", "closed"])
 def test_a_place_that_cannot_take_the_output(
@@ -494,6 +501,7 @@ def test_a_place_that_cannot_take_the_output(
     assert said in sentence_of(place, capsys, arguments)
 
 
+@pytest.mark.situation("hostile input", "a place for the output")
 @pytest.mark.parametrize("command", [attack, audit], ids=lambda command: command.__name__)
 def test_the_run_of_another_command(command: Command, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """Its plan would be overwritten, and its report with it."""
@@ -505,6 +513,7 @@ def test_the_run_of_another_command(command: Command, place: Place, capsys: pyte
     assert "--out" in sentence
 
 
+@pytest.mark.situation("damaged file", "a folder that a run works in")
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seed": "one"}'])
 def test_a_damaged_marker(content: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.out.mkdir()
@@ -516,6 +525,7 @@ def test_a_damaged_marker(content: str, place: Place, capsys: pytest.CaptureFixt
     assert "already holds something else" in sentence_of(place, capsys, ["testbed", str(place.out)])
 
 
+@pytest.mark.situation("hostile input", "a place for the output")
 def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.out.mkdir()
     (place.out / "run.json").write_text('{"what": "demo", "settings": {"seed": 7}}\n')
@@ -524,6 +534,7 @@ def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str
     assert "--out" in sentence
 
 
+@pytest.mark.situation("damaged file", "a model's folder")
 def test_a_base_that_has_gone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(safeguard(place)) == 0
     shutil.copytree(place.out, place.folder / "shallow")
@@ -535,6 +546,7 @@ def test_a_base_that_has_gone(place: Place, capsys: pytest.CaptureFixture[str]) 
     assert "--base" in sentence
 
 
+@pytest.mark.situation("hostile input", "a setting")
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -602,6 +614,7 @@ FULL: dict[str, tuple[str, Callable[[str], Exception]]] = {
 }
 
 
+@pytest.mark.situation("interruption", "a full disk")
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk(
     what: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -623,6 +636,7 @@ def test_a_full_disk(
     assert main(safeguard(place)) == 0
 
 
+@pytest.mark.situation("interruption", "a full disk")
 def test_a_disk_that_is_full_for_the_copy(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -639,6 +653,7 @@ def test_a_disk_that_is_full_for_the_copy(
     assert main(safeguard(place)) == 0
 
 
+@pytest.mark.situation("interruption", "a full disk")
 @pytest.mark.parametrize("what", ["plan", "record", "scores"])
 def test_a_disk_that_is_full_for_what_was_measured(
     what: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -667,6 +682,7 @@ def test_a_disk_that_is_full_for_what_was_measured(
     assert main(arguments) == 0
 
 
+@pytest.mark.situation("hostile input", "a place for the output")
 def test_a_folder_that_turns_out_to_be_closed(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -679,6 +695,7 @@ def test_a_folder_that_turns_out_to_be_closed(
     assert str(place.out) in sentence
 
 
+@pytest.mark.situation("hostile input", "a tokenizer")
 def test_a_prompt_that_shares_no_token_with_its_options(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A tokenizer without a start token, and an option that merges with the whole of its prompt."""
     place.tokenizer()
@@ -693,6 +710,7 @@ def test_a_prompt_that_shares_no_token_with_its_options(place: Place, capsys: py
     assert "shares no first token" in sentence
 
 
+@pytest.mark.situation("hostile input", "a model's folder")
 def test_a_model_without_keys_and_values(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     config = MambaConfig(vocab_size=255, hidden_size=16, num_hidden_layers=1, state_size=4)
     replaced(place, MambaForCausalLM(config))
@@ -701,6 +719,7 @@ def test_a_model_without_keys_and_values(place: Place, capsys: pytest.CaptureFix
     assert "give one with attention" in sentence
 
 
+@pytest.mark.situation("hostile input", "a tokenizer")
 @pytest.mark.parametrize("what", ["no padding token", "no start and no end token", "none of the three"])
 def test_a_tokenizer_without_special_tokens_is_no_obstacle(
     what: str, place: Place, monkeypatch: pytest.MonkeyPatch
@@ -718,6 +737,7 @@ def test_a_tokenizer_without_special_tokens_is_no_obstacle(
     assert main(attack(place, "--set", "full-adamw-1e-3.max_steps=2")) == 0
 
 
+@pytest.mark.situation("hostile input", "a model's folder")
 def test_more_tokens_to_a_row_than_the_model_was_made_for_are_no_obstacle(place: Place) -> None:
     """Where positions are rotary."""
     config(max_position_embeddings=8)(place)
@@ -725,12 +745,14 @@ def test_more_tokens_to_a_row_than_the_model_was_made_for_are_no_obstacle(place:
     assert main(evaluate(place)) == 0
 
 
+@pytest.mark.situation("hostile input", "a domain")
 def test_a_byte_order_mark_is_no_obstacle(place: Place) -> None:
     for path in (place.domain / "domain.toml", place.domain / "data" / "forget.jsonl"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert main(safeguard(place)) == 0
 
 
+@pytest.mark.situation("hostile input", "the words of a command")
 @pytest.mark.parametrize(
     "words", [["audit", "--modle", "m"], ["demo", "--seed", str(2**64)], ["demo", "--workers", "0"], ["auditt"]]
 )
