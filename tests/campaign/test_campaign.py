@@ -279,6 +279,9 @@ def test_a_probe_that_fails_takes_nothing_else_with_it(
         raise HoldfastError("there is too little memory for this probe")
 
     monkeypatch.setattr("holdfast.evals.trainability.BenignLearning.prepare", fails)
+    monkeypatch.setattr(
+        "holdfast.campaign.milestones._prepared", {}
+    )  # an earlier test of this process may have prepared it
     monkeypatch.setattr(holdfast.campaign.run, "run_jobs", serially)
     campaign = campaign_of(tiny_testbed, attacks=(("full", ATTACK),), seeds=(0,))
     run_campaign(campaign, tmp_path, 1, title="T", suite="s")

@@ -320,6 +320,51 @@ def test_weights_that_stand_elsewhere_are_refused_for_their_digest_would_not_be_
                 read()
 
 
+def test_the_digest_covers_settings_of_generation_and_code_where_they_act(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    (tmp_path / "modeling.py").write_text("unused = 1")
+    digests = [checkpoint.digest]
+    rewrite_json(tmp_path / "generation_config.json", transformers_version="4.0.0")
+    assert checkpoint.digest == digests[0]
+    rewrite_json(tmp_path / "generation_config.json", eos_token_id=[2, 7])
+    digests.append(checkpoint.digest)
+    rewrite_json(tmp_path / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    digests.append(checkpoint.digest)
+    (tmp_path / "modeling.py").write_text("used = 2")
+    digests.append(checkpoint.digest)
+    assert len(set(digests)) == 4
+    assert (checkpoint.runs_code(False), checkpoint.runs_code(True)) == ({}, {"remote_code": True})
+
+
+def test_a_tokenizer_that_is_loaded_and_saved_again_has_the_same_digest_offline_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(tmp_path / "first")
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda offline=offline: offline)
+        model, tokenizer = checkpoint.load_both()
+        save_checkpoint(model, tokenizer, tmp_path / str(offline), {}, "")
+        written = (tmp_path / str(offline) / "tokenizer_config.json").read_text()
+        assert "local_files_only" in written
+        assert Checkpoint(str(tmp_path / str(offline))).tokenizer_digest == checkpoint.tokenizer_digest
+
+
+CODE = "from transformers import LlamaConfig as Config, LlamaForCausalLM\nclass Model(LlamaForCausalLM): pass\n"
+
+
+def test_trusted_code_of_a_model_is_run_and_code_elsewhere_is_refused(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    (tmp_path / "modeling.py").write_text(CODE)
+    rewrite_json(tmp_path / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    assert type(checkpoint.load(trust_remote_code=True)).__name__ == "Model"
+    rewrite_json(tmp_path / "config.json", auto_map={"AutoModelForCausalLM": "owner/name--modeling.Model"})
+    checkpoint.load()
+    for read in (checkpoint.load, checkpoint.check):
+        with pytest.raises(HoldfastError, match="names code outside its folder"):
+            read(trust_remote_code=True)
+
+
 def test_planning_a_campaign_hashes_every_file_once(
     tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

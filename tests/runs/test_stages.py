@@ -120,6 +120,37 @@ def test_where_files_lie_and_the_names_of_presets_are_no_part_of_the_key(
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", '{"eos_token_id": [2, 3]}'),
+        ("additional_chat_templates/tools.jinja", "{{ messages }}"),
+    ],
+)
+def test_what_acts_when_the_model_is_used_is_part_of_the_key(
+    name: str, content: str, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_testbed.model.path, model)
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text(content)
+    other = recipe_of(tiny_testbed, model=Checkpoint(str(model)), base=tiny_testbed.model)
+    assert not set(other.keys()) & set(recipe_of(tiny_testbed).keys())
+
+
+def test_whether_the_model_s_own_code_runs_is_part_of_the_key(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_testbed.model.path, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "code.Model"}}))
+    (model / "code.py").write_text("")
+    keys = [
+        recipe_of(tiny_testbed, model=Checkpoint(str(model)), options=Options(trust_remote_code=trusted)).keys()
+        for trusted in (False, True)
+    ]
+    assert not set(keys[0]) & set(keys[1])
+
+
+@pytest.mark.parametrize(
     ("role", "changes"),
     [*((role, True) for role in DEFENDER_ROLES), ("attack", False), ("benign", False), ("hazard_heldout", False)],
 )

@@ -88,6 +88,7 @@ class Cell:
             more["stop_after_breach"] = self.stop_after_breach
         return {
             **more,
+            **checkpoint.runs_code(self.options.trust_remote_code),
             "protocol": PROTOCOL,
             "model": f"{checkpoint.digest}, out of order" if self.model.role == "destroyed" else checkpoint.digest,
             "tokenizer": checkpoint.tokenizer_digest,

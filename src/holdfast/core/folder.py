@@ -1,14 +1,17 @@
-"""A checkpoint's folder, read without torch: its config, its card, and the files whose weights are loaded."""
+"""A checkpoint's folder, read without torch: its config, its card, and the files that are loaded from it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Required
 
 from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from holdfast.core.files import file_digest
 from holdfast.core.reading import OPEN, misfit
 from holdfast.core.types import HoldfastError
 
@@ -17,6 +20,15 @@ CARD = "holdfast.json"
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The weights of a small model in one file, and the file that names the shards of a large one."""
+
+_TOKENIZER = (
+    "tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "vocab*", "merges*.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""The names under which tokenizers keep what they load."""
+
+_ENVIRONMENT = ("is_local", "local_files_only")
+"""What transformers writes into a tokenizer's config about the process that loaded the tokenizer."""
 
 
 @with_config(OPEN)
@@ -82,10 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise HoldfastError(f"{folder} is not a Hugging Face model: it has no config.json")
-    try:
-        return _json_object(path)
-    except ValueError as error:
-        raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
+    return _read_json(path)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -107,17 +116,26 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of weights that transformers loads: the one of a small model, else an index and the shards that it names.
 
     Raises:
-        HoldfastError: there is no config, or there are no such files, or other weights would be loaded than these.
+        HoldfastError: there is no config, or there are no such files, or other weights might be loaded than these.
     """
     if (folder / "adapter_config.json").is_file() or "transformers_weights" in read_config(folder):
         raise HoldfastError(
             f"{folder} names other weights beside its own, in adapter_config.json or as transformers_weights in config.json; "
             "merge them and save the model with save_pretrained"
         )
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    index = folder / INDEX
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file() and index.is_file():
+        raise HoldfastError(
+            f"{folder} holds two models, {SINGLE} and the shards of {INDEX}, and programs differ in which they load; "
+            "remove the stale one"
+        )
+    if single.is_file():
+        return [single]
     if not index.is_file():
+        if any(folder.glob("*-of-*.safetensors")):
+            raise HoldfastError(
+                f"{folder} has shards of weights and no {INDEX}, which names them; restore the checkpoint"
+            )
         raise HoldfastError(
             f"{folder} has no safetensors weights; holdfast never loads pickles: "
             "convert them with save_pretrained(..., safe_serialization=True)"
@@ -127,11 +145,101 @@ def weight_files(folder: Path) -> list[Path]:
     except ValueError as error:
         raise HoldfastError(f"{index} is damaged ({misfit(error)}); restore the checkpoint") from error
     for name in shards:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if _is_outside(name):
             raise HoldfastError(f"{index} names {name}, which is outside its folder; restore the checkpoint")
+        if not name.endswith(".safetensors"):  # transformers would unpickle it
+            raise HoldfastError(f"{index} names {name}, which is no safetensors file; convert the weights")
         if not (folder / name).is_file():
             raise HoldfastError(f"the model in {folder} cannot be loaded: it has no {name}; restore the checkpoint")
     return [index, *(folder / name for name in shards)]
+
+
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """What `generation_config.json` says beyond the config: an end token of its own, or how to draw tokens.
+
+    Raises:
+        HoldfastError: the config or this file is no JSON object.
+    """
+    config, path = read_config(folder), folder / "generation_config.json"
+    settings = _read_json(path) if path.is_file() else {}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in ("transformers_version", "_from_model_config")
+        and not (value is None or value is False or value == config.get(name))
+    }
+
+
+def code_files(folder: Path) -> list[Path]:
+    """The files of Python code, where the config or the tokenizer's config names code of the model's own.
+
+    Such code runs only where the user trusts remote code.
+    """
+    return sorted(folder.rglob("*.py")) if any(_code_references(folder)) else []
+
+
+def check_code(folder: Path) -> None:
+    """Raises:
+    HoldfastError: the config names code that is not in the folder, so no digest would cover what runs.
+    """
+    for reference in _code_references(folder):
+        if "--" in reference or _is_outside(reference):
+            raise HoldfastError(
+                f"{folder} names code outside its folder ({reference}); copy that code into the folder and name it in auto_map"
+            )
+
+
+def tokenizer_content(folder: Path) -> dict[str, str]:
+    """A content hash for each of the tokenizer's files, by name.
+
+    The tokenizer's config counts, since it names the end token and may hold the chat template. What transformers notes there
+    about the process that loaded the tokenizer does not.
+
+    Raises:
+        HoldfastError: the tokenizer's config is no JSON object, or it names files outside the folder.
+    """
+    files = sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+    content = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    config = _tokenizer_config(folder)
+    for name in config.get("fast_tokenizer_files") or ():
+        if _is_outside(str(name)):
+            raise HoldfastError(
+                f"the tokenizer in {folder} names {name}, which is outside its folder; restore the checkpoint"
+            )
+    if any(name in config for name in _ENVIRONMENT):
+        kept = {name: value for name, value in config.items() if name not in _ENVIRONMENT}
+        text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"  # as transformers writes it
+        content[_TOKENIZER_CONFIG] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return content
+
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / _TOKENIZER_CONFIG
+    return _read_json(path) if path.is_file() else {}
+
+
+def _code_references(folder: Path) -> Iterator[str]:
+    """What `auto_map` names, such as "modeling.Model" or "owner/name--modeling.Model"."""
+    for config in (read_config(folder), _tokenizer_config(folder)):
+        named = config.get("auto_map") or {}
+        for reference in named.values() if isinstance(named, dict) else [named]:
+            for name in reference if isinstance(reference, list) else [reference]:
+                if name is not None:
+                    yield str(name)
+
+
+def _is_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return _json_object(path)
+    except ValueError as error:
+        raise HoldfastError(f"{path} is not valid JSON ({error}); restore the checkpoint") from error
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.core.files import digest, file_digest, os_errors, write_text
-from holdfast.core.folder import CARD, read_card, read_config, weight_files
+from holdfast.core.folder import (
+    CARD,
+    check_code,
+    code_files,
+    generation_settings,
+    read_card,
+    read_config,
+    tokenizer_content,
+    weight_files,
+)
 from holdfast.core.types import HoldfastError, NonFinite, Precision
 
 
@@ -49,26 +58,33 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Content hash of the config, the weights and their index. The config's library version does not count.
+        """Content hash of what is loaded: config, weights and their index, settings of generation, the model's own code.
+
+        The config's library version does not count. Code counts whether it is run or not; `runs_code` says which.
 
         Raises:
-            HoldfastError: as `weight_files`.
+            HoldfastError: as `weight_files` and `generation_settings`.
         """
         folder = self.folder
         config = read_config(folder)
         config.pop("transformers_version", None)
-        return digest(
-            [config, {path.relative_to(folder).as_posix(): file_digest(path) for path in weight_files(folder)}]
-        )
+        # What few models have stands here only where they have it, so that what was recorded before stays known.
+        more = {"generation": generation_settings(folder), "code": _content(folder, code_files(folder))}
+        content = [config, _content(folder, weight_files(folder)), {name: part for name, part in more.items() if part}]
+        return digest(content if content[-1] else content[:2])
 
     @property
     def tokenizer_digest(self) -> str:
-        """Content hash of the tokenizer's files. Its config counts: it names the end token and may hold the chat template."""
-        names = (
-            "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja",
-            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        )  # fmt: skip
-        return digest({name: file_digest(self.folder / name) for name in names if (self.folder / name).is_file()})
+        """Content hash of the tokenizer's files.
+
+        Raises:
+            HoldfastError: as `tokenizer_content`.
+        """
+        return digest(tokenizer_content(self.folder))
+
+    def runs_code(self, trust_remote_code: bool) -> dict[str, bool]:
+        """What an identity holds beside the digest where the model's own code runs; else nothing."""
+        return {"remote_code": True} if trust_remote_code and code_files(self.folder) else {}
 
     @property
     def card(self) -> dict[str, Any]:
@@ -89,6 +105,8 @@ class Checkpoint:
         """
         folder = self.folder
         files = weight_files(folder)
+        if trust_remote_code:
+            check_code(folder)
         try:
             with _quiet():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
@@ -121,6 +139,8 @@ class Checkpoint:
         """
         folder = self.folder
         weight_files(folder)
+        if trust_remote_code:
+            check_code(folder)
         loading: dict[str, Any]
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -207,6 +227,10 @@ def save_checkpoint(
         path.chmod(0o644)  # as its neighbours; safetensors leaves it closed to all but the owner
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", readme)
+
+
+def _content(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def _is_tiny(config: Any) -> bool:

@@ -83,6 +83,7 @@ class Recipe:
             "seed": self.seed,
             "precision": self.options.dtype,
             "device": self.options.device.partition(":")[0],
+            **self.model.runs_code(self.options.trust_remote_code),
         }
         described = [describe(safeguard) for _, safeguard in self.stages]
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]

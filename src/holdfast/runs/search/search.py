@@ -196,6 +196,7 @@ class Search(Target):
                 "protocol": PROTOCOL,
                 "model": checkpoint.digest,
                 "tokenizer": checkpoint.tokenizer_digest,
+                **checkpoint.runs_code(self.options.trust_remote_code),
                 "data": domain.digest(*(role for role in ATTACKER_ROLES if domain.has(role))),
                 "max_length": domain.max_length,
                 "attack": describe(attack),
