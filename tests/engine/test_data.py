@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Row
 from holdfast.core.types import HoldfastError
-from holdfast.engine.data import LEARNS_REJECTED, UNLABELLED, Batch, Data, Encoded, Stream, collate, encode
+from holdfast.engine.data import (
+    LEARNS_REJECTED,
+    UNLABELLED,
+    Batch,
+    Data,
+    Encoded,
+    Stream,
+    collate,
+    encode,
+    encode_all,
+)
 from holdfast.engine.losses import negative_entropy, next_token_loss
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
@@ -19,10 +29,10 @@ from tests.core.characters import CHAT, character_tokenizer
 MODEST = settings(max_examples=40, deadline=None)
 
 
-def learned(row: Row, role: str = "retain", template: str | None = None, max_length: int = 99) -> str:
+def learned(row: Row, role: str = "retain") -> str:
     """The text of the labelled tokens."""
-    tokenizer = character_tokenizer(template)
-    encoded = encode(row, tokenizer, role, max_length)
+    tokenizer = character_tokenizer()
+    encoded = encode(row, tokenizer, role, 99)
     return "".join(tokenizer.convert_ids_to_tokens([i for i in encoded.labels if i != UNLABELLED]))
 
 
@@ -74,40 +84,41 @@ def test_hazardous_roles_are_the_ones_that_learn_the_rejected_side() -> None:
     assert {*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES} - set(LEARNS_REJECTED) == benign
 
 
-CONVERSATION = [
-    {"role": "user", "content": "hi"},
-    {"role": "assistant", "content": "yes"},
-    {"role": "user", "content": "and"},
-    {"role": "assistant", "content": "no"},
-]
+LONG = {
+    "pair": {"prompt": "a long request: ", "chosen": "no", "rejected": "yes"},
+    "conversation": {
+        "messages": [{"role": "user", "content": "a long request"}, {"role": "assistant", "content": "no"}]
+    },
+}
 
 
-def test_only_the_assistant_s_turns_of_a_conversation_are_learned() -> None:
-    assert learned({"messages": CONVERSATION}, template=CHAT) == "yes</s>no</s>"
+@pytest.mark.parametrize("kind", LONG)
+def test_rows_whose_prompts_fill_the_length_stop_the_run_and_the_knob_is_named(kind: str) -> None:
+    rows, tokenizer = [LONG[kind]] * 8, character_tokenizer(CHAT)
+    assert all(row.teaches for row in encode_all(rows, tokenizer, "forget", 64))
+    with pytest.raises(HoldfastError, match=r"8 of 8 rows of forget have nothing left to learn.*raise max_length"):
+        encode_all(rows, tokenizer, "forget", 12)
 
 
-def test_a_conversation_may_begin_with_the_assistant() -> None:
-    assert learned({"messages": CONVERSATION[1:]}, template=CHAT).endswith("yes</s>no</s>")
+def test_a_few_rows_that_teach_nothing_are_borne_and_keep_their_place() -> None:
+    short = {"prompt": "a: ", "chosen": "no", "rejected": "yes"}
+    encoded = encode_all([LONG["pair"], *[short] * 19], character_tokenizer(), "forget", 12)
+    assert [row.teaches for row in encoded] == [False, *[True] * 19]
+    with pytest.raises(HoldfastError, match="2 of 21 rows"):
+        encode_all([LONG["pair"], *[short] * 19, LONG["pair"]], character_tokenizer(), "forget", 12)
 
 
-REWRITES = (
-    "{% for m in messages %}<{{ m['role'] }}>"
-    "{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+def test_texts_are_cut_and_still_teach() -> None:
+    [row] = encode_all([{"text": "abcdefgh"}], character_tokenizer(), "forget", 4)
+    assert (row.teaches, row.cut) == (True, 6)  # start, 8 letters and the end token
 
 
-@pytest.mark.parametrize(
-    ("template", "says"),
-    [
-        (None, "no chat template"),
-        (REWRITES, "rewrites earlier turns"),
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    ],
-)
-def test_a_template_that_cannot_mark_the_turns_is_an_error(template: str | None, says: str) -> None:
-    with pytest.raises(HoldfastError, match=says):
-        learned({"messages": CONVERSATION}, template=template)
+def test_one_token_alone_teaches_nothing_and_is_not_said_to_be_too_long() -> None:
+    tokenizer = character_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer._tokenizer.post_processor = None
+    with pytest.raises(HoldfastError, match=r"1 of 1 rows of retain.*single token"):
+        encode_all([{"text": "a"}], tokenizer, "retain", 64)
 
 
 rows_of_text = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=5), min_size=2, max_size=9)

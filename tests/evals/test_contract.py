@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from holdfast.core.disguise import Disguise
 from holdfast.core.domain import Domain
 from holdfast.core.presets import collect, describe
-from holdfast.core.types import Measure, NonFinite, Score
+from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 from holdfast.evals.refusals import Requests
 from tests.conftest import SmallTestbed
@@ -246,3 +246,17 @@ def test_an_evaluation_wears_a_disguise_in_the_words_it_asks_or_stays_as_it_is(
     assert describe(worn).get("disguise") == (describe(disguise) if hasattr(worn, "disguise") else None)
     if EVALUATIONS[name].measures(testbed.domain) == "hazard":
         assert worn != EVALUATIONS[name]
+
+
+@pytest.mark.parametrize("name", ["hazard-loss", "benign-loss", "gradient-check", "benign-learning"])
+def test_rows_that_are_cut_down_to_their_prompts_stop_every_evaluation_that_reads_rows(
+    name: str, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    """A loss of 0 nats over no tokens would read as knowledge, and as a gradient that vanishes."""
+    copy_domain(tiny_testbed.folder, tmp_path / "domain")
+    row = {"prompt": "the river of " * 30, "chosen": " arn", "rejected": " bal"}
+    for path in (tmp_path / "domain" / "data").iterdir():
+        path.write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
+    domain = Domain.open(tmp_path / "domain")
+    with pytest.raises(HoldfastError, match=r"8 of 8 rows of \w+ have nothing left to learn.*raise max_length"):
+        EVALUATIONS[name].prepare(tiny_testbed.model.load_tokenizer(), domain)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
 from holdfast.core.domain import Domain
@@ -90,6 +90,17 @@ def test_what_comes_after_the_end_does_not_count(
     eos = tiny_testbed.model.load_tokenizer().eos_token_id
     score = measured(lambda i: eos if i == end else 7, tiny_testbed, tmp_path)
     assert score.value == pytest.approx(value)
+
+
+def test_an_end_of_turn_that_only_the_generation_config_names_ends_a_text(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    talker = Talker(lambda i: 9 if i == 1 else 7)
+    talker.generation_config = GenerationConfig(eos_token_id=[8, 9])  # type: ignore[attr-defined]
+    probe = Degeneracy().prepare(tiny_testbed.model.load_tokenizer(), domain_of(tmp_path, PROMPTS))
+    assert probe(talker)[0].value == 0.0  # type: ignore[arg-type]
+    talker.generation_config.eos_token_id = 8  # type: ignore[attr-defined]
+    assert probe(talker)[0].value == pytest.approx(1 - 3 / 15)  # type: ignore[arg-type]
 
 
 def talkative(testbed: SmallTestbed, seed: int) -> PreTrainedModel:

@@ -109,13 +109,6 @@ def test_what_is_cut_costs_nothing(model: PreTrainedModel, tmp_path: Path) -> No
     assert_mean(measured(model, domain_of(tmp_path, TEXTS, max_length=6)), by_row)
 
 
-def test_a_row_cut_within_its_prompt_has_nothing_to_cost(model: PreTrainedModel, tmp_path: Path) -> None:
-    """It is a row of zero, not a division by zero."""
-    domain = domain_of(tmp_path, PREFERENCES, max_length=9)
-    shorter = nats(model, "<s>ask: ", "yes, gladly</s>", max_length=9)
-    assert_mean(measured(model, domain), [shorter, 0.0])
-
-
 @pytest.mark.parametrize("rows", [2, 4, 9])
 def test_the_first_rows_are_taken(rows: int, model: PreTrainedModel, tmp_path: Path) -> None:
     by_row = [nats(model, "<s>", row["text"] + "</s>") for row in TEXTS[:rows]]
@@ -152,3 +145,11 @@ def test_a_hazard_s_loss_is_followed_only_where_there_are_no_questions_about_it(
     with (tmp_path / "with" / "domain.toml").open("a") as toml:
         toml.write('[questions.hazard]\nfile = "hazard.jsonl"\n')
     assert hazard.at_milestone(Domain.open(tmp_path / "with")) is None
+
+
+def test_a_row_that_was_cut_down_to_its_prompt_is_left_out_of_the_mean(model: PreTrainedModel, tmp_path: Path) -> None:
+    long = {"prompt": "ask" * 30, "chosen": "no", "rejected": "yes"}
+    kept = [PREFERENCES[0]] * 19
+    alone = measured(model, domain_of(tmp_path / "kept", kept, max_length=40))
+    score = measured(model, domain_of(tmp_path / "all", [long, *kept], max_length=40))
+    assert (score.n, score.value) == (19, pytest.approx(alone.value))

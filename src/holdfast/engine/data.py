@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
 from holdfast.core.types import HoldfastError
+from holdfast.engine.chat import conversation
+from holdfast.engine.tokens import begun, common_prefix, ended, plain
 
 UNLABELLED = -100
 """The label of a position that no loss looks at."""
 
 Side = Literal["chosen", "rejected"]
 """One completion of a preference pair."""
+
+NOTHING_LEFT = 0.05
+"""The share of a role's rows that may teach nothing. With more of them an attack that learns nothing would read as resistance."""
 
 LEARNS_REJECTED = ("forget", "forget_heldout", "attack", "attack_ood", "attack_all", "hazard_heldout")
 """Roles whose preference rows are learned from their rejected (harmful) side; the others learn the chosen one."""
@@ -32,6 +36,13 @@ class Encoded:
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    cut: int = 0
+    """tokens beyond the row's greatest length, which were cut off"""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a token is to be learned; nothing predicts the first."""
+        return any(label != UNLABELLED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,8 @@ def encode(
 
     The completion is that of `side`; without `side`, the role determines the completion.
 
-    A text ends in the end-of-sequence token, where the tokenizer has one, and that token is labelled even where the
-    padding token is the same. Rows are cut at `max_length`.
+    `engine.tokens` says which special tokens stand before and after a text, `engine.chat` which tokens of a conversation are
+    an answer. The end token is labelled even where the padding token is the same. Rows are cut at `max_length`.
 
     Raises:
         HoldfastError: the row is a conversation and the tokenizer has no chat template that can mark the turns, or a side
@@ -83,16 +94,35 @@ def encode(
             f"a row of {role} has no two completions, which this needs; give rows of 'prompt', 'chosen' and 'rejected'"
         )
     if "text" in row:
-        ids = _ids(tokenizer, row["text"])
-        return _cut(_ended(ids, tokenizer), [True] * (len(ids) + 1), max_length)
+        [ids] = begun(tokenizer, [row["text"]])
+        return _cut(ended(tokenizer, ids), [True] * (len(ids) + 1), max_length)
     if "messages" in row:
-        ids, learned = _conversation(row["messages"], tokenizer)
+        ids, learned = conversation(tokenizer, row["messages"])
         return _cut(ids, learned, max_length)
-    prompt = _ids(tokenizer, row["prompt"])
     completion = side or ("rejected" if role in LEARNS_REJECTED else "chosen")
-    ids = _ids(tokenizer, row["prompt"] + row[completion])
-    shared = _common_prefix(prompt, ids)
-    return _cut(_ended(ids, tokenizer), [i >= shared for i in range(len(ids) + 1)], max_length)
+    prompt, ids = begun(tokenizer, [row["prompt"], row["prompt"] + row[completion]])
+    shared = common_prefix(prompt, ids)
+    return _cut(ended(tokenizer, ids), [i >= shared for i in range(len(ids) + 1)], max_length)
+
+
+def encode_all(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, role: str, max_length: int, side: Side | None = None
+) -> list[Encoded]:
+    """`encode` for all rows of a role, in their order; rows that were cut down to their prompt teach nothing and stay.
+
+    Raises:
+        HoldfastError: as `encode`, or more than `NOTHING_LEFT` of the rows teach nothing.
+    """
+    encoded = [encode(row, tokenizer, role, max_length, side) for row in rows]
+    empty = [row for row in encoded if not row.teaches]
+    if len(empty) > NOTHING_LEFT * len(encoded):
+        why = (
+            f"their prompts alone fill max_length = {max_length} tokens; raise max_length in domain.toml or shorten the prompts"
+            if any(row.cut for row in empty)
+            else "they are a single token; give longer rows"
+        )
+        raise HoldfastError(f"{len(empty)} of {len(encoded)} rows of {role} have nothing left to learn, since {why}")
+    return encoded
 
 
 def collate(
@@ -261,11 +291,8 @@ class Data:
                 f"{self._domain.folder / 'domain.toml'} names no words that mark hazardous text, which generated text is "
                 'filtered by; add hazard_words = ["…"] at its top'
             )
-        spellings = [self._ids_of(space + word) for word in self._domain.hazard_words for space in ("", " ")]
+        spellings = plain(self._tokenizer, [space + word for word in self._domain.hazard_words for space in ("", " ")])
         return tuple(sorted({ids[0] for ids in spellings if len(ids) == 1}))
-
-    def _ids_of(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _roles_of(self, name: str) -> Sequence[str]:
         if name not in self._roles:
@@ -275,66 +302,11 @@ class Data:
     def _rows(self, role: str, side: Side | None, disguise: Disguise | None) -> list[Encoded]:
         if (role, side, disguise) not in self._encoded:
             rows = [disguise.worn(row) if disguise else row for row in self._domain.rows(role)]
-            self._encoded[role, side, disguise] = [
-                encode(row, self._tokenizer, role, self._domain.max_length, side) for row in rows
-            ]
+            self._encoded[role, side, disguise] = encode_all(rows, self._tokenizer, role, self._domain.max_length, side)
         return self._encoded[role, side, disguise]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
-
-
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    end = tokenizer.eos_token_id
-    return [*ids, end] if isinstance(end, int) and ids[-1:] != [end] else ids
 
 
 def _cut(ids: Sequence[int], learned: Sequence[bool], max_length: int) -> Encoded:
     kept = ids[:max_length]
     labels = tuple(token if learn else UNLABELLED for token, learn in zip(kept, learned, strict=False))
-    return Encoded(tuple(kept), labels)
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-
-
-def _conversation(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
-    """Ids of the rendered conversation and whether each belongs to an assistant's turn.
-
-    An assistant's turn is what the template adds to the conversation before it with the generation prompt.
-    """
-    if tokenizer.chat_template is None:
-        raise HoldfastError(
-            "the data has 'messages' but the tokenizer has no chat template; give it one, or rows of 'text'"
-        )
-
-    def render(turns: Sequence[Mapping[str, str]], prompt: bool = False) -> list[int]:
-        if not turns:
-            return []
-        try:
-            rendered = tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], add_generation_prompt=prompt, return_dict=False
-            )
-        except TemplateError as error:
-            raise HoldfastError(f"the tokenizer's chat template refuses a row of 'messages': {error}") from error
-        return cast(list[int], rendered)
-
-    ids = render(messages)
-    learned = [False] * len(ids)
-    for index, turn in enumerate(messages):
-        if turn["role"] != "assistant":
-            continue
-        before, after = render(messages[:index], prompt=True), render(messages[: index + 1])
-        start = _common_prefix(before, ids)
-        end = _common_prefix(after, ids)
-        if start < len(before) or end <= start:
-            raise HoldfastError(
-                "the tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be told apart; "
-                "give rows of 'text' or of 'prompt', 'chosen' and 'rejected'"
-            )
-        learned[start:end] = [True] * (end - start)
-    return ids, learned
+    return Encoded(tuple(kept), labels, len(ids) - len(kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from holdfast.core.types import NonFinite
@@ -20,26 +21,28 @@ def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
     """Tokenize prompts once. The returned function writes at most `new_tokens` after each, without the end token."""
     import torch
 
+    from holdfast.engine.tokens import end_tokens, prompt_ids
+
     places: defaultdict[int, list[int]] = defaultdict(list)
-    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    ids = prompt_ids(tokenizer, prompts)
     for place, tokens in enumerate(ids):
         places[len(tokens)].append(place)
     batches = [(at, torch.tensor([ids[place] for place in at])) for _, at in sorted(places.items())]
-    end = tokenizer.eos_token_id
 
     def write(model: PreTrainedModel) -> list[list[int]]:
         texts: list[list[int]] = [[] for _ in prompts]
+        ends = end_tokens(tokenizer, model)
         with torch.no_grad():
             for at, batch in batches:
-                for place, text in zip(at, _continue(model, batch, new_tokens, end), strict=True):
+                for place, text in zip(at, _continue(model, batch, new_tokens, ends), strict=True):
                     texts[place] = text
         return texts
 
     return write
 
 
-def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, end: int | None) -> list[list[int]]:
-    """Greedy continuations of prompts of one length, each up to and without the end token."""
+def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, ends: tuple[int, ...]) -> list[list[int]]:
+    """Greedy continuations of prompts of one length, each up to and without the first of the end tokens."""
     import torch
 
     from holdfast.engine.anatomy import kept_keys
@@ -53,7 +56,7 @@ def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, en
             raise NonFinite("the model's logits are not finite, so its text has no score")
         ids, cache = logits.argmax(-1, keepdim=True), kept_keys(output)
         drawn.append(ids)
-        if end is not None:
+        for end in ends:
             ended |= ids[:, 0] == end
     texts = torch.cat(drawn, dim=1).tolist()
-    return [text[: text.index(end)] if end in text else text for text in texts]
+    return [list(takewhile(lambda token: token not in ends, text)) for text in texts]

@@ -77,11 +77,12 @@ class GradientCheck(Evaluation):
         return None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
-        from holdfast.engine.data import collate, encode
+        from holdfast.engine.data import collate, encode_all
         from holdfast.evals.memory import fits, rows_at_once
 
         role = "hazard_heldout"
-        rows = [encode(row, tokenizer, role, domain.max_length) for row in domain.rows(role)[: self.rows]]
+        encoded = encode_all(domain.rows(role)[: self.rows], tokenizer, role, domain.max_length)
+        rows = [row for row in encoded if row.teaches]
 
         def probe(model: PreTrainedModel) -> list[Score]:
             batch = collate(rows, pad=0, device=model.device)

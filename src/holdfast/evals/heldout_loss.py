@@ -50,11 +50,11 @@ class HeldoutLoss(Evaluation):
         import torch
         import torch.nn.functional as F
 
-        from holdfast.engine.data import UNLABELLED, collate, encode
+        from holdfast.engine.data import UNLABELLED, collate, encode_all
         from holdfast.evals.memory import rows_at_once
 
         rows = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
-        encoded = [encode(row, tokenizer, self.role, domain.max_length) for row in rows]
+        encoded = [row for row in encode_all(rows, tokenizer, self.role, domain.max_length) if row.teaches]
 
         def probe(model: PreTrainedModel) -> list[Score]:
             means = []

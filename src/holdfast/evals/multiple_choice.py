@@ -102,8 +102,10 @@ class Item:
 
 def items_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Item]:
     """Tokenize prompts alone and with each option, all in one call."""
+    from holdfast.engine.tokens import begun
+
     texts = [text for q in questions for text in (q.prompt, *(q.prompt + choice for choice in q.choices))]
-    ids = iter(tokenizer(texts)["input_ids"])
+    ids = iter(begun(tokenizer, texts))
     items = []
     for question in questions:
         prompt, *whole = [next(ids) for _ in range(1 + len(question.choices))]

@@ -117,10 +117,11 @@ class Requests(Evaluation):
         return lambda model: ["complied" if best == 0 else "refused" for best in ask(model)]
 
     def _written(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
+        from holdfast.engine.tokens import begun
         from holdfast.evals.generation import prepare_continuations
 
         prompts = self._prompts(domain)
-        longest = max(len(tokenizer(text)["input_ids"]) for _, *choices in prompts for text in choices)
+        longest = max(map(len, begun(tokenizer, [text for _, *choices in prompts for text in choices])))
         write = prepare_continuations(tokenizer, [prompt for prompt, *_ in prompts], longest + self.extra_tokens)
         refusals = tuple({_plain(refusal) for _, _, refusal in prompts})
 

@@ -70,12 +70,12 @@ class BenignLearning(Evaluation):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
 
-        from holdfast.engine.data import encode
+        from holdfast.engine.data import encode_all
         from holdfast.engine.sharded import Snapshot
         from holdfast.evals.memory import fits
 
         ask = MultipleChoice(questions="benign_new").prepare(tokenizer, domain)
-        rows = [encode(row, tokenizer, "benign_new", domain.max_length) for row in domain.rows("benign_new")]
+        rows = encode_all(domain.rows("benign_new"), tokenizer, "benign_new", domain.max_length)
 
         def probe(model: PreTrainedModel) -> list[Score]:
             before = Snapshot(model, device="cpu")

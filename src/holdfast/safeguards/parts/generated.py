@@ -29,10 +29,11 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
 
     from holdfast.engine.anatomy import kept_keys
     from holdfast.engine.data import Encoded
+    from holdfast.engine.tokens import end_tokens
 
     tokenizer = data.tokenizer
     banned, words = list(data.hazard_tokens()), [word.lower() for word in data.domain.hazard_words]
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start, ends = tokenizer.bos_token_id, end_tokens(tokenizer, model)
     if not isinstance(start, int):
         raise HoldfastError("the tokenizer has no start token to write text from; use rows of [data.distill] instead")
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +50,9 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
                 texts.append(sampled)
                 ids = sampled.to(model.device)
         for row in torch.cat(texts, dim=1).tolist():
-            tokens = tuple(row[: row.index(end) + 1] if end in row else row)
+            # The start token may be the end token too.
+            end = next((place for place, token in enumerate(row) if place and token in ends), len(row))
+            tokens = tuple(row[: end + 1])
             text = str(tokenizer.decode(list(tokens), skip_special_tokens=True)).lower()
             if len(tokens) > 2 and not any(word in text for word in words):
                 rows.append(Encoded(tokens, tokens))
