@@ -25,7 +25,7 @@ from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run
-from holdfast.runs.stages import Recipe, build
+from holdfast.runs.stages import Recipe, build, is_built
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping
@@ -239,6 +239,66 @@ def test_an_output_folder_gets_a_copy_that_loads_by_itself(
     assert not any(loading.values())
     assert isinstance(model, PreTrainedModel)
     out.load_both()
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def bit_flipped(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5000] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [emptied, truncated, bit_flipped])
+def test_a_damaged_stage_in_the_cache_is_made_anew_with_a_word(
+    damage: Callable[[Path], None],
+    tiny_testbed: SmallTestbed,
+    own_cache: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = recipe_of(tiny_testbed, stages=BOTH[:1])
+    good, _ = built(recipe, tmp_path / "good")
+    damage(own_cache / "stages" / recipe.keys()[0])
+    again, steps = built(recipe, tmp_path / "again")
+    assert "is damaged or has no seal; it is made anew" in caplog.text
+    assert steps == [(step, 4) for step in range(5)]
+    assert again.digest == good.digest
+    assert names(tmp_path / "again") == names(tmp_path / "good")
+
+
+def test_a_second_stage_is_not_trained_on_a_damaged_first(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_testbed)
+    built(recipe_of(tiny_testbed, stages=BOTH[:1]))
+    bit_flipped(own_cache / "stages" / recipe.keys()[0])
+    both, steps = built(recipe)
+    assert steps[0] == (0, 7)
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
+    assert built(recipe)[0].digest == both.digest
+
+
+def test_a_model_counts_as_built_while_its_weights_are_those_of_its_card(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    recipe, out = recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "out"
+    assert not is_built(recipe, out)
+    built(recipe, out)
+    assert is_built(recipe, out)
+    assert not is_built(replace(recipe, seed=1), out)
+    bit_flipped(out)
+    assert not is_built(recipe, out)
+    (out / "model.safetensors").unlink()
+    assert not is_built(recipe, out)
 
 
 # Kills

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from holdfast.core.cache import SEAL
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Domain
 from holdfast.core.files import file_digest
 from holdfast.engine.checkpoint import Checkpoint
@@ -182,6 +183,16 @@ def test_both_models_start_from_the_same_weights(own_cache: Path) -> None:
     assert Checkpoint(str(train("model", 6, SMALL))).digest != model.digest
 
 
+@pytest.mark.usefixtures("own_cache")
+def test_a_damaged_model_in_the_cache_is_trained_again(taught: list[list[str]]) -> None:
+    folder = train("model", 5, SMALL)
+    before = content(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    for _ in range(2):
+        assert content(train("model", 5, SMALL)) == before
+    assert len(taught) == 2
+
+
 def trained(own_cache: Path, name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
     """A model trained for a few steps, in a cache of that name."""
     monkeypatch.setattr(Pretraining, "total_steps", lambda self, rows: 8)
@@ -212,7 +223,8 @@ def test_what_is_trained_is_found_and_not_trained_again(
         found = train(which, 5, SMALL, on_step=lambda done, total: steps.append((done, total)))
         placed = place(tmp_path / "testbed", which, 5, SMALL)
         assert placed == tmp_path / "testbed" / which
-        assert content(found) == content(placed) == content(small_testbed.folder / which)
+        assert content(placed) == content(small_testbed.folder / which)
+        assert content(found) == {**content(placed), SEAL: file_digest(found / SEAL)}
     assert not steps
     with pytest.raises(AssertionError, match="it trains again"):
         train("model", 5, replace(SMALL, benign=10))

@@ -99,7 +99,7 @@ def safeguard(
     from holdfast.core.files import claim_output
     from holdfast.core.presets import pick, with_settings
     from holdfast.engine.checkpoint import Checkpoint
-    from holdfast.runs.stages import Recipe, build
+    from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
     presets = {name: pick("holdfast.safeguards", name) for name in stages}
@@ -112,8 +112,7 @@ def safeguard(
         seed=seed,
         options=run_options(device, dtype, trust_remote_code),
     )
-    key = recipe.keys()[-1]
-    finished = out.is_dir() and Checkpoint(str(out)).card.get("key") == key
+    finished = is_built(recipe, out)
     if not finished:
         claim_output(out, Path(model), domain)
         recipe.model.check(trust_remote_code, opened.max_length)

@@ -70,6 +70,7 @@ class _Card(_Cost, total=False):
     """The fields of a card that holdfast reads; a card may hold more."""
 
     key: str
+    digest: str
     model: _Origin | str
     base: _Origin
     seed: int | None

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, forget_digests, write_text
+from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, write_text
 from holdfast.core.folder import CARD
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
@@ -98,7 +99,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
-    done = max((i + 1 for i, folder in enumerate(folders) if folder.is_dir()), default=0)
+    done = next((i + 1 for i in reversed(range(len(folders))) if has_entry(folders[i])), 0)
     total = sum(safeguard.outer_steps for _, safeguard in recipe.stages)
     before = sum(safeguard.outer_steps for _, safeguard in recipe.stages[:done])
     on_step(before, total)
@@ -109,11 +110,30 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     if out is None:
         return folders[-1]
     with atomic_folder(out) as temporary:
-        copy_folder(folders[-1], temporary)
+        copy_entry(folders[-1], temporary)
         # The cache may have been filled from the same contents at other paths.
-        card = {**Checkpoint(str(temporary)).card, **_made_from(recipe)}
+        made = Checkpoint(str(temporary))
+        card = {**made.card, **_made_from(recipe), "digest": made.digest}
         write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
     return out
+
+
+def is_built(recipe: Recipe, out: Path) -> bool:
+    """Whether `out` holds the model of this recipe, with the weights that it was built with.
+
+    Raises:
+        HoldfastError: as `Recipe.keys`, or the card in `out` is damaged.
+    """
+    if not out.is_dir():
+        return False
+    made = Checkpoint(str(out))
+    card = made.card
+    if card.get("key") != recipe.keys()[-1]:
+        return False
+    try:
+        return card.get("digest") in (None, made.digest)  # cards of version 0.1.0 have none
+    except HoldfastError:
+        return False
 
 
 def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -156,7 +176,7 @@ def _train(
         "precision": recipe.options.dtype,
         "stages": [*(source.card["stages"] if index else recipe.model.card.get("stages", [])), stage],
     }
-    with atomic_folder(folder) as temporary:
+    with new_entry(folder) as temporary:
         save_checkpoint(session.model, session.tokenizer, temporary, card, _readme(card))
     state.unlink(missing_ok=True)
 

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import Question
-from holdfast.core.files import atomic_folder, cache_folder, copy_folder, digest, write_text
+from holdfast.core.files import atomic_folder, cache_folder, digest, write_text
 from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
 
@@ -103,7 +104,7 @@ def train(
     }
     key = digest(made_by)
     folder = cache_folder() / "testbed" / key
-    if folder.is_dir():
+    if has_entry(folder):
         return folder
     seed_everything(seed)
     tokenizer = make_tokenizer(content.words())
@@ -115,7 +116,7 @@ def train(
     walk(session, recipe, Reporting(on_step=on_step, total=total), Resumable(path=state, key=key))
     seconds = round(time.monotonic() - started, 1)
     card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
-    with atomic_folder(folder) as temporary:
+    with new_entry(folder) as temporary:
         save_checkpoint(session.model, tokenizer, temporary, card, _readme(which, seed, total))
     state.unlink(missing_ok=True)
     return folder
@@ -129,11 +130,11 @@ def place(
     kind: Kind = "knowledge",
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
-    """Train one of `MODELS`, unless the cache has the model, and copy it into a testbed's folder."""
-    trained = train(which, seed, sizes, kind, on_step)
+    """Train one of `MODELS`, unless the cache has the model, and copy it into a testbed's folder, unless it is there."""
     if not (folder / which).is_dir():
+        trained = train(which, seed, sizes, kind, on_step)
         with atomic_folder(folder / which) as temporary:
-            copy_folder(trained, temporary)
+            copy_entry(trained, temporary)
     return folder / which
 
 

@@ -19,7 +19,7 @@ from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.runs.stages import OnStep, Recipe, build
+from holdfast.runs.stages import OnStep, Recipe, build, is_built
 from holdfast.runs.study.method import Method, Settings
 from holdfast.safeguards.base import Safeguard
 
@@ -79,9 +79,9 @@ def make(
         on_step: called with updates done and updates in all.
     """
     recipe = _recipe(domain, start, method.built(best_trial(trials).settings if trials else {}), seed)
+    if is_built(recipe, out):
+        return
     if out.is_dir():
-        if Checkpoint(str(out)).card.get("key") == recipe.keys()[-1]:
-            return
         shutil.rmtree(out)
     build(recipe, out, on_step)
 
