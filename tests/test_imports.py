@@ -23,10 +23,10 @@ MAY_IMPORT = {
     "safeguards": {"core", "engine", "attacks", "safeguards"},
     "evals": {"core", "engine", "evals"},
     "testbed": {"core", "engine", "testbed"},
-    "jobs": {"core.types", "jobs"},
+    "jobs": {"core.memory", "core.types", "jobs"},
     "campaign": {"core", "engine", "attacks", "safeguards", "evals", "jobs", "campaign"},
     "stats": {"core.files", "core.records", "core.types", "stats"},
-    "report": {"core.files", "core.records", "core.types", "stats", "report"},
+    "report": {"core.escape", "core.files", "core.records", "core.types", "stats", "report"},
     "runs": {"core", "engine", "attacks", "safeguards", "evals", "testbed", "jobs", "campaign", "stats", "runs"},
     "recipes": {
         "core",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
+from holdfast.core.escape import short
 from holdfast.core.files import digest
 from holdfast.core.options import Options
 from holdfast.core.presets import collect, describe
@@ -256,5 +257,5 @@ def parse_milestones(text: str) -> tuple[int, ...]:
     except ValueError:
         steps = (-1,)
     if any(step < 0 for step in steps):
-        raise HoldfastError(f"--milestones {text} is not a list of step counts such as 0,8,64,512")
+        raise HoldfastError(f"--milestones {short(text)} is not a list of step counts such as 0,8,64,512")
     return steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 from holdfast.cli import make, measure, tell
+from holdfast.cli.terminal import prepare_streams
+from holdfast.core.escape import brief, for_terminal
+from holdfast.core.memory import LESS
 
 app = typer.Typer(
     name="holdfast",
@@ -28,30 +31,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Whatever the user can mend is one sentence on standard error and status 2.
     """
+    from holdfast.core.memory import shortage
     from holdfast.core.types import HoldfastError
 
+    prepare_streams()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Typer's own messages (unknown options and the like) are printed by it; it then raises SystemExit.
-        app(args=list(arguments) if arguments is not None else None)
+        status = app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False)
+        if status == _STOPPED:  # Typer takes the interrupt for itself
+            raise KeyboardInterrupt
+        return int(status or 0) if words else 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except HoldfastError as error:
-        return _report_error(str(error))
     except KeyboardInterrupt:
-        return _report_error("stopped; run the same command again to go on", status=130)
-    except OSError as error:
-        import errno
+        return _report_error("stopped; run the same command again to go on", status=_STOPPED)
+    except _Usage as error:
+        return _report_error(_usage(error))
+    except Exception as error:
+        if short := shortage(error):
+            less = _LESS.get(words[0], LESS) if words else LESS
+            return _report_error(f"{short}; {less}")
+        if isinstance(error, HoldfastError):
+            return _report_error(str(error))
+        if isinstance(error, OSError):
+            return _report_error(_system(error))
+        raise
 
-        # The second name is where a temporary file was to go.
-        where = f" ({error.filename2 or error.filename})" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _report_error(f"the disk is full{where}; free some space and run the same command again to go on")
-        return _report_error(f"{error.strerror or error}{where}; check the path and its permissions")
-    return 0
+
+_STOPPED = 130
+"""the status of a command that Ctrl-C ended"""
+
+_LESS = {
+    "report": "report on fewer folders at a time",
+    "compare": "compare fewer folders at a time",
+    "card": "close other programs",
+    "records": "write .jsonl, which takes less of it",
+}
+"""what takes less memory, by verb that runs no model"""
+
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]
+"""ClickException, of click or of Typer's own copy of click"""
+
+
+def _usage(error: Any) -> str:
+    """The sentence on options that were not understood."""
+    command = getattr(getattr(error, "ctx", None), "command_path", "holdfast")
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}; {command} --help shows what may be given"
+
+
+def _system(error: OSError) -> str:
+    """The sentence on what the system refused."""
+    import errno
+
+    # The second name is where a temporary file was to go.
+    where = f" ({error.filename2 or error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space and run the same command again to go on"
+    return f"{error.strerror or error}{where}; check the path and its permissions"
 
 
 def _report_error(text: str, status: int = 2) -> int:
-    print(f"holdfast: {text}", file=sys.stderr)
+    print(f"holdfast: {for_terminal(brief(text))}", file=sys.stderr)
     return status
 
 

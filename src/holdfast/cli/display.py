@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from holdfast.cli.terminal import literal, say
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,11 +41,11 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
     def announce(progress: Progress) -> None:
         nonlocal reported
         for outcome in progress.done[reported:]:
-            mark = Text("✗ ", style="red") if outcome.error else Text("✓ ", style="green")
-            text = Text.assemble(mark, outcome.job.name, (f"  {clock(outcome.seconds)}", "dim"))
+            mark = literal("✗ ", "red") if outcome.error else literal("✓ ", "green")
+            line = Text.assemble(mark, literal(outcome.job.name), literal(f"  {clock(outcome.seconds)}", "dim"))
+            say(console, line)
             if outcome.error:
-                text.append(f"\n  {outcome.error}", style="red")
-            console.print(text, soft_wrap=True)
+                say(console, f"  {outcome.error}", "red")
         reported = len(progress.done)
 
     if console.is_terminal:
@@ -51,20 +53,20 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
         columns = (
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(30),
-            bars.TextColumn("{task.fields[words]}"),
+            bars.TextColumn("{task.fields[words]}", markup=False),
         )
         with bars.Progress(*columns, console=console, transient=True) as live:
-            whole = live.add_task(title, total=1.0, words="")
+            whole = live.add_task(literal(title).plain, total=1.0, words="")
             tasks: dict[str, bars.TaskID] = {}
 
             def update(progress: Progress) -> None:
                 announce(progress)
-                live.update(whole, completed=progress.share, words=summary(progress))
+                live.update(whole, completed=progress.share, words=literal(summary(progress)).plain)
                 for name in tasks.keys() - progress.running.keys():
                     live.remove_task(tasks.pop(name))
                 for name, share in progress.running.items():
                     if name not in tasks:
-                        tasks[name] = live.add_task(f"  {name}", total=1.0, words="")
+                        tasks[name] = live.add_task(f"  {literal(name).plain}", total=1.0, words="")
                     live.update(tasks[name], completed=share)
 
             yield update
@@ -75,7 +77,7 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
             announce(progress)
             if time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
-                console.print(f"{title}: {summary(progress)}", soft_wrap=True, highlight=False, markup=False)
+                say(console, f"{title}: {summary(progress)}")
 
         yield log
 
@@ -86,9 +88,14 @@ def show_steps(console: Console, title: str) -> Iterator[OnStep]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(title, total=None)
+            task = progress.add_task(literal(title).plain, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         return
     started = logged = time.monotonic()
@@ -100,6 +107,6 @@ def show_steps(console: Console, title: str) -> Iterator[OnStep]:
         if time.monotonic() - logged > _LOG_SECONDS:
             logged = time.monotonic()
             left = (logged - started) * (total - done) / (done - first) if done > first else None
-            console.print(f"{title}: step {done} of {total}, about {clock(left)} left", soft_wrap=True, highlight=False)
+            say(console, f"{title}: step {done} of {total}, about {clock(left)} left")
 
     yield log

@@ -18,16 +18,18 @@ from holdfast.cli.options import (
     SetOption,
     StatusOption,
     ThreadsOption,
+    WorkersOption,
     run_options,
     start_torch,
 )
-from holdfast.cli.say import finish, make_console, quoted, say_next, this_command
+from holdfast.cli.say import finish
+from holdfast.cli.terminal import make_console, quoted, say, say_next, this_command
 
 
 def demo(
     out: OutOption = Path("runs/demo"),
     seed: SeedOption = 0,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    workers: WorkersOption = 2,
     status: StatusOption = None,
 ) -> None:
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
@@ -67,7 +69,7 @@ def testbed(
 
     with show_jobs(console, "testbed") as on_progress:
         make_testbed(folder, seed, Sizes(benign=benign), kind, on_progress)
-    console.print(f"The testbed is in {folder}", soft_wrap=True, highlight=False)
+    say(console, f"The testbed is in {folder}")
     stages = "random-mapping tar" if kind == "knowledge" else "refusal-sft refusal-dpo"
     say_next(
         console,
@@ -118,11 +120,7 @@ def safeguard(
         recipe.model.check(trust_remote_code, opened.max_length)
         with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:
             build(recipe, out, on_step)
-    console.print(
-        f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""))
     say_next(
         console,
         f"holdfast audit --model {quoted(out)} --undefended {quoted(recipe.original().path)} --domain {quoted(domain)} "

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-if TYPE_CHECKING:
-    pass
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -23,22 +21,15 @@ from holdfast.cli.options import (
     SetOption,
     StatusOption,
     ThreadsOption,
+    WorkersOption,
     fail,
     model_label,
     names_in,
     run_options,
     start_torch,
 )
-from holdfast.cli.say import (
-    confirmed_sentence,
-    cost_sentence,
-    finish,
-    make_console,
-    quoted,
-    say_next,
-    show_plan,
-    this_command,
-)
+from holdfast.cli.say import confirmed_sentence, cost_sentence, finish, show_plan
+from holdfast.cli.terminal import literal, make_console, quoted, say, say_next, this_command
 
 
 def study(
@@ -46,7 +37,7 @@ def study(
         str, typer.Argument(metavar="STUDY", help="paper-tables, ablations, red-team or claims.")
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    workers: WorkersOption = 2,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
     status: StatusOption = None,
 ) -> None:
@@ -56,19 +47,18 @@ def study(
     from holdfast.recipes.run import pick_study, run_study
 
     chosen = pick_study(name)
-    console.print(
-        f"{name}: about {chosen.core_seconds / workers / 3600:.1f} hours with {workers} processes, from nothing",
-        highlight=False,
-    )
+    hours = chosen.core_seconds / workers / 3600
+    say(console, f"{name}: about {hours:.1f} hours with {workers} processes, from nothing")
     if estimate:
         return
     with show_jobs(console, name) as on_progress:
         outcomes = run_study(name, chosen, out, workers, this_command(), on_progress)
-    console.print((out / "tables.md").read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
+    for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
+        say(console, line)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
-        console.print(f"{outcome.job.name}: {outcome.error}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"The tables are in {out / 'tables.md'}", soft_wrap=True, highlight=False)
+        say(console, f"{outcome.job.name}: {outcome.error}")
+    say(console, f"The tables are in {out / 'tables.md'}")
     say_next(console, f"holdfast report {quoted(chosen.first_folder(out))} --out {quoted(out / 'report.html')}")
     if failed:
         raise typer.Exit(2)
@@ -105,7 +95,7 @@ def attack(
             options=options, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
     finish(console, out, [outcome.error for outcome in outcomes])
-    console.print(cost_sentence(out, name), soft_wrap=True, highlight=False)
+    say(console, cost_sentence(out, name))
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     say_next(
         console,
@@ -132,17 +122,18 @@ def evaluate_(
 
     from holdfast.runs.evaluate import evaluate
 
-    table = Table(title=f"{model_label(model)} on {domain}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=literal(f"{model_label(model)} on {domain}"), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        table.add_column(literal(column), justify="left" if left else "right", no_wrap=True)
     rows = []
     for measured in evaluate(model, domain, run_options(device, dtype, trust_remote_code)):
         for score in measured.scores:
             rows.append({"evaluation": measured.evaluation, "measures": measured.measures, **vars(score)})
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
             chance = "" if score.chance is None else f"{score.chance:.3g}"
-            table.add_row(measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
+            cells = (measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
+            table.add_row(*map(literal, cells))
     console.print(table)
     if out is not None:
         import json
@@ -189,7 +180,7 @@ def audit(
             "Off by default.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    workers: WorkersOption = 2,
     milestones: MilestonesOption = None,
     settings: SetOption = None,
     keep_attacked_weights: KeepOption = False,
@@ -273,7 +264,7 @@ def search(
     never_exposed: Annotated[
         Optional[str], typer.Option("--never-exposed", help="A control that never learned the hazard, likewise.")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes at a time.")] = 2,
+    workers: WorkersOption = 2,
     status: StatusOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -315,18 +306,15 @@ def search(
     for family, trial in outcome.best.items():
         count = sum(other.family == family for other in outcome.trials)
         figures = (f"{100 * trial.hazard:.0f} %", f"{100 * trial.ability:.0f} %", "yes" if trial.feasible else "no")
-        table.add_row(family, str(count), *figures, f"{trial.steps:,}", f"{trial.tokens:,}", f"{trial.flops:.1e}")
+        cells = (family, str(count), *figures, f"{trial.steps:,}", f"{trial.tokens:,}", f"{trial.flops:.1e}")
+        table.add_row(*map(literal, cells))
     console.print(table)
     ended = f"ended by the budget of {outcome.description['ended_by']}"
     if held_out:
         ended += f"; held out: {', '.join(held_out)}"
-    console.print(f"{len(outcome.trials)} attacks tried on selection questions, {ended}.", highlight=False)
-    console.print(
-        confirmed_sentence(outcome),
-        soft_wrap=True,
-        highlight=False,
-    )
-    console.print(f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}", soft_wrap=True)
+    say(console, f"{len(outcome.trials)} attacks tried on selection questions, {ended}.")
+    say(console, confirmed_sentence(outcome))
+    say(console, f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}")
     say_next(
         console,
         f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "

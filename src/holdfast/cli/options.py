@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from holdfast.core.options import Options
 
+THREADS = max(64, os.cpu_count() or 1)
+"""Far more than this kill the process while it starts them."""
+
+WORKERS = max(256, os.cpu_count() or 1)
+"""Every process has a copy of torch and of a model."""
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Hugging Face folder of a causal language model, or a hub id.")
@@ -43,7 +49,24 @@ RemoteCodeOption = Annotated[
 ]
 
 
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads of this process.")]
+def _at_most(most: int) -> Callable[[int], int]:
+    def check(count: int) -> int:
+        if count > most:
+            raise typer.BadParameter(f"at most {most} make sense on this machine, not {count}")
+        return count
+
+    return check
+
+
+ThreadsOption = Annotated[
+    int,
+    typer.Option("--threads", min=1, callback=_at_most(THREADS), help="Processor threads of this process."),
+]
+
+
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, callback=_at_most(WORKERS), help="Processes at a time.")
+]
 
 
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
+
+from holdfast.cli.terminal import literal, make_console, quoted, say, say_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +45,7 @@ def _show_standing(console: Console, folder: Path) -> str:
         f"The {run.what} in {folder}", run.done, run.waiting, run.running, run.failed, run.seconds, run.seconds_left,
         working=is_held(folder),
     ):  # fmt: skip
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+        say(console, sentence)
     if run.waiting or run.running or run.failed:
         return run.command
     return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
@@ -59,10 +58,10 @@ def _show_progress(console: Console, folder: Path) -> str:
     from holdfast.stats.progress import read_progress
 
     progress = read_progress(folder)
-    console.print(f"{progress.title}, in {folder}", soft_wrap=True, highlight=False, markup=False)
+    say(console, f"{progress.title}, in {folder}")
     print_table(console, status_table(progress))
     for sentence in status(progress, running=is_held(folder)):
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+        say(console, sentence)
     if progress.all.left and progress.command:
         return progress.command
     return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
@@ -71,20 +70,13 @@ def _show_progress(console: Console, folder: Path) -> str:
 def print_table(console: Console, table: Table) -> None:
     """Print a table of the report: the first column to the left, figures to the right."""
     from rich.table import Table as Grid
-    from rich.text import Text
 
     grid = Grid(box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(table.columns):
-        grid.add_column(Text(column), justify="left" if index == 0 else "right")
+        grid.add_column(literal(column), justify="left" if index == 0 else "right")
     for row in table.rows:
-        grid.add_row(*(Text(entry.text) for entry in row))
+        grid.add_row(*(literal(entry.text) for entry in row))
     console.print(grid)
-
-
-def make_console() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def show_plan(console: Console, audit: Audit, workers: int) -> None:
@@ -113,7 +105,7 @@ def show_plan(console: Console, audit: Audit, workers: int) -> None:
         timing(plan.measuring, workers),
     )
     for sentence in filter(None, sentences):
-        console.print(sentence, soft_wrap=True, highlight=False)
+        say(console, sentence)
 
 
 def cost_sentence(out: Path, attack: str) -> str:
@@ -148,7 +140,6 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
     from holdfast.core.records import read_campaign
     from holdfast.core.types import HoldfastError
@@ -159,7 +150,7 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
         raise HoldfastError(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build_report([out], page).sections
-    table = Table(title=Text(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=literal(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     wide = console.width >= WIDE
     for column in ("model", "verdict", *(("worst attack",) if wide else ())):
         table.add_column(column, overflow="fold")
@@ -167,29 +158,11 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
         table.add_column(column, justify="right", overflow="fold")
     for row in section.rows:
         names = (row.model, row.verdict, *((row.worst_attack,) if wide else ()))
-        table.add_row(*map(Text, (*names, row.before, row.mean, row.worst, row.ability, row.resisted)))
+        table.add_row(*map(literal, (*names, row.before, row.mean, row.worst, row.ability, row.resisted)))
     console.print(table)
     for finding in section.findings:
-        console.print(Text(finding.headline), soft_wrap=True)
+        say(console, finding.headline)
     failed = [error for error in errors if error]
     if failed:
-        console.print(f"{len(failed)} cells failed; run the same command again to try them anew", style="red")
-    console.print(f"The report is {page}", soft_wrap=True, highlight=False, markup=False)
-
-
-def this_command() -> str:
-    return shlex.join(["holdfast", *sys.argv[1:]])
-
-
-def say_next(console: Console, command: str) -> None:
-    """Suggest the next command, in words that this shell understands: the environment may not be on its path."""
-    import shutil
-
-    started = Path(sys.argv[0])
-    if started.name == "holdfast" and shutil.which("holdfast") is None:
-        command = quoted(os.path.relpath(started)) + command.removeprefix("holdfast")
-    console.print(f"Next: {command}", soft_wrap=True, highlight=False)
-
-
-def quoted(path: Path | str) -> str:
-    return shlex.quote(str(path))
+        say(console, f"{len(failed)} cells failed; run the same command again to try them anew", style="red")
+    say(console, f"The report is {page}")

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from holdfast.cli.options import fail
-from holdfast.cli.say import make_console, quoted, say_next
+from holdfast.cli.terminal import literal, make_console, quoted, say, say_next
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     from holdfast.report.page import build_report
 
     build_report(folders, out, public=public)
-    console.print(f"The report is {out}", soft_wrap=True, highlight=False)
+    say(console, f"The report is {out}")
     if public:
         say_next(console, f"holdfast card {quoted(folders[0])} --out {quoted(out.with_name('card.md'))}")
     else:
@@ -40,8 +40,8 @@ def compare(
 
     groups = compare_audits(folders, out)
     for group in groups:
-        console.print(f"{group.title}: {len(group.table.rows)} models", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"The comparison is {out}", soft_wrap=True, highlight=False)
+        say(console, f"{group.title}: {len(group.table.rows)} models")
+    say(console, f"The comparison is {out}")
     say_next(console, f"holdfast report {quoted(folders[0])} --out {quoted(out.with_name('report.html'))}")
 
 
@@ -54,7 +54,7 @@ def card(
     from holdfast.report.card import write_card
 
     write_card(folder, out)
-    console.print(f"The card is {out}", soft_wrap=True, highlight=False)
+    say(console, f"The card is {out}")
     say_next(console, f"holdfast report {quoted(folder)} --public --out {quoted(out.with_name('public.html'))}")
 
 
@@ -67,7 +67,7 @@ def records(
     from holdfast.core.export import write_records
 
     count = write_records(folder, out)
-    console.print(f"{count:,} records are in {out}", soft_wrap=True, highlight=False)
+    say(console, f"{count:,} records are in {out}")
     say_next(console, f"holdfast report {quoted(folder)} --out {quoted(out.with_name('report.html'))}")
 
 
@@ -78,8 +78,11 @@ def list_(
 ) -> None:
     """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
     console = make_console()
+    from inspect import cleandoc
+
     from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     from holdfast.core.domain import nearest
     from holdfast.core.presets import collect, families, fields
@@ -89,23 +92,25 @@ def list_(
     presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
     for kind, package in kinds.items():
         if what in (None, kind):
-            console.print(f"[italic]{kind}[/italic]")
+            say(console, kind, "italic")
             for title, names in families(f"holdfast.{package}").items():
-                console.print(Padding(title, (0, 0, 0, 2)), style="dim", highlight=False, markup=False)
-                console.print(Padding("  ".join(names), (0, 0, 0, 4)), highlight=False)
+                console.print(Padding(literal(title, "dim"), (0, 0, 0, 2)))
+                console.print(Padding(literal("  ".join(names)), (0, 0, 0, 4)))
     if what in (None, "suites"):
-        console.print("[italic]suites[/italic]")
+        say(console, "suites", "italic")
         for name, suite in SUITES.items():
-            console.print(Padding(f"{name}, version {suite.version}: {suite.about}", (0, 0, 0, 2)), highlight=False)
-            console.print(
-                Padding(f"{suite.budget}: {', '.join(suite.attacks)}", (0, 0, 0, 4)), style="dim", highlight=False
-            )
+            console.print(Padding(literal(f"{name}, version {suite.version}: {suite.about}"), (0, 0, 0, 2)))
+            attacks = literal(f"{suite.budget}: {', '.join(suite.attacks)}", "dim")
+            console.print(Padding(attacks, (0, 0, 0, 4)))
     named = [group[what] for group in presets.values() if what is not None and what in group]
     for preset in named:
-        console.print(f"[bold]{what}[/bold]  {type(preset).__name__}: {(type(preset).__doc__ or '').strip()}")
+        first, *rest = f"{type(preset).__name__}: {cleandoc(type(preset).__doc__ or '')}".splitlines()
+        say(console, Text.assemble(literal(str(what), "bold"), literal(f"  {first}")))
+        for line in rest:
+            say(console, line)
         table = Table("field", "default", "meaning", box=None, padding=(0, 2))
         for field in fields(preset):
-            table.add_row(field.name, repr(field.value), field.doc)
+            table.add_row(*map(literal, (field.name, repr(field.value), field.doc)))
         console.print(table)
     if what is not None and what not in (*presets, "suites") and not named:
         known = [*presets, "suites", *(name for group in presets.values() for name in group)]

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
+from holdfast.core.escape import short
 from holdfast.core.files import digest
 from holdfast.core.reading import STRICT, misfit
 from holdfast.core.types import HoldfastError
@@ -196,23 +197,24 @@ def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dic
     changed = dict(plugins)
     for setting in settings:
         target, equals, text = setting.partition("=")
+        given = f"--set {short(setting)}"
         name, dot, field = target.rpartition(".")
         if not equals or not dot:
-            raise HoldfastError(f"--set {setting} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=400")
+            raise HoldfastError(f"{given} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=400")
         if name not in changed:
-            raise HoldfastError(f"--set {setting}: {name!r} is not in this run; {nearest(name, changed)}")
+            raise HoldfastError(f"{given}: {short(name)!r} is not in this run; {nearest(name, changed)}")
         plugin = changed[name]
         names = [each.name for each in dataclasses.fields(plugin)]  # type: ignore[arg-type]
         if field not in names:
-            raise HoldfastError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, names)}")
+            raise HoldfastError(f"{given}: {name} has no field {short(field)!r}; {nearest(field, names)}")
         if dataclasses.is_dataclass(getattr(plugin, field)):
             raise HoldfastError(
-                f"--set {setting}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
+                f"{given}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
             )
         try:
             value = _fitting(type(plugin), field, _value(text))
         except ValueError as error:
-            raise HoldfastError(f"--set {setting}: {misfit(error)}") from error
+            raise HoldfastError(f"{given}: {misfit(error)}") from error
         changed[name] = dataclasses.replace(plugin, **{field: value})  # type: ignore[type-var]
     return {label_of(name, plugins[name], plugin): plugin for name, plugin in changed.items()}
 
@@ -268,7 +270,7 @@ def _value(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deep
         return text
 
 

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from holdfast.core.memory import LESS, shortage
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 
@@ -99,7 +100,8 @@ class _Worker:
             self.alive, self.job = False, None
             code = self.process.exitcode or 0
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
-            return Outcome(job=job, error=f"its process died ({how}), perhaps for lack of memory", seconds=seconds)
+            message = f"its process died ({how}), perhaps for lack of memory: give fewer --workers, or {LESS}"
+            return Outcome(job=job, error=message, seconds=seconds)
         if kind == "step":
             done, total = content
             self.share = done / total if total else 0.0
@@ -155,11 +157,14 @@ def _serve(connection: Connection) -> None:
             return
         try:
             connection.send(("result", call(**arguments, on_step=on_step)))
-        except HoldfastError as error:
-            connection.send(("error", str(error), ""))
         except Exception as error:  # a job's bug must not take the other jobs down
-            message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-            connection.send(("error", message, traceback.format_exc()))
+            if short := shortage(error):
+                connection.send(("error", f"{short}; give fewer --workers, or {LESS}", ""))
+            elif isinstance(error, HoldfastError):
+                connection.send(("error", str(error), ""))
+            else:
+                message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                connection.send(("error", message, traceback.format_exc()))
 
 
 def _die_with(parent: BaseProcess) -> None:

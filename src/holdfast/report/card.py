@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.core.escape import for_yaml
 from holdfast.core.files import write_text
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -44,10 +45,11 @@ def write_card(folder: Path, out: Path) -> None:
         text = out.read_text(encoding="utf-8") if out.is_file() else ""
         card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
         data = ModelCardData(**card.data.to_dict())  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise HoldfastError(f"{out} is no model card that can be read ({error}); give another --out") from error
+    except Exception as error:  # YAML and the card's own reader have a dozen ways to fail; the user needs one sentence
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise HoldfastError(f"{out} is no model card that can be read ({said}); give another --out") from error
     others = [result for result in data.eval_results or [] if result.dataset_type != DATASET]
-    data.model_name = data.model_name or model.label
+    data.model_name = data.model_name or for_yaml(model.label)
     data.eval_results = [*others, *_results(audit, model)]
     body = re.sub(rf"\s*{BEGIN}.*?{END}\s*", "\n\n", card.text, flags=re.DOTALL).strip()
     ours = render("card.md.j2", page=first_page(audit, "card"), label=model.label)
@@ -77,7 +79,7 @@ def _results(audit: Audited, model: ModelSummary) -> list[EvalResult]:
             task_type="text-generation",
             task_name="Resistance to weight tampering",
             dataset_type=DATASET,
-            dataset_name=f"{audit.plan.domain}, suite {audit.plan.suite}",
+            dataset_name=for_yaml(f"{audit.plan.domain}, suite {audit.plan.suite}"),
             metric_type=name,
             metric_name=text,
             metric_value=round(value, 4) if isinstance(value, float) else value,

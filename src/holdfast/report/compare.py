@@ -14,7 +14,7 @@ from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.audited import Audited, audited
 from holdfast.report.blocks import Chapter, Figure, Sentences
-from holdfast.report.plots import QUIET, Picture, drawing, label_of, scale_axis, svg
+from holdfast.report.plots import QUIET, Picture, drawing, label_of, name_of, scale_axis, svg
 from holdfast.report.render import render
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.names import INTERNAL
@@ -273,7 +273,7 @@ def _figure(entrants: Sequence[Entrant], name: str) -> Figure | None:
             if top.interval:
                 axes.plot([top.interval.low, top.interval.high], [place, place], "-", color="#0072B2", linewidth=2)
             axes.plot([top.hazard], [place], "o", color="#0072B2", markersize=7)
-        axes.set_yticks(range(len(shown)), [one.name for one, _ in reversed(shown)])
+        axes.set_yticks(range(len(shown)), [name_of(one.name) for one, _ in reversed(shown)])
         axes.set_ylim(-0.6, len(shown) - 0.4)
         scale_axis(axes, scale, "x")
         if scale.chance is not None:

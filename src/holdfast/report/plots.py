@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from holdfast.core.escape import for_svg, short
 from holdfast.report.words.numbers import amount
 from holdfast.stats.cells import CellSummary, Scale
 from holdfast.stats.figures import CampaignSummary, Pair
@@ -215,16 +216,30 @@ def _extremes(pairs: Sequence[Pair], summary: CampaignSummary) -> str:
     return f"Highest hazard: {worst.model} under {worst.attack}, {hazard} with {left} ability left."
 
 
+def name_of(model: str) -> str:
+    """A name beside an axis, which leaves room for what is drawn."""
+    return short(for_svg(model), 40)
+
+
+@contextmanager
+def names_as_data(look: Any) -> Iterator[None]:
+    """A look of pictures whose labels are names: a "$" makes no formula, and the reader's fonts draw what ours lack."""
+    import warnings
+
+    import matplotlib
+
+    with matplotlib.rc_context({**look, "svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        yield
+
+
 @contextmanager
 def drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure in the page's look, of inches; the settings hold until it is written."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    look: Any = {
-        "svg.fonttype": "none",
+    look = {
         "svg.hashsalt": name,
-        "text.parse_math": False,  # names are data: a "$" in one is no formula
         "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that a picture is the same everywhere
         "font.size": 8.5,
         "axes.edgecolor": "#9ca3af",
@@ -238,7 +253,7 @@ def drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure,
         "axes.linewidth": 0.8,
         "lines.solid_capstyle": "round",
     }
-    with matplotlib.rc_context(look):
+    with names_as_data(look):
         figure = Figure(figsize=(width, height))
         yield figure, figure.subplots()
 
@@ -267,9 +282,7 @@ def svg(figure: Figure, name: str, alt: str, *, tight: bool = True) -> str:
         del root.attrib[key]
     if alt:
         root.set("role", "img")
-        root.set(
-            "aria-label", "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in alt)
-        )
+        root.set("aria-label", for_svg(alt))
     else:
         root.set("aria-hidden", "true")
     ElementTree.register_namespace("", SVG)

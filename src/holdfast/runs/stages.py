@@ -17,6 +17,7 @@ from typing import Any
 
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
+from holdfast.core.escape import for_markdown
 from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, write_text
 from holdfast.core.folder import CARD
 from holdfast.core.options import Options
@@ -182,7 +183,7 @@ def _train(
 
 
 def _readme(card: dict[str, Any]) -> str:
-    stages = " → ".join(stage["preset"] for stage in card["stages"])
+    stages = for_markdown(" → ".join(stage["preset"] for stage in card["stages"]))
     data = "".join(f"| `{role}` | `{content[:16]}` |\n" for role, content in card["data"].items())
     return f"""---
 library_name: transformers
@@ -192,7 +193,7 @@ tags: [holdfast, tamper-resistance]
 
 # A model with a safeguard against tampering
 
-Made by holdfast {card["holdfast"]}: {stages}, on the domain *{card["domain"]}*, seed {card["seed"]}.
+Made by holdfast {card["holdfast"]}: {stages}, on the domain *{for_markdown(card["domain"])}*, seed {card["seed"]}.
 Every setting is in `holdfast.json`.
 
 A safeguard in open weights raises the cost of removing it; it is no guarantee. Measure yours with `holdfast audit`, and

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.core.files import atomic_file
+from holdfast.report.plots import names_as_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 @contextmanager
 def drawn(path: Path, title: str, width: float, height: float) -> Iterator[Figure]:
     """Open an empty figure, sized in inches, and write it to `path` at the end."""
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context({"font.size": 9, "svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with names_as_data({"font.size": 9, "svg.hashsalt": "holdfast", "font.family": "sans-serif"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from holdfast.report.plots import name_of
 from holdfast.report.studies.drawing import drawn, plain
 from holdfast.report.studies.families import FamilyRow
 
@@ -37,8 +38,8 @@ def draw_families(rows: Sequence[FamilyRow], models: Sequence[str], path: Path) 
                 axes.text(
                     x, y, f"{grid[y][x]:.0f}{left}", ha="center", va="center", color="white" if dark else "#111827"
                 )
-        axes.set_xticks(range(len(models)), models)
-        axes.set_yticks(range(len(rows)), [row.family for row in rows])
+        axes.set_xticks(range(len(models)), [name_of(model) for model in models])
+        axes.set_yticks(range(len(rows)), [name_of(row.family) for row in rows])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         plain(axes, *axes.spines)

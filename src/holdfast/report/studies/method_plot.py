@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from holdfast.report.plots import name_of
 from holdfast.report.studies.drawing import drawn, plain
 from holdfast.report.studies.methods import MethodRow, MethodTable, OnWorld
 
@@ -57,7 +58,7 @@ def draw_methods(table: MethodTable, path: Path, kind: str) -> None:
             _panel(axes, shown, marks)
             axes.set_xlabel(f"{title}, %")
         left.axvline(100 * table.chance, color=_QUIET, linewidth=0.8, linestyle=":", zorder=0)
-        left.set_yticks(range(len(shown)), [row.label for row in shown])
+        left.set_yticks(range(len(shown)), [name_of(row.label) for row in shown])
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
 
