@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from holdfast.core.domain import Domain
-from holdfast.core.presets import collect, describe, fields, with_settings
+from holdfast.core.presets import collect, describe, fields
 from holdfast.core.records import read_campaign
+from holdfast.core.settings import with_settings
 from holdfast.core.types import NonFinite
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.attacks.base import Attack
-from holdfast.core.presets import collect, describe, pick, with_settings
+from holdfast.core.presets import collect, describe, pick
+from holdfast.core.settings import with_settings
 from holdfast.core.types import HoldfastError
 from holdfast.runs.suites import SUITES, Suite, attacks_of, called, canonical_of, load_suite
 from tests.core.test_records import spoilt

@@ -99,7 +99,8 @@ def safeguard(
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
-    from holdfast.core.presets import pick, with_settings
+    from holdfast.core.presets import pick
+    from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.stages import Recipe, build, is_built
 

@@ -82,7 +82,8 @@ def attack(
     console = make_console()
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
-    from holdfast.core.presets import pick, with_settings
+    from holdfast.core.presets import pick
+    from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.attack import run_attack
 
@@ -194,7 +195,7 @@ def audit(
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
     from holdfast.core.export import write_records
-    from holdfast.core.presets import with_settings
+    from holdfast.core.settings import with_settings
     from holdfast.runs.audit import Audit
     from holdfast.runs.suites import SUITES, attacks_of, called, canonical_of
 

@@ -1,4 +1,4 @@
-"""Plug-ins as data: find the presets of a folder, show their fields, set a field from text."""
+"""Plug-ins as data: find the presets of a folder, show their fields, describe and restore them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
-from holdfast.core.escape import short
 from holdfast.core.files import digest
 from holdfast.core.reading import STRICT, misfit
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
 Value = TypeVar("Value")
+
+Path = tuple[str, ...]
+"""Where a field lies in a plug-in and the plug-ins inside it."""
 
 PACKAGES = ("holdfast.attacks", "holdfast.evals", "holdfast.safeguards")
 """Where plug-ins live."""
@@ -156,7 +158,7 @@ def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Cal
         }
     for field, value in values.items():
         try:
-            values[field] = _fitting(kinds[name], field, value)
+            values[field] = fitting(kinds[name], field, value)
         except ValueError as error:
             raise HoldfastError(f"{field} of {name}: {misfit(error)}") from error
         except KeyError as error:
@@ -184,39 +186,24 @@ def _nested_kinds() -> Mapping[str, type]:
     return {type(part).__name__: type(part) for preset in presets for part in inside(preset)}
 
 
-def with_settings(plugins: Mapping[str, Plugin], settings: Iterable[str]) -> dict[str, Plugin]:
-    """Apply `preset.field=value` to the plug-ins of a run, in order; values are checked against the field's type.
+def leaves(plugin: Any) -> dict[Path, Any]:
+    """Path -> value of everything in a plug-in that holds no further plug-in: `("retain", "layers")` -> None.
 
-    Returns:
-        The plug-ins in their order; one that is no longer its preset is under another name (`label_of`).
-
-    Raises:
-        HoldfastError: the text is not of that form, names no preset of this run or no field of it, or the value is not
-            of its type.
+    A path goes by field through plug-ins, and by place through tuples of plug-ins.
     """
-    changed = dict(plugins)
-    for setting in settings:
-        target, equals, text = setting.partition("=")
-        given = f"--set {short(setting)}"
-        name, dot, field = target.rpartition(".")
-        if not equals or not dot:
-            raise HoldfastError(f"{given} is not of the form PRESET.FIELD=VALUE, such as tar.outer_steps=400")
-        if name not in changed:
-            raise HoldfastError(f"{given}: {short(name)!r} is not in this run; {nearest(name, changed)}")
-        plugin = changed[name]
-        names = [each.name for each in dataclasses.fields(plugin)]  # type: ignore[arg-type]
-        if field not in names:
-            raise HoldfastError(f"{given}: {name} has no field {short(field)!r}; {nearest(field, names)}")
-        if dataclasses.is_dataclass(getattr(plugin, field)):
-            raise HoldfastError(
-                f"{given}: {field} holds a nested plug-in; change it in Python with dataclasses.replace"
-            )
-        try:
-            value = _fitting(type(plugin), field, _value(text))
-        except ValueError as error:
-            raise HoldfastError(f"{given}: {misfit(error)}") from error
-        changed[name] = dataclasses.replace(plugin, **{field: value})  # type: ignore[type-var]
-    return {label_of(name, plugins[name], plugin): plugin for name, plugin in changed.items()}
+
+    def inside(part: Any) -> list[tuple[str, Any]]:
+        if dataclasses.is_dataclass(part):
+            return [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+        if isinstance(part, tuple) and any(map(dataclasses.is_dataclass, part)):
+            return [(str(place), value) for place, value in enumerate(part)]
+        return []
+
+    found: dict[Path, Any] = {}
+    for name, value in inside(plugin):
+        below = {(name, *rest): leaf for rest, leaf in leaves(value).items()}
+        found |= below or {(name,): value}
+    return found
 
 
 CHANGED = "+"
@@ -231,14 +218,11 @@ def label_of(name: str, preset: Any, plugin: Any) -> str:
 
     `full-adamw-1e-3+learning_rate=1e-05`, or `full-adamw-1e-3+3-fields-5f2a1c`. A label is safe in shells, paths and Markdown.
     """
-    changes = {
-        field.name: getattr(plugin, field.name)
-        for field in dataclasses.fields(preset)
-        if getattr(plugin, field.name) != getattr(preset, field.name)
-    }
-    if not changes:
+    before, after = leaves(preset), leaves(plugin)
+    changes = {".".join(path): value for path, value in after.items() if path not in before or before[path] != value}
+    if not changes and before.keys() == after.keys():
         return name
-    suffix = CHANGED.join(f"{field}={value}" for field, value in changes.items())
+    suffix = CHANGED.join(f"{path}={value}" for path, value in changes.items())
     if len(suffix) > _LABEL_LENGTH or re.search(r"[^\w.=+-]", suffix, re.ASCII):
         count = "1-field" if len(changes) == 1 else f"{len(changes)}-fields"
         suffix = f"{count}-{digest(describe(plugin))[:6]}"
@@ -250,7 +234,7 @@ def preset_of(label: str) -> str:
     return label.partition(CHANGED)[0]
 
 
-def _fitting(kind: type, field: str, value: Any) -> Any:
+def fitting(kind: type, field: str, value: Any) -> Any:
     """A value as the field of a plug-in holds it.
 
     Raises:
@@ -262,16 +246,6 @@ def _fitting(kind: type, field: str, value: Any) -> Any:
     hint = get_type_hints(kind)[field]
     config = None if dataclasses.is_dataclass(hint) else STRICT
     return TypeAdapter(hint, config=config).validate_python(value)
-
-
-def _value(text: str) -> Any:
-    """Python literals as themselves (numbers, None, tuples), true and false, and everything else as text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deep
-        return text
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -10,7 +10,7 @@ Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability", 
 
 `masking` tells whether a safeguard hides its gradients or its knowledge rather than lacking them."""
 
-Distance = Literal["l2", "mse"]
+Distance = Literal["l2", "mse", "relative", "relative_mse"]
 """The distance of two hidden states: the norm of their difference, or its mean square."""
 
 

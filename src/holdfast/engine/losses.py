@@ -16,6 +16,11 @@ import torch.nn.functional as F
 from holdfast.core.types import Distance
 from holdfast.engine.data import UNLABELLED
 
+_SINK = 10.0
+"""a sink's state is longer than this many times the median of its row; in SmolLM2-135M it is 40 to 160 times as long"""
+_SHORTEST = 1e-6
+"""a reference's norm is taken to be at least this, so that a state of zeros divides nothing by zero"""
+
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, count: float) -> torch.Tensor:
     """Cross entropy of the labelled next tokens, in nats. `logits` B x T x V, `labels` B x T; a scalar."""
@@ -49,25 +54,56 @@ def representation_distance(
 ) -> torch.Tensor:
     """Distance of hidden states (each B x T x H) to the reference's, mean over layers and unpadded tokens.
 
-    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` is the mean square over H.
+    `l2` is the norm over H, as in the published code of TAR's retain loss; `mse` is the mean square over H. `relative` and
+    `relative_mse` (ours) divide the norm, or its square, by that of the reference at the same layer and token: a token with
+    massive activations (arXiv 2402.17762) counts like any other, where its raw distance would be nearly all of the loss.
     """
-    layers = [((here - there).float())[mask] for here, there in zip(hidden, reference, strict=True)]
-    if kind == "l2":
-        terms = [_norm(difference) for difference in layers]
-    else:
-        terms = [difference.square().mean(-1).sum() for difference in layers]
+    terms = []
+    for here, there in zip(hidden, reference, strict=True):
+        difference, there = (here - there).float()[mask], there.float()[mask]
+        if kind in ("relative", "relative_mse"):
+            difference = difference / there.norm(dim=-1, keepdim=True).clamp(min=_SHORTEST)
+        if kind == "mse":
+            terms.append(difference.square().mean(-1).sum())
+        elif kind == "relative_mse":
+            terms.append(difference.square().sum())
+        else:
+            terms.append(_norm(difference))
     return torch.stack(terms).sum() / (len(terms) * count)
 
 
+def without_sinks(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The mask without attention sinks: tokens whose hidden state is much longer than is usual in their row.
+
+    A sink, mostly a row's first token, holds massive activations (arXiv 2402.17762) that every other token attends to. A
+    loss that moves the sink's state changes what the model does with every text.
+
+    Args:
+        mask: B x T, true at unpadded tokens.
+        hidden: one layer's states, B x T x H.
+    """
+    norms = hidden.detach().float().norm(dim=-1)
+    usual = norms.masked_fill(~mask, torch.nan).nanmedian(dim=-1, keepdim=True).values
+    kept: torch.Tensor = mask & (norms <= _SINK * usual)
+    return kept
+
+
 def distance_from_directions(
-    hidden: Sequence[torch.Tensor], directions: torch.Tensor, mask: torch.Tensor, count: float
+    hidden: Sequence[torch.Tensor],
+    directions: torch.Tensor,
+    mask: torch.Tensor,
+    count: float,
+    spare_sinks: bool = False,
 ) -> torch.Tensor:
     """1 - |cos| of hidden states (each B x T x H) to the direction of their token (B x T x H), mean over layers and tokens.
 
-    This is the Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard).
+    This is the Random Mapping loss (arXiv 2408.00761, appendix on the initial safeguard). With `spare_sinks` (ours) attention
+    sinks are left alone; they still count in the mean.
     """
-    wanted = directions[mask]
-    terms = [(1 - F.cosine_similarity(layer[mask].float(), wanted, dim=-1).abs()).sum() for layer in hidden]
+    terms = []
+    for layer in hidden:
+        seen = without_sinks(mask, layer) if spare_sinks else mask
+        terms.append((1 - F.cosine_similarity(layer[seen].float(), directions[seen], dim=-1).abs()).sum())
     return torch.stack(terms).sum() / (len(terms) * count)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from holdfast.core.presets import added
 from holdfast.safeguards.parts.forgetting import Forgetting
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class RandomMapping(Forgetting):
     """constant learning rate"""
     forget_weight: float = 10.0
     """weight w of the mapping loss beside the retain loss"""
+    spare_sinks: bool = added(False)
+    """leave attention sinks alone; a language model of real size needs theirs for every text"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
@@ -48,7 +51,9 @@ class RandomMapping(Forgetting):
         def loss(part: Batch) -> torch.Tensor:
             _, hidden = hidden_states(model, part.input_ids)
             # The embedding (the first) knows no context: to map it would be to rewrite the vocabulary.
-            return distance_from_directions(hidden[1:], directions[part.input_ids], part.mask, part.token_count)
+            return distance_from_directions(
+                hidden[1:], directions[part.input_ids], part.mask, part.token_count, self.spare_sinks
+            )
 
         return loss
 
