@@ -10,7 +10,13 @@ import torch
 
 from holdfast.core.types import Distance
 from holdfast.engine.data import UNLABELLED
-from holdfast.engine.losses import distance_from_directions, negative_entropy, next_token_loss, representation_distance
+from holdfast.engine.losses import (
+    distance_from_directions,
+    negative_entropy,
+    next_token_loss,
+    representation_distance,
+    without_sinks,
+)
 
 ROWS, LENGTH, WORDS, WIDTH, LAYERS = 3, 5, 7, 4, 3
 LENGTHS = (5, 3, 2)
@@ -90,7 +96,15 @@ def test_the_distance_is_the_mean_over_layers_and_unpadded_tokens(kind: Distance
         for row, length in enumerate(LENGTHS):
             for t in range(length):
                 square = sum(float(d) ** 2 for d in a[row, t] - b[row, t])
-                terms.append(math.sqrt(square) if kind == "l2" else square / WIDTH)
+                whole = sum(float(d) ** 2 for d in b[row, t])
+                terms.append(
+                    {
+                        "l2": math.sqrt(square),
+                        "mse": square / WIDTH,
+                        "relative": math.sqrt(square / whole),
+                        "relative_mse": square / whole,
+                    }[kind]
+                )
     loss = representation_distance(here, there, mask, sum(LENGTHS), kind)
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
@@ -139,3 +153,41 @@ def test_random_mapping_s_loss_is_one_minus_the_absolute_cosine(mask: torch.Tens
     loss = distance_from_directions(hidden, directions, mask, sum(LENGTHS))
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
     assert distance_from_directions([-3 * directions], directions, mask, 1.0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_massive_token_pulls_a_relative_distance_like_any_other(mask: torch.Tensor) -> None:
+    there = normal(ROWS, LENGTH, WIDTH)
+    there[:, 0] *= 1000.0  # the first token of every row is a sink
+    pulls = {}
+    for kind in get_args(Distance):
+        here = (there * 1.01).requires_grad_()
+        representation_distance([here], [there], mask, 1.0, kind).backward()
+        assert here.grad is not None
+        of_state = here.grad.norm(dim=-1) * there.norm(dim=-1)  # what one per cent of the state would change
+        pulls[kind] = float(of_state[:, 0].mean() / of_state[:, 1][mask[:, 1]].mean())
+    assert pulls["relative"] == pytest.approx(1, rel=1e-3)
+    assert pulls["relative_mse"] == pytest.approx(1, rel=1e-3)
+    assert pulls["l2"] > 100
+    assert pulls["mse"] > 10_000
+
+
+def test_a_sink_is_a_token_whose_state_is_much_longer_than_its_row_s(mask: torch.Tensor) -> None:
+    hidden = normal(ROWS, LENGTH, WIDTH)
+    hidden[~mask] = 1e6  # padding is neither a sink nor usual
+    assert torch.equal(without_sinks(mask, hidden), mask)
+    hidden[0, 2] *= 1000.0
+    expected = mask.clone()
+    expected[0, 2] = False
+    assert torch.equal(without_sinks(mask, hidden), expected)
+
+
+def test_a_spared_sink_takes_no_part_in_random_mapping_s_loss(mask: torch.Tensor) -> None:
+    hidden, directions = normal(ROWS, LENGTH, WIDTH), normal(ROWS, LENGTH, WIDTH, seed=1)
+    hidden[:, 0] *= 1000.0
+    for spared in (True, False):
+        state = hidden.clone().requires_grad_()
+        distance_from_directions([state], directions, mask, 1.0, spared).backward()
+        assert state.grad is not None
+        expected = mask.clone()
+        expected[:, 0] = not spared
+        assert torch.equal(state.grad.abs().sum(-1) > 0, expected)

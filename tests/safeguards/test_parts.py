@@ -106,6 +106,34 @@ def test_a_massive_first_token_does_not_set_the_steering_constant_of_rmu(tiny_te
     assert planted == pytest.approx(plain, rel=0.1)
 
 
+def test_rmu_does_not_steer_a_sink_that_it_spares(tiny_testbed: SmallTestbed) -> None:
+    data = defender(tiny_testbed)
+    batch = next(data.stream("forget", batch_size=8, seed=0))
+
+    def forget_loss(model: PreTrainedModel, spare_sinks: bool) -> float:
+        rmu = replace(pick("holdfast.safeguards", "rmu"), forget_batch_size=8, spare_sinks=spare_sinks)
+        return float(rmu.forget_loss(model, data, Run(0, tiny_testbed.model.load))(batch).detach())
+
+    planted, plain = planted_and_plain(lambda model: forget_loss(model, True), tiny_testbed)
+    first_tokens = len(batch.input_ids) / int(batch.mask.sum())
+    assert planted == pytest.approx(plain * (1 - first_tokens), rel=0.1)
+    planted, plain = planted_and_plain(lambda model: forget_loss(model, False), tiny_testbed)
+    assert planted > 10 * plain
+
+
+def test_circuit_breakers_leave_a_sink_that_they_spare(tiny_testbed: SmallTestbed) -> None:
+    data = defender(tiny_testbed)
+    batch = next(data.stream("forget", batch_size=8, seed=0))
+
+    def forget_loss(model: PreTrainedModel) -> float:
+        breakers = replace(pick("holdfast.safeguards", "circuit-breakers"), layers=(1,), spare_sinks=True)
+        return float(breakers.forget_loss(model, data, Run(0, lambda: model))(batch).detach())
+
+    planted, plain = planted_and_plain(forget_loss, tiny_testbed)
+    assert plain == pytest.approx(1.0)  # every state points where the original's does
+    assert planted == pytest.approx(1 - len(batch.input_ids) / int(batch.mask.sum()))
+
+
 def test_a_massive_first_token_does_not_set_the_bandwidth_of_rep_noise(tiny_testbed: SmallTestbed) -> None:
     data = defender(tiny_testbed)
     batch = next(data.stream("forget", batch_size=8, seed=0))

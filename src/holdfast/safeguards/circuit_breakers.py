@@ -8,7 +8,8 @@ outputs of layers 9 and 19 counted from 0; v = 0: there refusals are among the r
 two terms by a * (1 - t / 2T) and a * t / 2T at step t of T, from 299 : 1 to 1 : 1; here neither is scheduled (10 : 1
 throughout), for with the schedule the testbed's models lost their benign facts in the first steps. The retain loss is TAR's
 default: the LM loss is added, and all hidden states are compared, without padding. All weights are trained instead of LoRA, and
-prompts are never blanked. LAT on it is ours: `LatentAdversary` (arXiv 2407.15549).
+prompts are never blanked, and `spare_sinks` leaves attention sinks alone. LAT on it is ours: `LatentAdversary` (arXiv
+2407.15549).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from holdfast.core.presets import added
 from holdfast.safeguards.parts.forgetting import Forgetting
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
 
@@ -36,12 +38,15 @@ class CircuitBreakers(Forgetting):
     """the layers whose outputs are turned, counted from 0"""
     forget_weight: float = 10.0
     """weight of the rerouting beside the retain loss"""
+    spare_sinks: bool = added(False)
+    """leave attention sinks where they are; a language model of real size needs theirs for every text"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
         import torch.nn.functional as F
 
         from holdfast.engine.anatomy import decoder_layers, hidden_states
+        from holdfast.engine.losses import without_sinks
 
         decoder_layers(model, self.layers)
         base = run.base
@@ -50,12 +55,10 @@ class CircuitBreakers(Forgetting):
             _, hidden = hidden_states(model, part.input_ids)
             with torch.no_grad():
                 _, original = hidden_states(base, part.input_ids)
-            terms = [
-                F.cosine_similarity(hidden[i + 1][part.mask].float(), original[i + 1][part.mask].float(), dim=-1)
-                .relu()
-                .sum()
-                for i in self.layers
-            ]
+            terms = []
+            for here, there in ((hidden[i + 1], original[i + 1]) for i in self.layers):
+                seen = without_sinks(part.mask, there) if self.spare_sinks else part.mask
+                terms.append(F.cosine_similarity(here[seen].float(), there[seen].float(), dim=-1).relu().sum())
             return torch.stack(terms).sum() / (len(terms) * part.token_count)
 
         return loss

@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from holdfast.core.types import HoldfastError
+from holdfast.core.presets import added
+from holdfast.core.types import Distance, HoldfastError
 from holdfast.safeguards.parts.forgetting import Forgetting
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
 from holdfast.safeguards.parts.objective import RetainLoss, check_settings
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from holdfast.safeguards.parts.forgetting import Loss
 
 
-def _retain(layer: int, weight: float = 1.0) -> RetainLoss:
+def _retain(layer: int, weight: float = 1.0, distance: Distance = "mse") -> RetainLoss:
     """The retain loss on the output of one layer; entry 0 of the hidden states is the embedding's."""
     return RetainLoss(
-        language_model_weight=0.0, representations="mse", representation_weight=weight, layers=(layer + 1,)
+        language_model_weight=0.0, representations=distance, representation_weight=weight, layers=(layer + 1,)
     )
 
 
@@ -49,8 +50,11 @@ class RMU(Forgetting):
     """c, as a multiple of the median norm of the frozen model's hidden states at that layer"""
     forget_weight: float = 0.02
     """weight of the steering beside the retain loss"""
+    spare_sinks: bool = added(False)
+    """leave attention sinks out of the steering: their states are so long that theirs would be nearly all of the loss"""
     retain: RetainLoss = _retain(1)
-    """the retain loss: the hidden states of that layer, compared with the original's by their mean square"""
+    """the retain loss: the hidden states of that layer, compared with the original's by their mean square; by `relative_mse` the
+    steering is relative too, to the length of what it steers to, so that weights carry over between models"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +75,7 @@ class RMU(Forgetting):
 
         from holdfast.engine.anatomy import hidden_states
         from holdfast.engine.data import collate
+        from holdfast.engine.losses import without_sinks
 
         width = model.config.get_text_config().hidden_size
         direction = torch.rand(width, generator=torch.Generator().manual_seed(run.seed)).to(model.device)
@@ -81,11 +86,14 @@ class RMU(Forgetting):
             frozen = hidden_states(run.base, sample.input_ids)[1][self.layer + 1]
         norm = frozen[sample.mask].float().norm(dim=-1).median()
         target = direction / direction.norm() * self.steering * norm
+        relative = self.retain.representations == "relative_mse"
+        scale = width / float(target.square().sum()) if relative else 1.0
 
         def loss(part: Batch) -> torch.Tensor:
-            _, hidden = hidden_states(model, part.input_ids)
-            away: torch.Tensor = hidden[self.layer + 1][part.mask].float() - target
-            return away.square().mean(-1).sum() / part.token_count
+            steered = hidden_states(model, part.input_ids)[1][self.layer + 1]
+            seen = without_sinks(part.mask, steered) if self.spare_sinks else part.mask
+            away: torch.Tensor = steered[seen].float() - target
+            return scale * away.square().mean(-1).sum() / part.token_count
 
         return loss
 
