@@ -60,6 +60,14 @@ def stumble(on_step: OnStep) -> NoReturn:
     raise ValueError("the first line\nthe second line")
 
 
+def run_out(where: str, on_step: OnStep) -> NoReturn:
+    if where == "host":
+        raise HoldfastError("the model cannot be loaded") from MemoryError()
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def hand_over_what_cannot_be_sent(on_step: OnStep) -> Any:
     return lambda: None
 
@@ -154,6 +162,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             after_refused,
             Job(name="after that", call=trace, after=(first, after_refused)),
             Job(name="stumbles", call=stumble),
+            *(Job(name=where, call=run_out, arguments={"where": where}) for where in ("host", "device")),
             Job(name="cannot be sent", call=hand_over_what_cannot_be_sent),
             Job(name="steps", call=four_steps, size=5.0),
             dies,
@@ -205,8 +214,20 @@ def test_a_bug_arrives_in_one_line_with_its_traceback_beside(seen: Seen) -> None
     assert "Traceback" in unsent.details
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("host", "memory ran out"), ("device", "the device's memory ran out")], ids=["host", "device"]
+)
+def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_less(
+    name: str, start: str, seen: Seen
+) -> None:
+    outcome = seen.outcomes[name]
+    assert (outcome.error or "").startswith(f"{start}; give fewer --workers, or lower a batch size")
+    assert outcome.details == ""
+
+
 def test_a_killed_worker_takes_only_its_own_job(seen: Seen) -> None:
-    assert seen.outcomes["dies"].error == "its process died (signal 9), perhaps for lack of memory"
+    said = seen.outcomes["dies"].error or ""
+    assert said.startswith("its process died (signal 9), perhaps for lack of memory: give fewer --workers")
     assert seen.outcomes["dies"].seconds > 0
     # These two can only have ended if there were two workers again.
     assert seen.outcomes["left again"].error is None

@@ -13,6 +13,7 @@ from itertools import pairwise
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from holdfast.core.escape import short
 from holdfast.core.types import HoldfastError
 from holdfast.engine.tokens import common_prefix, plain
 
@@ -56,17 +57,22 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool 
     Raises:
         HoldfastError: there is no chat template, or it refuses the conversation.
     """
+    template = _template(tokenizer)
     try:
         return str(
             tokenizer.apply_chat_template(
                 [dict(turn) for turn in messages],
-                chat_template=_template(tokenizer),
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
         )
-    except TemplateError as error:
-        raise HoldfastError(f"the tokenizer's chat template refuses a row of 'messages': {error}") from error
+    except Exception as error:  # a template is a program and may raise whatever it likes
+        said = str(error).splitlines()[0] if str(error) else "no reason given"
+        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+        raise HoldfastError(
+            f"the tokenizer's chat template refuses a row of 'messages': {kind}{short(said, 200)}"
+        ) from error
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -76,8 +82,15 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         raise HoldfastError(
             "the data has 'messages' but the tokenizer has no chat template; give it one, or rows of 'text'"
         )
+    if isinstance(template, dict):
+        if "default" not in template:
+            names = ", ".join(template)
+            raise HoldfastError(
+                f"the tokenizer has several chat templates ({short(names)}) and none is the default; name one 'default'"
+            )
+        template = template["default"]
     if not isinstance(template, str):
-        template = str(tokenizer.get_chat_template())  # the default among several
+        raise HoldfastError(f"the tokenizer's chat template is a {type(template).__name__}, not a text; mend it")
     return f"{_STOPPED_CLOCK}\n{template}" if "strftime_now" in template else template
 
 

@@ -15,6 +15,7 @@ from holdfast.core.disguise import Disguise
 from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
 from holdfast.core.types import HoldfastError
 from holdfast.engine.chat import conversation
+from holdfast.engine.template import try_template
 from holdfast.engine.tokens import begun, common_prefix, ended, plain
 
 UNLABELLED = -100
@@ -111,8 +112,10 @@ def encode_all(
     """`encode` for all rows of a role, in their order; rows that were cut down to their prompt teach nothing and stay.
 
     Raises:
-        HoldfastError: as `encode`, or more than `NOTHING_LEFT` of the rows teach nothing.
+        HoldfastError: as `encode` and `try_template`, or more than `NOTHING_LEFT` of the rows teach nothing.
     """
+    if conversations := [row["messages"] for row in rows if "messages" in row]:
+        try_template(tokenizer, conversations)
     encoded = [encode(row, tokenizer, role, max_length, side) for row in rows]
     empty = [row for row in encoded if not row.teaches]
     if len(empty) > NOTHING_LEFT * len(encoded):
