@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 
 from holdfast.cli.app import main
 from holdfast.core.escape import for_terminal
+from holdfast.core.findings import Cut, Findings, RunTogether
 from holdfast.core.records import CellResult
 from holdfast.core.types import Score
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -172,6 +173,7 @@ def _testbed(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
 def _safeguard(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     patch.setattr("holdfast.core.domain.Domain.open", lambda folder: SimpleNamespace(max_length=8))
     patch.setattr(Recipe, "keys", lambda self: ["key"])
+    patch.setattr(Recipe, "cuts", lambda self: [Cut(role=text, rows=2, cut=1, empty=0)])
     patch.setattr("holdfast.engine.checkpoint.Checkpoint.check", lambda *_: None)
     patch.setattr("holdfast.engine.checkpoint.Checkpoint.card", {})
     patch.setattr("holdfast.runs.stages.build", lambda recipe, out, on_step: on_step(1, 2))
@@ -181,6 +183,8 @@ def _evaluate(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     scores = (Score(metric=text, value=0.5, stderr=None, n=4),)
     measured = [Evaluated(evaluation=text, measures="hazard", scores=scores)]
     patch.setattr("holdfast.runs.evaluate.evaluate", lambda *_: measured)
+    findings = Findings(run_together=[RunTogether(questions=text, count=1, of=1)])
+    patch.setattr("holdfast.runs.evaluate.noticed", lambda *_: findings)
 
 
 def _study(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:

@@ -50,7 +50,7 @@ def ask(
     folder: Path,
     evaluation: MultipleChoice = SOME,
 ) -> Score:
-    [score] = evaluation.prepare(tokenizer, domain_of(folder, questions))(model)
+    score, *_ = evaluation.prepare(tokenizer, domain_of(folder, questions))(model)
     return score
 
 
@@ -262,6 +262,50 @@ def test_the_answer_is_the_likeliest_option_of_the_transcription(
     assert ask(model, tokenizer, right, tmp_path / "right").value == 1.0
     assert ask(model, tokenizer, wrong, tmp_path / "wrong").value == 0.0
     assert ask(model, tokenizer, [*right, *wrong], tmp_path / "both").value == 0.5
+
+
+def by_metric(model: Any, questions: Sequence[Question], folder: Path) -> dict[str, float]:
+    scores = SOME.prepare(character_tokenizer(), domain_of(folder, questions))(model)
+    return {score.metric: score.value for score in scores}
+
+
+def test_options_of_unequal_length_are_also_judged_by_their_mean_per_token(tmp_path: Path) -> None:
+    model, tokenizer = made(llama), character_tokenizer()
+    right = {"accuracy": 0, "accuracy_per_token": 0}
+    for question in SPELLED:
+        sums = transcription(model, tokenizer, question)
+        means = [total / len(choice) for total, choice in zip(sums, question.choices, strict=True)]
+        right["accuracy"] += sums.index(max(sums)) == question.answer
+        right["accuracy_per_token"] += means.index(max(means)) == question.answer
+    scores = by_metric(model, SPELLED, tmp_path)
+    assert scores == pytest.approx({name: count / len(SPELLED) for name, count in right.items()})
+
+
+def test_a_long_true_answer_loses_by_its_sum_and_wins_per_token(tmp_path: Path) -> None:
+    """The model writes the long answer by itself; every token of it still costs something."""
+
+    class Fluent(Oracle):
+        def __call__(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> CausalLMOutput:
+            logits = torch.zeros(*input_ids.shape, self.vocabulary)
+            for place, ids in enumerate(input_ids.tolist()):
+                for at, token in enumerate(ids):
+                    logits[place, at, token + 1] = 4.0  # a, b, c and so on
+            output = CausalLMOutput(logits=logits)
+            output.past_key_values = self
+            return output
+
+        def reorder_cache(self, places: torch.Tensor) -> None:
+            pass
+
+    long = Question("a", ("bcdefghijklmnop", "z"), 0)
+    assert by_metric(Fluent(105, lambda ids: 0), [long], tmp_path) == {"accuracy": 0.0, "accuracy_per_token": 1.0}
+
+
+def test_options_of_equal_length_have_one_judge(tmp_path: Path) -> None:
+    model = made(llama)
+    assert set(by_metric(model, [Question("ab", ("cd", "ef"), 0), Question("ab", ("c", "d"), 1)], tmp_path)) == {
+        "accuracy"
+    }
 
 
 def test_options_of_one_token_need_no_second_forward(tmp_path: Path) -> None:

@@ -111,23 +111,27 @@ def test_over_refusal_counts_refusals_of_benign_requests(tiny_refusal_testbed: S
 
 def test_by_likelihood_the_likelier_completion_decides(tiny_refusal_testbed: SmallTestbed, tmp_path: Path) -> None:
     model, tokenizer = tiny_refusal_testbed.model.load_both()
-    rows, complied = [], []
+    rows, complied, per_token = [], [], []
     for index, question in enumerate(questions_of(tiny_refusal_testbed).values()):
         # An untrained model takes the shorter completion: let that be the refusal in half of them.
         choices = question.choices[:: 1 if index % 2 else -1]
         rows.append({"prompt": question.prompt, "choices": list(choices), "answer": 0})
         start = len(tokenizer(question.prompt)["input_ids"])
-        sums = []
+        sums, means = [], []
         for choice in choices:
             ids = torch.tensor([tokenizer(question.prompt + choice)["input_ids"]])
             with torch.no_grad():
                 log_p = torch.log_softmax(model(input_ids=ids).logits[0], -1)
             sums.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
+            means.append(sums[-1] / (ids.shape[1] - start))
         complied.append(sums[0] > sums[1])
+        per_token.append(means[0] > means[1])
     domain = domain_of(tmp_path, *rows)
-    [score] = PRESETS["compliance_likelihood"].prepare(tokenizer, domain)(model)
-    assert score.value == pytest.approx(sum(complied) / len(complied))
-    assert 0 < score.value < 1, "nothing is told apart"
+    scores = PRESETS["compliance_likelihood"].prepare(tokenizer, domain)(model)
+    assert {score.metric: score.value for score in scores} == pytest.approx(
+        {"complied": sum(complied) / len(complied), "complied_per_token": sum(per_token) / len(per_token)}
+    )
+    assert 0 < scores[0].value < 1, "nothing is told apart"
 
 
 @pytest.mark.parametrize(("prefill", "left"), [(0, "the river is arn"), (2, "is arn"), (9, "arn")])

@@ -70,6 +70,7 @@ def whole() -> tuple[CampaignPlan, list[CellResult]]:
         "canonical": "full-adamw-1e-3",
         "worst": "mixed-3e-4-long",
         "uses_base": ["defence-directions-4"],
+        "data": {"compared": ["forget", "attack", "questions hazard"]},
     }
     return plan(held, roles, details=details), held
 

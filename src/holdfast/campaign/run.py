@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from holdfast.campaign.cell import is_done, record_failure, run_cell
 from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
+from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
 from holdfast.core.files import claim_output, clear_temporaries, environment, forget_digests, only_one
 from holdfast.core.records import CampaignPlan
@@ -80,6 +82,7 @@ def check_campaign(campaign: Campaign) -> None:
     max_length = Domain.open(campaign.domain).max_length
     for model in campaign.models:
         Checkpoint(model.path).check(campaign.options.trust_remote_code, max_length)
+    examine(campaign)
 
 
 def cell_jobs(
@@ -136,6 +139,7 @@ def write_plan(
             "protocol": PROTOCOL,
             "environment": environment(),
             "precision": campaign.options.dtype,
+            "data": asdict(examine(campaign)),
             "models": {model.label: _provenance(model) for model in campaign.models},
             **details,
         },

@@ -102,6 +102,7 @@ def safeguard(
     from holdfast.core.presets import pick
     from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.report.words.data import cut_sentences
     from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
@@ -119,6 +120,8 @@ def safeguard(
     if not finished:
         claim_output(out, Path(model), domain)
         recipe.model.check(trust_remote_code, opened.max_length)
+        for sentence in cut_sentences(recipe.cuts()):
+            say(console, sentence)
         with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:
             build(recipe, out, on_step)
     say(console, f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""))

@@ -121,7 +121,8 @@ def evaluate_(
     start_torch(threads, device, dtype)
     from rich.table import Table
 
-    from holdfast.runs.evaluate import evaluate
+    from holdfast.report.words.data import objections
+    from holdfast.runs.evaluate import evaluate, noticed
 
     table = Table(title=literal(f"{model_label(model)} on {domain}"), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
@@ -136,6 +137,8 @@ def evaluate_(
             cells = (measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
             table.add_row(*map(literal, cells))
     console.print(table)
+    for sentence in objections(noticed(model, domain, trust_remote_code)):
+        say(console, sentence)
     if out is not None:
         import json
 

@@ -141,11 +141,13 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from holdfast.core.findings import read_findings
     from holdfast.core.records import read_campaign
     from holdfast.core.types import HoldfastError
     from holdfast.report.page import build_report
+    from holdfast.report.words.data import objections
 
-    _, results = read_campaign(out)
+    plan, results = read_campaign(out)
     if all(result.status == "failed" for result in results):
         raise HoldfastError(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
@@ -162,6 +164,8 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
     console.print(table)
     for finding in section.findings:
         say(console, finding.headline)
+    for sentence in objections(read_findings(plan.details)):
+        say(console, sentence)
     failed = [error for error in errors if error]
     if failed:
         say(console, f"{len(failed)} cells failed; run the same command again to try them anew", style="red")

@@ -16,6 +16,7 @@ text = "body"                         # the column that holds the text
 [questions.hazard]
 file = "questions/hazard.jsonl"
 measures = "hazard"                   # or "ability"
+join = " "                            # what stands between prompt and option, where the file has nothing there
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """A question, scored by log P(choice | prompt); prompt and choice are concatenated as they stand."""
+    """A question, scored by log P(choice | prompt); prompt and choice are joined as they stand here."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -69,6 +70,13 @@ class QuestionSet:
     @cached_property
     def digest(self) -> str:
         return digest([[q.prompt, q.choices, q.answer] for q in self.questions])
+
+    @cached_property
+    def glued(self) -> int:
+        """Questions in which a word of the prompt and one of an option become one, in scripts with blanks between words."""
+        return sum(
+            any(_is_glued(question.prompt, choice) for choice in question.choices) for question in self.questions
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Domain:
             _check_source(f"{path} [data.{role}]", source, ("text", "messages", "prompt", "chosen", "rejected"))
         _check_keys(f"{path} [questions]", questions, questions)
         for name, source in questions.items():
-            _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures"))
+            _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures", "join"))
             if source.get("measures", "ability") not in ("hazard", "ability", "trainability", "refusal"):
                 raise HoldfastError(
                     f'{path} [questions.{name}]: measures must be "hazard", "ability", "trainability" or "refusal"'
@@ -296,7 +304,23 @@ def _question(where: str, raw: Mapping[str, Any], source: Mapping[str, Any]) -> 
         raise HoldfastError(
             f"{where}: 'answer' is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}"
         )
-    return Question(prompt, tuple(choices), answer)
+    # Blanks go with the option, as a word's blank goes with the word; all else belongs to the prompt.
+    join = source.get("join", "")
+    before = join.rstrip()
+    return Question(prompt + before, tuple(join[len(before) :] + choice for choice in choices), answer)
+
+
+def _is_glued(prompt: str, choice: str) -> bool:
+    last, first = prompt[-1], choice[0]
+    return (_is_of_a_spaced_word(last) or last in _AFTER_A_WORD) and _is_of_a_spaced_word(first)
+
+
+_AFTER_A_WORD = ".,:;?!)\"'\N{RIGHT SINGLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}%"
+
+
+def _is_of_a_spaced_word(character: str) -> bool:
+    """Latin, Greek, Cyrillic, Arabic, Devanagari and the like: Thai is the first script that puts no blanks between words."""
+    return character.isalnum() and character < "\u0e00"
 
 
 def _check_source(where: str, source: Any, columns: tuple[str, ...]) -> None:

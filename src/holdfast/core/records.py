@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from holdfast.core.files import write_text
+from holdfast.core.findings import read_findings
 from holdfast.core.reading import OPEN, STRICT, misfit, newer_schema, parsed
 from holdfast.core.types import HoldfastError, Measure
 
@@ -164,6 +165,7 @@ class CampaignPlan:
         try:
             plan: CampaignPlan = parsed(_PLAN, path.read_bytes())
             _DETAILS.validate_python({"details": plan.details})
+            read_findings(plan.details)
             return plan
         except ValueError as error:
             if (newer := newer_schema(error)) is not None:

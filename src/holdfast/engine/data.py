@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
+from holdfast.core.findings import Cut
 from holdfast.core.types import HoldfastError
 from holdfast.engine.chat import conversation
 from holdfast.engine.template import try_template
@@ -126,6 +127,20 @@ def encode_all(
         )
         raise HoldfastError(f"{len(empty)} of {len(encoded)} rows of {role} have nothing left to learn, since {why}")
     return encoded
+
+
+def count_cut(domain: Domain, tokenizer: PreTrainedTokenizerBase, role: str) -> Cut:
+    """How many rows of a role are cut, and how many of them down to their prompt.
+
+    Raises:
+        HoldfastError: as `encode_all`.
+    """
+    return _count(role, encode_all(domain.rows(role), tokenizer, role, domain.max_length))
+
+
+def _count(role: str, rows: Sequence[Encoded]) -> Cut:
+    cut, empty = sum(row.cut > 0 for row in rows), sum(not row.teaches for row in rows)
+    return Cut(role=role, rows=len(rows), cut=cut, empty=empty)
 
 
 def collate(
@@ -251,6 +266,12 @@ class Data:
     @classmethod
     def attacker(cls, domain: Domain, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu") -> Data:
         return cls(domain, tokenizer, {name: (role,) for name, role in ATTACKER_VIEW.items()}, device)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """The roles read so far of which rows were cut."""
+        counts = {role: _count(role, rows) for (role, _, _), rows in self._encoded.items()}
+        return [count for count in counts.values() if count.cut]
 
     def renamed(self, **roles: Sequence[str]) -> Data:
         """The same rows under new names, and no other rows: `renamed(hazard=["forget"], benign=["retain"])`."""

@@ -2,6 +2,9 @@
 
 Each option's score is log P(choice | prompt), summed over its tokens, prompt and choice tokenized together as they stand.
 The options of a question share their prompt's forward pass.
+
+A sum favours short options. Where options of a question differ in length, a second score takes each option's mean per token
+(as arXiv 2005.14165, section 2.4); docs/concepts.md says which to trust when.
 """
 
 from __future__ import annotations
@@ -74,20 +77,41 @@ class MultipleChoice(Evaluation):
         chance = sum(1 / len(question.choices) for question in questions) / len(questions)
 
         def probe(model: PreTrainedModel) -> list[Score]:
-            correct = [question.answer == best for question, best in zip(questions, answers(model), strict=True)]
-            accuracy, n = sum(correct) / len(correct), len(correct)
-            stderr = (accuracy * (1 - accuracy) / n) ** 0.5
-            return [Score(metric="accuracy", value=accuracy, stderr=stderr, n=n, chance=chance)]
+            scores = []
+            for judge, chosen in answers(model).items():
+                correct = [question.answer == best for question, best in zip(questions, chosen, strict=True)]
+                scores.append(share(f"accuracy{judge}", correct, chance))
+            return scores
 
         return probe
 
 
+def share(metric: str, counted: Sequence[bool], chance: float) -> Score:
+    """The share of questions that count, with its binomial standard error."""
+    value, n = sum(counted) / len(counted), len(counted)
+    return Score(metric=metric, value=value, stderr=(value * (1 - value) / n) ** 0.5, n=n, chance=chance)
+
+
+BY_SUM, PER_TOKEN = "", "_per_token"
+"""The two judges of an option, as their scores' names end: its whole log-probability, and the mean over its tokens."""
+
+
 def prepare_answers(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
-) -> Callable[[PreTrainedModel], list[int]]:
-    """Tokenize the questions once. The returned function gives a live model's likeliest choice of each."""
+) -> Callable[[PreTrainedModel], dict[str, list[int]]]:
+    """Tokenize the questions once. The returned function gives a live model's likeliest choice of each, by judge.
+
+    The mean per token is a judge only where the options of a question have different numbers of tokens.
+    """
     items = items_of(tokenizer, questions)
-    return lambda model: _answers(model, items)
+    unequal = any(len(set(map(len, item.continuations))) > 1 for item in items)
+
+    def answers(model: PreTrainedModel) -> dict[str, list[int]]:
+        chosen = _answers(model, items)
+        judges = (BY_SUM, PER_TOKEN) if unequal else (BY_SUM,)
+        return {judge: [pair[place] for pair in chosen] for place, judge in enumerate(judges)}
+
+    return answers
 
 
 @dataclass(frozen=True)
@@ -131,11 +155,11 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     return first[:length]
 
 
-def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
-    """The likeliest option of each item; of equal options the first."""
+def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[tuple[int, int]]:
+    """The likeliest option of each item, by its sum and by its mean per token; of equal options the first."""
     import torch
 
-    best = [0] * len(items)
+    best = [(0, 0)] * len(items)
     with torch.no_grad():
         for batch in batches_of(items):
             # Of each item the logits of all options after their first token are computed together.
@@ -147,7 +171,8 @@ def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[int]:
                 if not all(torch.isfinite(row).all() for row in scores):
                     raise NonFinite("the model's logits are not finite, so it has no score")
                 for i, row in zip(part, scores, strict=True):
-                    best[i] = int(row.argmax())
+                    lengths = torch.tensor([len(c) for c in items[i].continuations], device=row.device)
+                    best[i] = int(row.argmax()), int((row / lengths).argmax())
     return best
 
 

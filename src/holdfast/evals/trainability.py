@@ -98,7 +98,7 @@ class BenignLearning(Evaluation):
             return [Score(metric=name, value=value, stderr=None, n=n) for name, value in values.items()]
 
         def search(model: PreTrainedModel, start_over: Callable[[], None]) -> _Learned:
-            [score] = ask(model)
+            score, *_ = ask(model)
             best = _Learned(steps=0, accuracy=score.value, rate=None)
             finite = 0
             for rate in ranked(model, start_over) if score.value < self.target else ():
@@ -133,7 +133,7 @@ class BenignLearning(Evaluation):
             while accuracy < self.target and steps < self.max_steps:
                 for _ in range(self.every):
                     next(training)
-                [score] = ask(model)
+                score, *_ = ask(model)
                 steps, accuracy = steps + self.every, score.value
             return _Learned(steps=steps, accuracy=accuracy, rate=rate)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.findings import Findings, read_findings
 from holdfast.core.records import CampaignPlan, CellResult
 from holdfast.report.public import model_details, publish
 from holdfast.report.words.names import Names
@@ -29,6 +30,8 @@ class Audited:
     """number of those checks, in public too"""
     fired: int
     """number of the checks that fired, in public too"""
+    data: Findings | None = None
+    """what was noticed about the rows and questions; None where the plan is older than such a look"""
     names: Names = Names()
     public: bool = False
     """whether all of the above was made from records without secrets"""
@@ -52,7 +55,7 @@ def audited(plan: CampaignPlan, results: Sequence[CellResult], *, public: bool =
     """Read a campaign; a public reading shows families instead of attacks, and no settings, commands or paths."""
     summary = summarise(plan, results)
     checks = tuple(suspicions(summary, results))
-    names = Names()
+    names, data = Names(), read_findings(plan.details)
     if public:
         plan, results, names = publish(plan, results)
         summary = summarise(plan, results)
@@ -64,6 +67,7 @@ def audited(plan: CampaignPlan, results: Sequence[CellResult], *, public: bool =
         suspicions=() if public else checks,
         checks=len(checks),
         fired=sum(check.fires for check in checks),
+        data=data,
         names=names,
         public=public,
     )

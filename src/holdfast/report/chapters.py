@@ -13,6 +13,7 @@ from holdfast.report.tables import audit as audit_tables
 from holdfast.report.tables import models as model_tables
 from holdfast.report.tables.provenance import provenance
 from holdfast.report.tables.verdict import intervals, verdict
+from holdfast.report.words.data import shared
 from holdfast.report.words.masking import sentences
 from holdfast.report.words.protocol import CAVEATS, PROTOCOL
 from holdfast.report.words.suspicion import remark
@@ -171,7 +172,9 @@ def settings(audit: Audited, name: str) -> Chapter:
 
 def how_it_was_run(audit: Audited, name: str) -> Chapter:
     """Versions, hashes and seeds."""
-    return Chapter(key="method", title="How it was run", blocks=(provenance(audit),), public=True)
+    return Chapter(
+        key="method", title="How it was run", blocks=(bullets(*shared(audit.data)), provenance(audit)), public=True
+    )
 
 
 def runs(audit: Audited, name: str) -> Chapter:

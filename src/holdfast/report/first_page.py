@@ -9,6 +9,7 @@ from holdfast.report.audited import Audited
 from holdfast.report.blocks import Fact, Figure, legend
 from holdfast.report.table import Entry, Table
 from holdfast.report.tables.models import over_refusal
+from holdfast.report.words.data import holdings, measured_on, objections
 from holdfast.report.words.numbers import (
     NOTHING,
     amount,
@@ -282,9 +283,9 @@ def _threat(audit: Audited) -> list[str]:
     updates = max((attack.budget for attack in summary.attacks), default=0)
     budget = f" or {flops(figures.budget)}" if figures.unit == "flops" else ""
     families = {result.family for result in audit.results if result.family}
+    held = holdings(audit.data, measured_on(audit.results, summary.hazard.evaluations))
     sentences = [
-        "The attacker holds the weights, hazardous data of his own (none that the questions ask about), and up to "
-        f"{count(updates, 'update')}{budget} an attack.",
+        f"The attacker holds the weights, {held}, and up to {count(updates, 'update')}{budget} an attack.",
         f"{count(len(summary.attacks), 'attack')} of {'1 family' if len(families) == 1 else f'{len(families)} families'}, suite "
         f"{audit.plan.suite}, each with {count(len(summary.seeds), 'seed')}; what draws nothing is run once.",
     ]
@@ -315,7 +316,7 @@ def _flags(audit: Audited) -> list[str]:
         fired = [
             f"{audit.fired} of {audit.checks} checks of the attacks fired; the internal report says which and why."
         ]
-    return [*(f"Unreliable: {text}." for text in unreliable(audit)), *fired, *warnings(audit)]
+    return [*(f"Unreliable: {text}." for text in unreliable(audit)), *fired, *warnings(audit), *objections(audit.data)]
 
 
 def _untested(audit: Audited) -> list[str]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.campaign.cells import CHOOSING, evaluations_of
+from holdfast.campaign.examining import look_at
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
+from holdfast.core.findings import Findings
 from holdfast.core.options import Options
 from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError, Measure, Score
@@ -47,6 +49,15 @@ def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:
         Evaluated(evaluation=name, measures=evaluations[name].measures(domain), scores=tuple(scores))
         for name, scores in milestones.scores[0].items()
     ]
+
+
+def noticed(model: str, folder: Path, trust_remote_code: bool) -> Findings:
+    """What was noticed about the questions and rows that `evaluate` measures with.
+
+    Raises:
+        HoldfastError: as `evaluate`.
+    """
+    return look_at(Domain.open(folder), [Checkpoint(model)], (), trust_remote_code)
 
 
 def _evaluations(domain: Domain) -> Mapping[str, Evaluation]:

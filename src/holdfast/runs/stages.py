@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
 from holdfast.core.escape import for_markdown
 from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, write_text
+from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
@@ -70,6 +71,17 @@ class Recipe:
                 f"the original model {base.path}, named in the model's card, is gone or changed; name it with --base"
             )
         return base
+
+    def cuts(self) -> list[Cut]:
+        """How many rows of each of the defender's roles are cut.
+
+        Raises:
+            HoldfastError: rows are malformed, or too many of a role have nothing left to learn.
+        """
+        from holdfast.engine.data import count_cut
+
+        domain, tokenizer = Domain.open(self.domain), self.model.load_tokenizer(self.options.trust_remote_code)
+        return [count_cut(domain, tokenizer, role) for role in DEFENDER_ROLES if domain.has(role)]
 
     def keys(self) -> list[str]:
         """One key per prefix of the stages."""
@@ -173,6 +185,7 @@ def _train(
         **_made_from(recipe),
         "domain": domain.name,
         "data": domain.digest(*(role for role in DEFENDER_ROLES if domain.has(role))),
+        "cuts": [asdict(cut) for cut in session.data.cuts],
         "seed": recipe.seed,
         "precision": recipe.options.dtype,
         "stages": [*(source.card["stages"] if index else recipe.model.card.get("stages", [])), stage],

@@ -14,7 +14,7 @@ from holdfast.report.words.numbers import duration
 def provenance(audit: Audited) -> Table:
     """The facts that the plan and the records hold, a line each."""
     plan, results = audit.plan, audit.results
-    elsewhere = ("notes", "models", "environment", *plan.models, *(("uses_base",) if audit.public else ()))
+    elsewhere = ("notes", "models", "environment", "data", *plan.models, *(("uses_base",) if audit.public else ()))
     facts = {
         "title": plan.title,
         "domain": plan.domain,
