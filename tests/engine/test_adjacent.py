@@ -19,10 +19,17 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
+from holdfast.attacks.reparameterise import Reparameterise
 from holdfast.core.types import HoldfastError
-from holdfast.engine.adjacent import Adjacent, adjacent_maps, fold_norms
+from holdfast.engine.adjacent import Adjacent, adjacent_maps, check_adjacent, check_function, fold_norms
+from holdfast.engine.data import Data
+from holdfast.engine.run import Run
+from holdfast.safeguards.spec_def import SpecDef
+from tests.conftest import SmallTestbed
 
 SHAPE = {
     "vocab_size": 32,
@@ -128,3 +135,47 @@ def test_an_architecture_without_such_maps_is_named() -> None:
     )
     with pytest.raises(HoldfastError, match="GPTNeoXForCausalLM has no value and output projections"):
         adjacent_maps(GPTNeoXForCausalLM(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gate_between_value_and_output_is_seen_in_every_precision(dtype: torch.dtype) -> None:
+    """Qwen3-Next gates what attention gives, by name it looks like Llama; in half precision a turn would hide the gate."""
+    config = Qwen3NextConfig(
+        **SHAPE, layer_types=["full_attention"] * 2, num_experts=0, linear_num_key_heads=2, linear_num_value_heads=2
+    )
+    model = Qwen3NextForCausalLM(config).to(dtype).train(False)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(HoldfastError, match="moved the logits of this Qwen3NextForCausalLM"):
+        check_adjacent(model, adjacent_maps(model), IDS)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_adjacent_maps_pass_the_check_and_stay_as_they_are(dtype: torch.dtype) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(dtype).train(False)
+    before = copy.deepcopy(model.state_dict())
+    check_adjacent(model, adjacent_maps(model), IDS)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_logits_that_are_no_numbers_did_not_stay() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    logits = torch.randn(2, 3, 4)
+    check_function(model, logits, logits.clone())
+    with pytest.raises(HoldfastError, match="moved the logits"):
+        check_function(model, logits, logits * torch.nan)
+
+
+@pytest.mark.parametrize("plugin", [Reparameterise(), SpecDef()])
+def test_who_changes_bases_refuses_what_only_looks_adjacent(
+    plugin: Reparameterise | SpecDef, tiny_testbed: SmallTestbed
+) -> None:
+    config = Qwen3NextConfig(
+        **{**SHAPE, "vocab_size": 1024}, layer_types=["full_attention"] * 2, num_experts=0,
+        linear_num_key_heads=2, linear_num_value_heads=2,
+    )  # fmt: skip
+    model, tokenizer = Qwen3NextForCausalLM(config).train(False), tiny_testbed.model.load_tokenizer()
+    view = Data.attacker if isinstance(plugin, Reparameterise) else Data.defender
+    run = Run(0, lambda: copy.deepcopy(model))
+    with pytest.raises(HoldfastError, match="must leave the function of a model as it is"):
+        list(plugin.steps(model, view(tiny_testbed.domain, tokenizer), run))

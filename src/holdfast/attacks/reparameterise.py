@@ -11,7 +11,8 @@ of one product. One edit of the weights, in this order:
 
 and then fine-tuning with a fresh optimizer and clipped gradients, of all weights or of fresh low-rank layers. The paper's
 attacker adds layers instead; this one is ours. Query and key projections, whose freedom depends on the position encoding, and
-norms that are not named as in Llama's layers stay as they are.
+norms that are not named as in Llama's layers stay as they are. Where something lies between two maps that names call adjacent
+(a gate, a norm), the logits of a batch move: the attack then refuses the architecture.
 """
 
 from __future__ import annotations
@@ -47,15 +48,22 @@ class Reparameterise(Edit):
             raise HoldfastError(f"clip must be at least 1, not {self.clip}")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.engine.adjacent import adjacent_maps, fold_norms
+        from holdfast.engine.adjacent import adjacent_maps, check_adjacent, check_function, fold_norms, logits_of
+        from holdfast.engine.data import collate
         from holdfast.engine.low_rank import linear_weights
         from holdfast.engine.sharded import rewrite
 
         pairs = adjacent_maps(model)
+        rows = data.rows("hazard")[: self.batch_size]  # on every rank the same
+        ids = collate(rows, 0, model.device).input_ids
+        if update == 1:
+            check_adjacent(model, pairs, ids)
+        before = logits_of(model, ids)
         if update == 1:
             fold_norms(model)
         for pair in pairs[(update - 1) * len(pairs) // self.edits : update * len(pairs) // self.edits]:
             pair.balance()
+        check_function(model, before, logits_of(model, ids))
         if update == self.edits and self.clip is not None:
             for weight in linear_weights(model).values():
                 rewrite(weight, self._clipped)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder_layers
-from holdfast.engine.sharded import rewrite, whole
+from holdfast.engine.sharded import local, reshard, rewrite, whole
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,15 @@ def adjacent_maps(model: PreTrainedModel) -> list[Adjacent]:
     pairs = []
     for layer in decoder_layers(model):
         for part in layer.children():
-            projections = _children(part)
-            if {"v_proj", "o_proj"} <= projections.keys():
-                pairs.append(Adjacent(projections["v_proj"], projections["o_proj"], part.head_dim))  # type: ignore[arg-type]
-            if {"gate_proj", "up_proj", "down_proj"} <= projections.keys():
-                pairs.append(Adjacent(projections["up_proj"], projections["down_proj"], 1))
+            maps, head = _linear_children(part), getattr(part, "head_dim", None)
+            if (
+                {"v_proj", "o_proj"} <= maps.keys()
+                and isinstance(head, int)
+                and maps["v_proj"].out_features % head == 0
+            ):
+                pairs.append(Adjacent(maps["v_proj"], maps["o_proj"], head))
+            if {"gate_proj", "up_proj", "down_proj"} <= maps.keys():
+                pairs.append(Adjacent(maps["up_proj"], maps["down_proj"], 1))
     if not pairs:
         raise HoldfastError(
             f"the architecture {type(model).__name__} has no value and output projections and no gated MLP by name; "
@@ -103,18 +106,99 @@ def adjacent_maps(model: PreTrainedModel) -> list[Adjacent]:
 def fold_norms(model: PreTrainedModel) -> None:
     """Move the scales of the norms before attention and MLP into the linear maps that read them; norms become plain.
 
-    Layers with other norms than these two keep theirs, since names do not tell what reads such norms.
+    Layers with other norms than these two keep theirs, since names do not tell what reads such norms. So do norms without a
+    scale, and norms that other maps than those of Llama's layers read.
     """
     for layer in decoder_layers(model):
         norms = {name: part for name, part in layer.named_children() if "RMSNorm" in type(part).__name__}
         if norms.keys() != {"input_layernorm", "post_attention_layernorm"}:
             continue
         for part in layer.children():
-            projections = _children(part)
-            if "v_proj" in projections:
-                _fold(norms["input_layernorm"], [projections[name] for name in ("q_proj", "k_proj", "v_proj")])
-            if "gate_proj" in projections:
-                _fold(norms["post_attention_layernorm"], [projections[name] for name in ("gate_proj", "up_proj")])
+            maps = _linear_children(part)
+            for norm, readers in _READERS.items():
+                if readers <= maps.keys() and hasattr(norms[norm], "weight"):
+                    _fold(norms[norm], [maps[name] for name in sorted(readers)])
+
+
+_READERS = {
+    "input_layernorm": {"q_proj", "k_proj", "v_proj"},
+    "post_attention_layernorm": {"gate_proj", "up_proj"},
+}
+"""Norms, and the maps that read them."""
+
+
+def check_adjacent(model: PreTrainedModel, pairs: Sequence[Adjacent], input_ids: torch.Tensor) -> None:
+    """Refuse pairs that are adjacent by name only: a gate, a norm or a difference of heads may lie between two maps.
+
+    Each block's directions take each other's places, times powers of two. That rounds nothing, so logits that move tell of
+    something between the maps, where a turn in half precision would hide that in its rounding. The weights are put back from
+    copies, since float16 loses bits near zero.
+
+    Args:
+        model: the model that the pairs are of; left as it was.
+        pairs: its adjacent maps by name.
+        input_ids: a batch of tokens (B x T), on every rank the same.
+
+    Raises:
+        HoldfastError: the logits moved.
+    """
+    before = logits_of(model, input_ids)
+    weights = [
+        local(weight.detach()) for pair in pairs for part in (pair.first, pair.second) for weight in part.parameters()
+    ]
+    copies = [weight.clone() for weight in weights]
+    for pair in pairs:
+        pair.rebase(*_turn(pair))
+    after = logits_of(model, input_ids)
+    for weight, copy in zip(weights, copies, strict=True):
+        weight.copy_(copy)
+    check_function(model, before, after, MOVED if model.dtype == torch.float32 else 10 * MOVED)
+
+
+def check_function(
+    model: PreTrainedModel, before: torch.Tensor, after: torch.Tensor, tolerance: float | None = None
+) -> None:
+    """Refuse an edit that was to leave the function as it is, and did not.
+
+    Args:
+        model: the edited model.
+        before: its logits before the edit (B x T x V).
+        after: its logits on the same tokens now.
+        tolerance: the root mean square of a move that is still rounding, in units of the logits' spread; None: that of a
+            change of basis in the model's precision.
+
+    Raises:
+        HoldfastError: the logits moved by more.
+    """
+    if tolerance is None:
+        tolerance = MOVED if model.dtype == torch.float32 else 100 * MOVED
+    moved = float((after.float() - before.float()).square().mean().sqrt() / before.float().std())
+    if not moved <= tolerance:
+        raise HoldfastError(
+            f"a change of basis must leave the function of a model as it is, and it moved the logits of this "
+            f"{type(model).__name__} by {moved:.1g} times their spread; leave the change of basis out for this architecture"
+        )
+
+
+MOVED = 1e-3
+"""The most that rounding moves logits in single precision, in units of their spread; it moves some 1e-6. A turn in half
+precision moves 1e-2 of two layers, and more where experts change."""
+
+
+def logits_of(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """The model's logits for a batch of tokens (B x T x V)."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+    reshard(model)
+    return logits
+
+
+def _turn(pair: Adjacent) -> tuple[torch.Tensor, torch.Tensor]:
+    """A permutation of a block's directions times powers of two, and its inverse, each 1 x block x block, in double precision."""
+    scale = 2.0 ** (torch.arange(pair.block, dtype=torch.float64, device=pair.first.weight.device) % 3 + 1)
+    places = torch.arange(pair.block, device=scale.device).roll(1)
+    basis = torch.diag(scale)[places][None]
+    return basis, torch.diag(1 / scale)[:, places][None]
 
 
 def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
@@ -129,6 +213,7 @@ def _fold(norm: nn.Module, readers: Sequence[nn.Linear]) -> None:
     rewrite(weight, lambda _: ones - more)
 
 
-def _children(part: nn.Module) -> dict[str, nn.Linear]:
-    """The children of a module by name, without LoRA's wrapping."""
-    return {name: cast(nn.Linear, getattr(child, "base_layer", child)) for name, child in part.named_children()}
+def _linear_children(part: nn.Module) -> dict[str, nn.Linear]:
+    """The plain linear maps among the children of a module by name, without LoRA's wrapping."""
+    children = {name: getattr(child, "base_layer", child) for name, child in part.named_children()}
+    return {name: child for name, child in children.items() if isinstance(child, nn.Linear)}

@@ -12,7 +12,8 @@ The pairs are the value and output projections and, in gated MLPs, the up- and d
 pass; rows of greatest norm stand for singular vectors there. Deviations: the compensation lies in the neighbour that is there
 already, so the architecture stays; a layer's maps that have no such neighbour are left alone; k and the pairs are ours. The
 factor is a power of two, so that scaling is exact in every floating-point format; turning a head's basis costs rounding
-errors alone: logits stay equal to 1e-4 in float32. In float16 the scaled activations may overflow.
+errors alone: logits stay equal to 1e-4 in float32. In float16 the scaled activations may overflow. An architecture in which
+something lies between the maps of a pair (a gate, a norm) is refused: the logits of the retain rows tell.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class SpecDef(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
 
-        from holdfast.engine.adjacent import adjacent_maps
+        from holdfast.engine.adjacent import adjacent_maps, check_adjacent, check_function
+        from holdfast.engine.data import collate
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.sharded import reshard
 
@@ -66,6 +68,7 @@ class SpecDef(Safeguard):
         run.track(retain=retain)
         pairs, before = adjacent_maps(model), run.initial
         model.train(False)
+        check_adjacent(model, pairs, collate(retain.rows[: self.retain_batch_size], 0, model.device).input_ids)
         for _ in range(run.start, self.outer_steps):
             reshard(model)
             for pair in pairs:
@@ -76,6 +79,7 @@ class SpecDef(Safeguard):
                     logits, old = (
                         network(input_ids=part.input_ids, use_cache=False).logits for network in (model, before)
                     )
+                    check_function(model, old, logits)
                     change = max(change, float((logits - old).abs().max()))
                     loss += float(next_token_loss(logits, part.labels, part.label_count))
             yield {"function change": change, "retain loss": loss}
