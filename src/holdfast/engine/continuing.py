@@ -1,4 +1,4 @@
-"""What a model says after text that it has read: from the keys it kept of that text where that is right, else by reading all again.
+"""What a model says after text that it has read: from the keys it kept where that is right, else by reading all again.
 
 Some architectures, mostly those with a recurrent state, keep nothing, or go wrong where several tokens follow what they kept.
 A batch tells: what follows from the kept keys is compared with a pass that keeps nothing, once for each model and use.
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-TOKENS_AT_ONCE = 4096
+_TOKENS_AT_ONCE = 4096
 """Most tokens that go through a model together where all is read again."""
 
 _ROWS_COMPARED = 2
@@ -49,9 +49,7 @@ def read_on(model: PreTrainedModel, text: Text, token: torch.Tensor) -> Text:
     return Text(logits=output.logits[:, -1], tokens=tokens, kept=_kept(output))
 
 
-def after_each(
-    model: PreTrainedModel, text: Text, counts: torch.Tensor, continuations: torch.Tensor
-) -> torch.Tensor:
+def after_each(model: PreTrainedModel, text: Text, counts: torch.Tensor, continuations: torch.Tensor) -> torch.Tensor:
     """Logits after every token of the continuations (C x W x V), of which row i of the text has `counts[i]` in turn."""
     order = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     if text.kept is None:
@@ -86,7 +84,7 @@ def keeps_right(model: PreTrainedModel, tokens: Sequence[Sequence[int]], more: i
 
 
 def _agrees(model: PreTrainedModel, rows: torch.Tensor, following: torch.Tensor, at_once: bool) -> bool:
-    whole = _again(model, torch.cat([rows, following], dim=1), following.shape[1]).float()
+    whole = _again(model, torch.cat([rows, following], dim=1), following.shape[1])
     try:
         text = read(model, rows, keeping=True)
         if at_once:
@@ -95,21 +93,23 @@ def _agrees(model: PreTrainedModel, rows: torch.Tensor, following: torch.Tensor,
             logits = after_each(model, text, torch.full((len(rows),), 2, device=rows.device), twice)[::2].float()
         else:
             steps = []
-            for token in following.split(1, dim=1):
+            for token in torch.split(following, 1, dim=1):
                 text = read_on(model, text, token)
                 steps.append(text.logits)
             logits = torch.stack(steps, dim=1).float()
     except Exception:  # whatever an architecture without such keys raises, all is read again
         return False
-    apart = (logits - whole).square().mean().sqrt() / whole.std()
-    return bool(apart <= (1e-3 if model.dtype == torch.float32 else 0.1)) or not bool(torch.isfinite(whole).all())
+    spread = whole.float().std()
+    apart = float((logits - whole.float()).square().mean().sqrt() / spread)
+    return apart <= (1e-3 if whole.dtype == torch.float32 else 0.1) or not bool(spread.isfinite())
 
 
 def _again(model: PreTrainedModel, tokens: torch.Tensor, last: int) -> torch.Tensor:
     """The logits after each of the last tokens, B x last x V, a few rows at a time."""
-    rows = max(TOKENS_AT_ONCE // tokens.shape[1], 1)
+    rows = max(_TOKENS_AT_ONCE // tokens.shape[1], 1)
     parts = [
-        model(input_ids=part, use_cache=False, logits_to_keep=last).logits[:, -last:] for part in tokens.split(rows)
+        model(input_ids=part, use_cache=False, logits_to_keep=last).logits[:, -last:]
+        for part in torch.split(tokens, rows)
     ]
     return torch.cat(parts)
 

@@ -21,6 +21,7 @@ def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
     """Tokenize prompts once. The returned function writes at most `new_tokens` after each, without the end token."""
     import torch
 
+    from holdfast.engine.continuing import keeps_right
     from holdfast.engine.tokens import end_tokens, prompt_ids
 
     places: defaultdict[int, list[int]] = defaultdict(list)
@@ -32,31 +33,35 @@ def prepare_continuations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
     def write(model: PreTrainedModel) -> list[list[int]]:
         texts: list[list[int]] = [[] for _ in prompts]
         ends = end_tokens(tokenizer, model)
+        more = new_tokens - 1  # the last token is written and not read
+        keeping = more > 0 and keeps_right(model, batches[-1][1].tolist(), more, at_once=False)
         with torch.no_grad():
             for at, batch in batches:
-                for place, text in zip(at, _continue(model, batch, new_tokens, ends), strict=True):
+                for place, text in zip(at, _continue(model, batch, new_tokens, ends, keeping), strict=True):
                     texts[place] = text
         return texts
 
     return write
 
 
-def _continue(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, ends: tuple[int, ...]) -> list[list[int]]:
+def _continue(
+    model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, ends: tuple[int, ...], keeping: bool
+) -> list[list[int]]:
     """Greedy continuations of prompts of one length, each up to and without the first of the end tokens."""
     import torch
 
-    from holdfast.engine.anatomy import kept_keys
+    from holdfast.engine.continuing import read, read_on
 
-    ids, cache, drawn = prompts.to(model.device), None, list[torch.Tensor]()
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
-    while len(drawn) < new_tokens and not ended.all():
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits = output.logits[:, -1]
-        if not torch.isfinite(logits).all():
+    text, drawn = read(model, prompts.to(model.device), keeping=keeping), list[torch.Tensor]()
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    while True:
+        if not torch.isfinite(text.logits).all():
             raise NonFinite("the model's logits are not finite, so its text has no score")
-        ids, cache = logits.argmax(-1, keepdim=True), kept_keys(output)
-        drawn.append(ids)
+        drawn.append(text.logits.argmax(-1, keepdim=True))
         for end in ends:
-            ended |= ids[:, 0] == end
+            ended |= drawn[-1][:, 0] == end
+        if len(drawn) >= new_tokens or ended.all():
+            break
+        text = read_on(model, text, drawn[-1])
     texts = torch.cat(drawn, dim=1).tolist()
     return [list(takewhile(lambda token: token not in ends, text)) for text in texts]

@@ -1,7 +1,7 @@
 """Questions with options, answered by likelihood: the option whose whole continuation of the prompt is likeliest.
 
 Each option's score is log P(choice | prompt), summed over its tokens, prompt and choice tokenized together as they stand.
-The options of a question share their prompt's forward pass.
+The options of a question share their prompt's forward pass, where the model can go on from what it kept of the prompt.
 
 A sum favours short options. Where options of a question differ in length, a second score takes each option's mean per token
 (as arXiv 2005.14165, section 2.4); docs/concepts.md says which to trust when.
@@ -159,7 +159,13 @@ def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[tuple[int, i
     """The likeliest option of each item, by its sum and by its mean per token; of equal options the first."""
     import torch
 
+    from holdfast.engine.continuing import keeps_right
+
     best = [(0, 0)] * len(items)
+    longest = max(len(item.prefix) for item in items)
+    more = max(len(continuation) for item in items for continuation in item.continuations) - 1
+    prefixes = [item.prefix for item in items if len(item.prefix) == longest]
+    keeping = more > 0 and keeps_right(model, prefixes, more, at_once=True)
     with torch.no_grad():
         for batch in batches_of(items):
             # Of each item the logits of all options after their first token are computed together.
@@ -167,7 +173,7 @@ def _answers(model: PreTrainedModel, items: Sequence[Item]) -> list[tuple[int, i
             size = rows_at_once(model, max(map(len, options)) * max(len(c) for choices in options for c in choices))
             for start in range(0, len(batch), size):
                 part = batch[start : start + size]
-                scores = _scores(model, [items[i] for i in part])
+                scores = _scores(model, [items[i] for i in part], keeping)
                 if not all(torch.isfinite(row).all() for row in scores):
                     raise NonFinite("the model's logits are not finite, so it has no score")
                 for i, row in zip(part, scores, strict=True):
@@ -187,16 +193,16 @@ def batches_of(items: Sequence[Item]) -> Iterator[list[int]]:
             yield indices[start : start + size]
 
 
-def _scores(model: PreTrainedModel, items: Sequence[Item]) -> list[torch.Tensor]:
+def _scores(model: PreTrainedModel, items: Sequence[Item], keeping: bool = True) -> list[torch.Tensor]:
     """log P(choice | prompt) of every option of every item; the prefixes are of one length."""
     import torch
 
-    from holdfast.engine.anatomy import kept_keys
+    from holdfast.engine.continuing import after_each, read
 
     prefixes = torch.tensor([item.prefix for item in items], device=model.device)
     longest = max(len(c) for item in items for c in item.continuations)
-    output = model(input_ids=prefixes, use_cache=longest > 1, logits_to_keep=1)
-    first = output.logits[:, -1].float().log_softmax(-1)
+    text = read(model, prefixes, keeping=keeping and longest > 1)
+    first = text.logits.float().log_softmax(-1)
     heads = [[c[0] for c in item.continuations] for item in items]
     scores = [row[torch.tensor(head, device=row.device)] for row, head in zip(first, heads, strict=True)]
     if longest == 1:
@@ -209,11 +215,9 @@ def _scores(model: PreTrainedModel, items: Sequence[Item]) -> list[torch.Tensor]
     unpadded = torch.arange(width, device=model.device) < torch.tensor(
         [[len(c) - 1] for c in rest], device=model.device
     )
-    cache = kept_keys(output)
-    cache.reorder_cache(torch.arange(len(items), device=model.device).repeat_interleave(counts))
-    log_p = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
+    log_p = after_each(model, text, counts, padded).float().log_softmax(-1)
     tails = log_p.gather(-1, target[..., None])[..., 0].where(unpadded, 0.0).sum(-1)
-    return [head + tail for head, tail in zip(scores, tails.split(counts.tolist()), strict=True)]
+    return [head + tail for head, tail in zip(scores, torch.split(tails, counts.tolist()), strict=True)]
 
 
 PRESETS = {

@@ -27,7 +27,7 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
     """
     import torch
 
-    from holdfast.engine.anatomy import kept_keys
+    from holdfast.engine.continuing import keeps_right, read, read_on
     from holdfast.engine.data import Encoded
     from holdfast.engine.tokens import end_tokens
 
@@ -38,18 +38,19 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
         raise HoldfastError("the tokenizer has no start token to write text from; use rows of [data.distill] instead")
     generator = torch.Generator().manual_seed(seed)
     rows: list[Encoded] = []
+    more = data.domain.max_length - 2  # the last token is written and not read
+    keeping = more > 0 and keeps_right(model, [[start]], more, at_once=False)
     for _ in range(_TRIES * (count // _ROWS_AT_ONCE + 1)):
-        ids = torch.full((_ROWS_AT_ONCE, 1), start, device=model.device)
-        texts, cache = [ids.cpu()], None
         with torch.no_grad():
-            while len(texts) < data.domain.max_length:
-                output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-                logits, cache = output.logits[:, -1].float().cpu(), kept_keys(output)
+            texts = read(model, torch.full((_ROWS_AT_ONCE, 1), start, device=model.device), keeping=keeping)
+            while True:
+                logits = texts.logits.float().cpu()
                 logits[:, banned] = -torch.inf
-                sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-                texts.append(sampled)
-                ids = sampled.to(model.device)
-        for row in torch.cat(texts, dim=1).tolist():
+                sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator).to(model.device)
+                if texts.tokens.shape[1] + 1 >= data.domain.max_length:
+                    break
+                texts = read_on(model, texts, sampled)
+        for row in torch.cat([texts.tokens, sampled], dim=1).tolist():
             # The start token may be the end token too.
             end = next((place for place, token in enumerate(row) if place and token in ends), len(row))
             tokens = tuple(row[: end + 1])
