@@ -22,7 +22,7 @@ from transformers import (
 from holdfast.attacks.abliterate import Abliterate, _batch, _Choice, _contrast, _looked_at
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import decoder_layers, residual_stream, residual_writers
+from holdfast.engine.anatomy import residual_stream, residual_writers
 from holdfast.engine.data import UNLABELLED, Data
 from holdfast.engine.losses import distillation_loss, next_token_loss
 from holdfast.engine.run import Run
@@ -77,8 +77,8 @@ def test_a_weight_takes_out_its_share(tiny_testbed: SmallTestbed) -> None:
     along, before = direction(tiny_testbed, layer=0, rows=20), fresh(tiny_testbed)[0]
     for weight in (0.25, 2.0):
         model = after(Abliterate(rows=20, depth=0.0, weight=weight), tiny_testbed)
-        for layer, was in zip(decoder_layers(model), decoder_layers(before), strict=True):
-            for writer, old in zip(residual_writers(layer), residual_writers(was), strict=True):
+        for writers, were in zip(residual_writers(model), residual_writers(before), strict=True):
+            for writer, old in zip(writers, were, strict=True):
                 torch.testing.assert_close(
                     along @ writer.weight, (1 - weight) * along @ old.weight, atol=1e-6, rtol=1e-4
                 )
@@ -88,9 +88,9 @@ def test_with_a_direction_for_each_layer_its_own_writers_lose_it_and_the_embeddi
     tiny_testbed: SmallTestbed,
 ) -> None:
     before, model = fresh(tiny_testbed)[0], after(Abliterate(directions="per-layer", rows=20), tiny_testbed)
-    for index, layer in enumerate(decoder_layers(model)):
+    for index, writers in enumerate(residual_writers(model)):
         along = direction(tiny_testbed, index, rows=20)
-        assert all((along @ writer.weight).abs().max() < 1e-5 for writer in residual_writers(layer))
+        assert all((along @ writer.weight).abs().max() < 1e-5 for writer in writers)
     changed = [
         name
         for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True)
@@ -105,14 +105,14 @@ def test_with_a_direction_for_each_layer_its_own_writers_lose_it_and_the_embeddi
 def test_several_directions_cost_every_writer_their_rank(count: int, tiny_testbed: SmallTestbed) -> None:
     before = fresh(tiny_testbed)[0]
     model = after(Abliterate(directions="several", count=count, rows=20), tiny_testbed)
-    for layer, was in zip(decoder_layers(model), decoder_layers(before), strict=True):
-        for writer, old in zip(residual_writers(layer), residual_writers(was), strict=True):
+    for writers, were in zip(residual_writers(model), residual_writers(before), strict=True):
+        for writer, old in zip(writers, were, strict=True):
             assert torch.linalg.matrix_rank((writer.weight - old.weight).detach(), rtol=1e-3) == count
 
 
 def test_biases_lose_the_direction_too(tiny_testbed: SmallTestbed) -> None:
     model, data = fresh(tiny_testbed)
-    writer = residual_writers(model.model.layers[1])[1]
+    writer = model.model.layers[1].mlp.down_proj
     writer.bias = nn.Parameter(torch.linspace(-1, 1, 96))
     before = writer.bias.detach().clone()
     for _ in Abliterate(rows=20).steps(model, data, Run(3)):

@@ -10,12 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from holdfast.attacks.compress import LowRank, Prune, PruneUnits, Quantise
 from holdfast.attacks.edit import Edit
 from holdfast.core.types import HoldfastError
-from holdfast.engine.low_rank import linear_weights
+from holdfast.engine.anatomy import linear_maps
 from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk
 from tests.conftest import SmallTestbed
@@ -144,18 +143,23 @@ def test_only_linear_layers_change(attack: Edit, tiny_testbed: SmallTestbed) -> 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for _ in attack.steps(model, data, Run(0)):
         pass
-    linear = {f"{name}.weight" for name in linear_weights(model)}
+    linear = {found.name for found in linear_maps(model)}
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == ({name for name in linear if "mlp" in name} if isinstance(attack, PruneUnits) else linear)
 
 
-@pytest.mark.parametrize(
-    ("attack", "says"), [(Prune(), "has no plain linear layers"), (PruneUnits(), "is not made of projections")]
-)
-def test_an_architecture_without_linear_layers_is_refused(attack: Edit, says: str) -> None:
-    model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=1))
-    with pytest.raises(HoldfastError, match=says):
-        attack.edit(model, NO_DATA, Run(0), 1)
+def test_a_model_without_linear_maps_is_refused() -> None:
+    model: Any = OneLayer(matrix(0))
+    model.layer = nn.Embedding(3, 2)
+    with pytest.raises(HoldfastError, match="has no linear maps, which this compresses"):
+        Prune().edit(model, NO_DATA, Run(0), 1)
+
+
+def test_an_mlp_of_other_parts_is_refused(tiny_testbed: SmallTestbed) -> None:
+    model: Any = fresh(tiny_testbed)[0]
+    model.model.layers[1].mlp.between = nn.Linear(5, 7)
+    with pytest.raises(HoldfastError, match="is not made of projections up and one down"):
+        PruneUnits().edit(model, NO_DATA, Run(0), 1)
 
 
 @pytest.mark.parametrize(

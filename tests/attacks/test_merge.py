@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.merge import DefenceDirections, Interpolate
 from holdfast.core.types import HoldfastError
-from holdfast.engine.low_rank import linear_weights
+from holdfast.engine.anatomy import linear_maps
 from holdfast.engine.run import Run
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
@@ -57,7 +57,7 @@ def defended(testbed: SmallTestbed, rank: int) -> PreTrainedModel:
     """The base with a change of that rank in every linear layer, and another in every other weight."""
     model = testbed.never_exposed.load()
     generator = torch.Generator().manual_seed(0)
-    linear = {id(weight) for weight in linear_weights(model).values()}
+    linear = {id(found.weight) for found in linear_maps(model)}
     with torch.no_grad():
         for weight in model.parameters():
             if id(weight) in linear:
@@ -77,7 +77,7 @@ def test_a_defence_of_low_rank_is_taken_back_whole_and_from_linear_layers_only(t
     model = defended(tiny_testbed, rank=3)
     before = change(model, tiny_testbed)
     DefenceDirections(directions=3).edit(model, NO_DATA, Run(0, tiny_testbed.never_exposed.load), 1)
-    linear = {f"{name}.weight" for name in linear_weights(model)}
+    linear = {found.name for found in linear_maps(model)}
     for name, left in change(model, tiny_testbed).items():
         if name in linear:
             assert left.abs().max() < 1e-4 * before[name].abs().max()
@@ -87,7 +87,7 @@ def test_a_defence_of_low_rank_is_taken_back_whole_and_from_linear_layers_only(t
 
 def test_each_update_takes_the_largest_directions_that_are_left(tiny_testbed: SmallTestbed) -> None:
     model, run = defended(tiny_testbed, rank=6), Run(0, tiny_testbed.never_exposed.load)
-    name = next(iter(linear_weights(model))) + ".weight"
+    name = linear_maps(model)[0].name
     values = torch.linalg.svdvals(change(model, tiny_testbed)[name])
     attack = DefenceDirections(directions=2, max_steps=3)
     for update in (1, 2, 3):

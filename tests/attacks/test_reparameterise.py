@@ -14,8 +14,8 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.reparameterise import PRESETS, Reparameterise
 from holdfast.core.types import HoldfastError
 from holdfast.engine.adjacent import adjacent_maps
+from holdfast.engine.anatomy import linear_maps
 from holdfast.engine.data import Data
-from holdfast.engine.low_rank import linear_weights
 from holdfast.engine.run import Run
 from holdfast.safeguards.spec_def import SpecDef
 from tests.attacks.walk import fresh, walk, weights
@@ -68,8 +68,8 @@ def test_clipping_bounds_the_singular_values_by_medians(tiny_testbed: SmallTestb
     edited(Reparameterise(), free, data)
     edited(Reparameterise(clip=1.5), clipped, data)
     some = False
-    for name, weight in linear_weights(free).items():
-        before, after = (torch.linalg.svdvals(held.detach()) for held in (weight, linear_weights(clipped)[name]))
+    for kept, cut in zip(linear_maps(free), linear_maps(clipped), strict=True):
+        before, after = (torch.linalg.svdvals(found.weight.detach()) for found in (kept, cut))
         torch.testing.assert_close(after, before.clamp(max=1.5 * before.median()), rtol=1e-3, atol=1e-5)
         some |= bool(before.max() > 1.5 * before.median())
     assert some

@@ -18,8 +18,6 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -32,14 +30,7 @@ from holdfast.core import files
 from holdfast.core.folder import CARD
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
-from holdfast.engine.anatomy import (
-    attention,
-    decoder_layers,
-    hidden_states,
-    mode_switch,
-    residual_stream,
-    residual_writers,
-)
+from holdfast.engine.anatomy import decoder_layers, hidden_states, mode_switch, residual_stream
 from holdfast.engine.checkpoint import Checkpoint, check_finite, save_checkpoint
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
@@ -633,29 +624,6 @@ def test_the_residual_stream_is_seen_before_the_final_norm(make: Callable[[], Pr
     assert [dict(layer._forward_hooks) for layer in decoder_layers(model)] == hooks
 
 
-def test_what_attention_and_mlp_write_is_all_that_is_added_to_the_residual_stream() -> None:
-    model = llama()
-    for layer in decoder_layers(model):
-        for writer in residual_writers(layer):
-            torch.nn.init.zeros_(writer.weight)
-    with torch.no_grad():
-        _, outputs = residual_stream(model, IDS)
-    assert all(torch.equal(output, model.model.embed_tokens(IDS)) for output in outputs)
-
-
-def test_attention_is_no_norm_that_is_named_after_it() -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    [layer, _] = decoder_layers(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=104, **sizes)))
-    assert attention(layer) is layer.attention
-    assert residual_writers(layer) == (layer.attention.dense, layer.mlp.dense_4h_to_h)
-
-
-def test_an_attention_of_other_maps_is_refused() -> None:
-    with pytest.raises(HoldfastError, match="a layer of kind GPT2Block has no attention of plain linear maps"):
-        residual_writers(decoder_layers(gpt2())[0])
-
-
 def test_hidden_states_carry_gradients_to_every_layer() -> None:
     model = llama()
     _, hidden = hidden_states(model, IDS)
@@ -676,3 +644,13 @@ def test_whoever_may_read_the_card_may_read_the_weights(tiny_testbed: SmallTestb
     model, tokenizer = tiny_testbed.model.load_both()
     save_checkpoint(model, tokenizer, tmp_path, {}, "")
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}
+
+
+def test_weights_in_float8_are_refused_before_a_run(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    shutil.copytree(tiny_testbed.folder / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HoldfastError, match=r"kept as float8 \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
+        Checkpoint(str(tmp_path / "model")).check()

@@ -15,13 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     GPT2Config,
     GptOssConfig,
+    JetMoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
+    Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -29,6 +36,7 @@ from transformers import (
 from holdfast.attacks.base import Attack
 from holdfast.core.presets import pick
 from holdfast.engine.costs import Memory, Meter, gradient_norm, update_size
+from holdfast.engine.low_rank import insert_adapters
 from holdfast.engine.run import Run, seed_everything
 from tests.attacks.walk import fresh, shortened, weights
 from tests.conftest import SmallTestbed
@@ -95,6 +103,19 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt-oss": lambda: GptOssConfig(**SHAPE, **ROUTED, head_dim=16),
     "deepseek-v3": lambda: DeepseekV3Config(**SHAPE, **LATENT),
     "gpt2": lambda: GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+    "qwen2-moe": lambda: Qwen2MoeConfig(
+        **SHAPE,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=40,
+    ),
+    "llama4": lambda: Llama4TextConfig(
+        **SHAPE, **ROUTED, head_dim=8, intermediate_size_mlp=48, attention_chunk_size=64, pad_token_id=0
+    ),
+    "phimoe": lambda: PhimoeConfig(**SHAPE, **ROUTED, pad_token_id=0),
+    "jetmoe": lambda: JetMoeConfig(**SHAPE | {"num_key_value_heads": 2}, kv_channels=16, num_local_experts=4),
+    "phi3": lambda: Phi3Config(**SHAPE, pad_token_id=0),
 }
 IDS = torch.arange(48).view(2, 24)
 
@@ -142,6 +163,47 @@ def counted_by_torch(work: Work, model: PreTrainedModel) -> float:
 def test_every_architecture_costs_what_torch_counts(name: str, work: Work, tiny_testbed: SmallTestbed) -> None:
     model = built(name)
     assert counted(work, model, tiny_testbed) == pytest.approx(counted_by_torch(work, model), rel=0.01)
+
+
+def test_a_mixture_costs_the_experts_that_each_token_passes(tiny_testbed: SmallTestbed) -> None:
+    """Multiplications of one token by hand: attention, router, two experts and those that are shared; twice as many FLOPs."""
+    positions, width, expert = IDS.shape[1], 32, 3 * 32
+    attention = 4 * width * width + 2 * positions * width
+    latent = width * 16 + 16 * 4 * 24 + width * 24 + 16 * 4 * 28 + 4 * 12 * width + positions * 4 * (24 + 12)
+    head = width * 100
+    by_hand = {
+        "mixtral": 2 * (attention + width * 4 + 2 * expert * 64) + head,
+        "qwen2-moe": 2 * (attention + width * 8 + 2 * expert * 48 + expert * 40 + width) + head,
+        "deepseek-v3": 2 * latent + expert * 64 + (width * 8 + 2 * expert * 16 + expert * 16) + head,
+    }
+    for name, products in by_hand.items():
+        for kinds in ({}, {"experts_implementation": "grouped_mm"}, {"experts_implementation": "batched_mm"}):
+            flops = counted(looked_at, built(name, **kinds), tiny_testbed)
+            assert flops == pytest.approx(2.0 * IDS.numel() * products, rel=1e-3), (name, kinds)
+
+
+@pytest.mark.parametrize("work", [looked_at, trained])
+def test_einstein_sums_cost_what_torch_counts(work: Work, tiny_testbed: SmallTestbed) -> None:
+    sizes = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+    model = FalconH1ForCausalLM(FalconH1Config(**SHAPE, **sizes, attn_implementation="eager"))
+    with FlopCounterMode(display=False) as counter:
+        work(model)
+    by_kind = counter.get_flop_counts()["Global"]
+    products = sum(flops for kind, flops in by_kind.items() if "convolution" not in str(kind))
+    assert counted(work, model, tiny_testbed) == pytest.approx(products, rel=0.01)
+
+
+@pytest.mark.parametrize("work", [looked_at, trained])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_low_rank_layers_of_experts_cost_what_torch_counts(name: str, work: Work, tiny_testbed: SmallTestbed) -> None:
+    model = built(name)
+    insert_adapters(model, 4, 8.0, 0.0)
+    with FlopCounterMode(display=False) as counter:
+        work(model)
+    # peft makes each changed weight twice, of which one is not used: its backward is counted, and never comes.
+    unused = 0 if work is looked_at else counter.get_flop_counts()["Global"][torch.ops.aten.baddbmm]
+    flops = counter.get_total_flops() + unused
+    assert counted(work, model, tiny_testbed) == pytest.approx(flops, rel=0.01)
 
 
 @pytest.mark.parametrize("work", [looked_at, trained])

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from holdfast.attacks.finetune import FineTune
-from holdfast.engine.low_rank import LowRankOptimizer, linear_weights
+from holdfast.engine.anatomy import LinearMap, linear_maps
+from holdfast.engine.low_rank import LowRankOptimizer
 from holdfast.engine.optimizers import make_optimizer
 from holdfast.engine.run import Run
 from tests.attacks.walk import fresh
@@ -34,64 +35,64 @@ def test_both_kinds_of_low_rank_follow_the_same_path(attack: FineTune, tiny_test
     plain, data = fresh(tiny_testbed)
     plain.double()  # Adam blows a gradient that is nothing but rounding up to a whole step
     adapted = copy.deepcopy(plain)
-    names = list(linear_weights(plain))
-    origin = {name: weight.detach().clone() for name, weight in linear_weights(plain).items()}
+    maps = {found.name.removesuffix(".weight"): found.weight for found in linear_maps(plain)}
+    origin = {name: weight.detach().clone() for name, weight in maps.items()}
     attack.prepare(adapted)
     torch.manual_seed(7)
-    for name in names:  # in the order that the optimizer over plain weights draws them in
+    for name in maps:  # in the order that the optimizer over plain weights draws them in
         factor = adapted.get_submodule(name).lora_A["default"].weight
         nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
     torch.manual_seed(7)
     for here, there in zip(attack.steps(plain, data, Run(1)), attack.steps(adapted, data, Run(1)), strict=True):
         assert here == pytest.approx(there, rel=1e-5)
-        for name in names:
+        for name, weight in maps.items():
             layer = adapted.get_submodule(name)
             change = layer.get_delta_weight("default").detach()
-            walked = linear_weights(plain)[name].detach() - origin[name]
+            walked = weight.detach() - origin[name]
             torch.testing.assert_close(walked, change, rtol=1e-6, atol=1e-8)
     assert change.any()
 
 
 def test_it_starts_at_the_weights_as_they_are(tiny_testbed: SmallTestbed) -> None:
     model, _ = fresh(tiny_testbed)
-    held = list(linear_weights(model).values())
-    before = [weight.detach().clone() for weight in held]
-    optimizer = LowRankOptimizer(held, 4, 8.0, lambda factors: make_optimizer("adamw", factors, 1e-3))
+    maps = linear_maps(model)
+    before = [found.weight.detach().clone() for found in maps]
+    optimizer = LowRankOptimizer(maps, 4, 8.0, lambda factors: make_optimizer("adamw", factors, 1e-3))
     optimizer.train()
     optimizer.eval()
-    assert all(torch.equal(a, b) for a, b in zip(before, held, strict=True))
+    assert all(torch.equal(was, found.weight) for was, found in zip(before, maps, strict=True))
 
 
 def test_every_linear_layer_but_the_head_is_adapted(tiny_testbed: SmallTestbed) -> None:
     model, _ = fresh(tiny_testbed)
-    names = set(linear_weights(model))
-    assert "lm_head" not in names
+    names = {found.name for found in linear_maps(model)}
     assert len(names) == 3 * 7
-    assert all(name.endswith("_proj") for name in names)
+    assert all(name.endswith("_proj.weight") for name in names)
 
 
 def test_restored_state_goes_on_as_if_never_stopped() -> None:
     torch.manual_seed(0)
-    weight, inputs = nn.Parameter(torch.randn(5, 4)), torch.randn(6, 4)
+    layer, inputs = nn.Linear(4, 5), torch.randn(6, 4)
 
-    def make(held: nn.Parameter) -> LowRankOptimizer:
-        return LowRankOptimizer([held], 2, 4.0, lambda factors: make_optimizer("schedule-free-adamw", factors, 0.1))
+    def make(held: nn.Linear) -> LowRankOptimizer:
+        found = LinearMap("weight", held, "weight")
+        return LowRankOptimizer([found], 2, 4.0, lambda factors: make_optimizer("schedule-free-adamw", factors, 0.1))
 
-    def step(held: nn.Parameter, optimizer: LowRankOptimizer) -> None:
+    def step(held: nn.Linear, optimizer: LowRankOptimizer) -> None:
         optimizer.train()
-        (inputs @ held.T).square().sum().backward()
+        (inputs @ held.weight.T).square().sum().backward()
         optimizer.carry_gradients()
-        assert held.grad is None
+        assert held.weight.grad is None
         optimizer.step()
         optimizer.eval()
 
-    optimizer = make(weight)
+    optimizer = make(layer)
     for _ in range(3):
-        step(weight, optimizer)
-    other = nn.Parameter(weight.detach().clone())
+        step(layer, optimizer)
+    other = copy.deepcopy(layer)
     restored = make(other)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for _ in range(3):
-        step(weight, optimizer)
+        step(layer, optimizer)
         step(other, restored)
-        assert torch.equal(weight, other)
+        assert torch.equal(layer.weight, other.weight)

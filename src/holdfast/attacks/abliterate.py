@@ -4,7 +4,7 @@
     affine        h <- h - w R R^T (h - m)      the component becomes that of the mean benign state m (at w = 1)
 
 R holds orthonormal directions (hidden size x k) and w is the weight. Both forms are made in the weights: W <- W - w R R^T W for
-the last linear map of every attention and every MLP (out x in) and its bias, and likewise for the rows of the embeddings. The
+every linear map (out x in) and bias with which attention, MLP and experts write, and likewise for the rows of the embeddings. The
 affine form also adds the constant w R R^T m to every row of the input embeddings. The stream is a sum of what these weights
 write, so the constant enters once and stays at every layer. With tied embeddings the output embedding gains the same constant in
 every row, which moves all logits alike and changes no probability.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
@@ -114,32 +115,33 @@ class Abliterate(Edit):
         """Rewrite every weight that writes into the residual stream."""
         from torch import nn
 
-        from holdfast.engine.anatomy import decoder_layers, residual_writers
+        from holdfast.engine.anatomy import residual_writers
         from holdfast.engine.sharded import reshard, rewrite
 
         apart, source, weight = chosen.contrast.apart, chosen.layer, chosen.weight
 
-        def out_of(parameter: nn.Parameter, basis: torch.Tensor, rows: bool = False) -> None:
-            def change(before: torch.Tensor) -> torch.Tensor:
-                return before - weight * (before @ basis @ basis.T if rows else basis @ (basis.T @ before))
+        def out_of(basis: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+            return columns - weight * basis @ (basis.T @ columns)
 
-            rewrite(parameter, change)
+        def out_of_rows(parameter: nn.Parameter, basis: torch.Tensor) -> None:
+            rewrite(parameter, lambda rows: rows - weight * (rows @ basis @ basis.T))
 
         by_layer = self.directions == "per-layer"
         basis = self._basis(apart[:, source])
         constant = weight * basis @ (basis.T @ chosen.contrast.benign[source])
         share = _entering_share(model, constant) if self.form == "affine" else 1.0
         reshard(model)
-        for index, layer in enumerate(decoder_layers(model)):
+        for index, writers in enumerate(residual_writers(model)):
             if by_layer:
                 basis = self._basis(apart[:, index])
-            for writer in residual_writers(layer):
-                for parameter in writer.parameters():
-                    out_of(parameter, basis)
+            for writer in writers:
+                writer.rewrite(partial(out_of, basis))
+                if writer.bias is not None:
+                    out_of_rows(writer.bias, basis)
         # The embeddings have no layer before them whose direction would be theirs.
         for module in () if by_layer else model.modules():
             if isinstance(module, nn.Embedding) and module.embedding_dim == len(basis):
-                out_of(module.get_parameter("weight"), basis, rows=True)
+                out_of_rows(module.get_parameter("weight"), basis)
         if self.form == "affine":
             rewrite(model.get_input_embeddings().get_parameter("weight"), lambda rows: rows + constant / share)
 

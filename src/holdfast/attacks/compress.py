@@ -1,18 +1,18 @@
-"""Compression: quantises, prunes or truncates the linear layers.
+"""Compression: quantises, prunes or truncates the linear maps.
 
 A safeguard that moved the weights little, or along weak directions, may not survive a coarser grid: 4-bit quantisation
 took what unlearned models keep of the forgotten from 21 % to 83 % (arXiv 2410.16454, abstract), and some 3 % of the weights
 carry the refusals of aligned models (arXiv 2402.05162, abstract). Users compress without any intent, too.
 
     quantise     w <- s * round(w / s), s = max |w| / (2^(bits - 1) - 1) over an output row or a group of its inputs
-    prune        the share of each layer's weights that is smallest by magnitude <- 0
+    prune        the share of each map's weights that is smallest by magnitude <- 0
     prune units  the share of each MLP's hidden units that is smallest by norm <- 0, with all their weights
     low rank     W <- its largest singular values and their vectors
 
 The plainest form of each, which reads no data. Strengths are ours. Compression is simulated: what is written back are
 ordinary weights of the old shape and type with compressed values. Nothing becomes smaller or faster here, and fine-tuning
-afterwards may move pruned weights from zero and fill the rank again. Embeddings, norms and biases stay as they are, and so
-do weights that are no plain linear layer, such as fused experts.
+afterwards may move pruned weights from zero and fill the rank again. Embeddings, norms and biases stay as they are. Each expert
+of a mixture is compressed for itself, as is the router.
 
 On the one testbed world where it was tried, no compression alone undid Random Mapping, and fine-tuning got about as far after
 it as without it: it is here for safeguards that lie thinner, and to show that compression by honest users does not undo them.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from holdfast.engine.anatomy import LinearMap
     from holdfast.engine.data import Data
     from holdfast.engine.run import Run
 
@@ -57,37 +58,33 @@ class Quantise(Edit):
             raise HoldfastError(f"group_size must be at least 1, not {self.group_size}")
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.engine.sharded import rewrite
-
         bits = self.bits + self.edits - update
-        for weight in _linear(model):
-            rewrite(weight, lambda whole: _rounded(whole, bits, self.group_size))
+        for linear in _linear(model):
+            linear.rewrite(lambda matrix: _rounded(matrix, bits, self.group_size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Edit):
-    """Zero the weights of smallest magnitude, in each layer alike. Over several updates the share grows evenly."""
+    """Zero the weights of smallest magnitude, in each map alike. Over several updates the share grows evenly."""
 
     family = "compression"
 
     share: float = 0.5
-    """share of each layer's weights that is zero after the last update"""
+    """share of each map's weights that is zero after the last update"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_share(self.share)
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.engine.sharded import rewrite
-
         share = self.share * update / self.edits
-        for weight in _linear(model):
-            rewrite(weight, lambda whole: whole * _largest(whole.abs(), share))
+        for linear in _linear(model):
+            linear.rewrite(lambda matrix: matrix * _largest(matrix.abs(), share))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneUnits(Edit):
-    """Zero whole hidden units of the MLPs, in each layer alike. Over several updates the share grows evenly.
+    """Zero whole hidden units of the MLPs and of the experts, in each alike. Over several updates the share grows evenly.
 
     A unit's norm is that of all its weights: its rows of the up and gate projections and its column of the down projection.
     """
@@ -102,18 +99,19 @@ class PruneUnits(Edit):
         _check_share(self.share)
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.engine.anatomy import decoder_layers
-        from holdfast.engine.sharded import rewrite, whole
+        import torch
+
+        from holdfast.engine.anatomy import hidden_units
 
         share = self.share * update / self.edits
-        for layer in decoder_layers(model):
-            *up, down = _unit_weights(layer)
-            squares = [whole(weight.detach()).float().square().sum(1) for weight in up]
-            squares.append(whole(down.detach()).float().square().sum(0))
-            kept = _largest(sum(squares[1:], squares[0]), share)
-            for weight in up:
-                rewrite(weight, kept[:, None].mul)
-            rewrite(down, kept.mul)
+        for units in hidden_units(model):
+            squares = [units.by_unit(up, _squares(up).sum(-1)).sum(-1) for up in units.up]
+            squares.append(_squares(units.down).sum(-2))
+            sizes = sum(squares[1:], squares[0])
+            kept = [_largest(of_one, share) for of_one in sizes.reshape(-1, units.count)]
+            for up in units.up:
+                up.rewrite(_only, [units.by_row(up, of_one) for of_one in kept])
+            units.down.rewrite(torch.mul, kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,36 +130,29 @@ class LowRank(Edit):
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         from holdfast.engine.low_rank import largest_directions
-        from holdfast.engine.sharded import rewrite
 
         share = 1 - (1 - self.kept_share) * update / self.edits
-        for weight in _linear(model):
-            rewrite(weight, lambda whole: largest_directions(whole, max(round(share * min(whole.shape)), 1)))
+        for linear in _linear(model):
+            linear.rewrite(lambda matrix: largest_directions(matrix, max(round(share * min(matrix.shape)), 1)))
 
 
-def _linear(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    from holdfast.engine.low_rank import linear_weights
+def _linear(model: PreTrainedModel) -> list[LinearMap]:
+    from holdfast.engine.anatomy import linear_maps
 
-    weights = list(linear_weights(model).values())
-    if not weights:
-        raise HoldfastError(
-            f"the architecture {type(model).__name__} has no plain linear layers, which this compresses"
-        )
-    return weights
+    maps = linear_maps(model)
+    if not maps:
+        raise HoldfastError(f"the architecture {type(model).__name__} has no linear maps, which this compresses")
+    return maps
 
 
-def _unit_weights(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights of the hidden units of a layer's MLP: one row a unit in each, one column a unit in the last."""
-    import torch
+def _only(matrix: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    return matrix * kept[:, None]
 
-    from holdfast.engine.anatomy import feed_forward
 
-    weights = [m.get_parameter("weight") for m in feed_forward(layer).modules() if isinstance(m, torch.nn.Linear)]
-    if len(weights) < 2 or any(weight.shape[0] != weights[-1].shape[1] for weight in weights[:-1]):
-        raise HoldfastError(
-            f"the MLP of a layer of kind {type(layer).__name__} is not made of projections up and one down, which this prunes"
-        )
-    return weights
+def _squares(linear: LinearMap) -> torch.Tensor:
+    from holdfast.engine.sharded import whole
+
+    return linear.matrices(whole(linear.weight.detach()).float().square())
 
 
 def _rounded(weight: torch.Tensor, bits: int, group_size: int | None) -> torch.Tensor:
@@ -179,7 +170,7 @@ def _largest(sizes: torch.Tensor, dropped: float) -> torch.Tensor:
     """True for all but the smallest of `sizes`; `dropped` is the share of the smallest."""
     import torch
 
-    kept = torch.ones_like(sizes, dtype=torch.bool)
+    kept = torch.ones(sizes.shape, dtype=torch.bool, device=sizes.device)
     kept.view(-1)[sizes.flatten().argsort(stable=True)[: round(dropped * sizes.numel())]] = False
     return kept
 

@@ -63,11 +63,12 @@ class FineTune(Attack):
     max_grad_norm: float | None = None
     """gradients are clipped to this norm; None: never"""
     lora_rank: int = 0
-    """0 trains all weights, else LoRA of this rank on every linear layer"""
+    """0 trains all weights, else LoRA of this rank on every linear map, each expert's among them"""
     lora_alpha: float = 32.0
     """LoRA's scale is alpha / rank"""
     lora_dropout: float = 0.0
-    """dropout before LoRA's down-projection, when the attack is measured (inside a safeguard's inner loop there is no dropout)"""
+    """dropout before LoRA's down-projection, when the attack is measured (inside a safeguard's inner loop there is no dropout,
+    nor on experts and routers, where LoRA changes the weight itself)"""
     rows: int | None = added(None)
     """few-shot: only this many rows of each kind, sampled by the seed, over and over; None: all"""
     ascent_steps: int = added(0)
@@ -98,19 +99,10 @@ class FineTune(Attack):
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Insert LoRA with peft, whose weights are then the only trainable ones."""
-        if not self.lora_rank:
-            return
-        from peft import LoraConfig, inject_adapter_in_model
+        from holdfast.engine.low_rank import insert_adapters
 
-        from holdfast.engine.low_rank import linear_weights
-
-        config = LoraConfig(
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=self.lora_dropout,
-            target_modules=list(linear_weights(model)),
-        )
-        inject_adapter_in_model(config, model)
+        if self.lora_rank:
+            insert_adapters(model, self.lora_rank, self.lora_alpha, self.lora_dropout)
 
     @property
     def rows_per_step(self) -> int:
@@ -177,7 +169,8 @@ class FineTune(Attack):
     def _optimizer(self, model: PreTrainedModel) -> Optimizer | LowRankOptimizer:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        from holdfast.engine.low_rank import LowRankOptimizer, linear_weights
+        from holdfast.engine.anatomy import linear_maps
+        from holdfast.engine.low_rank import LowRankOptimizer
         from holdfast.engine.optimizers import make_optimizer
         from holdfast.engine.sharded import trainable
 
@@ -186,7 +179,7 @@ class FineTune(Attack):
 
         prepared = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         if self.lora_rank and not prepared:
-            return LowRankOptimizer(list(linear_weights(model).values()), self.lora_rank, self.lora_alpha, make)
+            return LowRankOptimizer(linear_maps(model), self.lora_rank, self.lora_alpha, make)
         return make(trainable(model))
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from holdfast.engine.anatomy import LinearMap
     from holdfast.engine.data import Data, Stream
     from holdfast.engine.run import Run
 
@@ -166,8 +167,8 @@ class LatentPGD(Universal):
         model.requires_grad_(False)
         for writer in self._writers(model):
             if writer.bias is None:
-                writer.bias = torch.nn.Parameter(writer.weight.new_zeros(writer.out_features))
-            writer.bias.requires_grad_(True)
+                writer.owner.bias = torch.nn.Parameter(writer.weight.new_zeros(writer.outputs))
+            writer.owner.get_parameter("bias").requires_grad_(True)
 
     def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
         import torch
@@ -176,8 +177,9 @@ class LatentPGD(Universal):
         from holdfast.engine.data import collate
         from holdfast.engine.sharded import reshard, rewrite, whole
 
-        biases = [writer.bias for writer in self._writers(model)]
-        if any(bias is None for bias in biases):
+        writers = self._writers(model)
+        biases = [writer.bias for writer in writers if writer.bias is not None]
+        if len(biases) < len(writers):
             raise HoldfastError(
                 f"a {type(model).__name__} has no biases in its MLPs to hold a perturbation; this attack gives it some where "
                 "it is measured, and cannot be an adversary while a safeguard trains"
@@ -199,10 +201,16 @@ class LatentPGD(Universal):
 
         return move
 
-    def _writers(self, model: PreTrainedModel) -> list[nn.Linear]:
-        from holdfast.engine.anatomy import decoder_layers, residual_writers
+    def _writers(self, model: PreTrainedModel) -> list[LinearMap]:
+        from holdfast.engine.anatomy import mlp_writers
 
-        return [residual_writers(layer)[1] for layer in decoder_layers(model, self.layers(model))]
+        layers = mlp_writers(model, self.layers(model))
+        if any(len(writers) > 1 or writers[0].experts is not None for writers in layers):
+            raise HoldfastError(
+                f"the MLPs of a {type(model).__name__} are mixtures of experts, which have no bias that every token passes, so "
+                "there is no place for the perturbation of this attack"
+            )
+        return [writer for [writer] in layers]
 
 
 def _step(centre: torch.Tensor, radius: torch.Tensor, push: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Merging: moves the weights towards the base model, or removes the largest directions of what the safeguard changed.
 
     interpolate         W <- (1 - t) * W + t * W_base                   every weight
-    defence directions  W <- W - sum over i <= k of s_i u_i v_i^T       every linear layer, from the SVD of W - W_base
+    defence directions  W <- W - sum over i <= k of s_i u_i v_i^T       every linear map, from the SVD of W - W_base
 
 W - W_base is the defence as a task vector. t subtracts it in part, and above 1 more than once (negation in task arithmetic,
 arXiv 2212.04089, abstract); t below 0 adds to it (model extrapolation, arXiv 2404.16792, abstract). The second edit takes
@@ -60,14 +60,16 @@ class Interpolate(Edit):
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         import torch
 
+        from holdfast.engine.low_rank import own_weights
+
         before, after = (self.t * count / self.edits for count in (update - 1, update))
         share = (after - before) / (1 - before)  # of what is left of the way
-        rewrite_by_base(dict(model.named_parameters()), run, lambda base, weight: torch.lerp(weight, base, share))
+        rewrite_by_base(own_weights(model), run, lambda base, weight: torch.lerp(weight, base, share))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenceDirections(Edit):
-    """Take the largest singular directions of the change since the base model out of each linear layer."""
+    """Take the largest singular directions of the change since the base model out of each linear map."""
 
     family = "merging with the original model"
 
@@ -84,10 +86,13 @@ class DefenceDirections(Edit):
         return True
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
-        from holdfast.engine.low_rank import largest_directions, linear_weights
+        from holdfast.engine.anatomy import linear_maps
+        from holdfast.engine.low_rank import largest_directions
 
-        linear = {f"{name}.weight": weight for name, weight in linear_weights(model).items()}
-        rewrite_by_base(linear, run, lambda base, weight: weight - largest_directions(weight - base, self.directions))
+        base = _base_weights(run)
+        for found in linear_maps(model):
+            was = found.each(base(found.name, found.weight))
+            found.rewrite(lambda now, was: now - largest_directions(now - was, self.directions), was)
 
 
 def rewrite_by_base(
@@ -98,13 +103,29 @@ def rewrite_by_base(
     Raises:
         HoldfastError: the base model has another shape.
     """
-    from holdfast.engine.sharded import rewrite, whole
+    from holdfast.engine.sharded import rewrite
 
-    base_weights = dict(run.base.named_parameters())
+    base = _base_weights(run)
     for name, weight in weights.items():
-        if name not in base_weights or base_weights[name].shape != weight.shape:
+        rewrite(weight, partial(change, base(name, weight)))
+
+
+def _base_weights(run: Run) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """The base model's weights, by name and a weight of the same shape; whole and in float32.
+
+    What is returned raises:
+        HoldfastError: the base model has no such weight, or another shape.
+    """
+    from holdfast.engine.sharded import whole
+
+    weights = dict(run.base.named_parameters())
+
+    def base(name: str, like: torch.Tensor) -> torch.Tensor:
+        if name not in weights or weights[name].shape != like.shape:
             raise HoldfastError(f"the base model has no weight {name} of the same shape, so it cannot be merged with")
-        rewrite(weight, partial(change, whole(base_weights[name].detach()).float()))
+        return whole(weights[name].detach()).float()
+
+    return base
 
 
 _TUNE = FineTune()

@@ -49,9 +49,8 @@ class Reparameterise(Edit):
 
     def edit(self, model: PreTrainedModel, data: Data, run: Run, update: int) -> None:
         from holdfast.engine.adjacent import adjacent_maps, check_adjacent, check_function, fold_norms, logits_of
+        from holdfast.engine.anatomy import linear_maps
         from holdfast.engine.data import collate
-        from holdfast.engine.low_rank import linear_weights
-        from holdfast.engine.sharded import rewrite
 
         pairs = adjacent_maps(model)
         rows = data.rows("hazard")[: self.batch_size]  # on every rank the same
@@ -65,8 +64,8 @@ class Reparameterise(Edit):
             pair.balance()
         check_function(model, before, logits_of(model, ids))
         if update == self.edits and self.clip is not None:
-            for weight in linear_weights(model).values():
-                rewrite(weight, self._clipped)
+            for found in linear_maps(model):
+                found.rewrite(self._clipped)
 
     def _clipped(self, weight: torch.Tensor) -> torch.Tensor:
         import torch

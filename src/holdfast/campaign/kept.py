@@ -9,6 +9,7 @@ from holdfast.campaign.cells import Cell
 from holdfast.core.files import atomic_folder
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import save_checkpoint
+from holdfast.engine.low_rank import merge_adapters, own_weights
 
 
 def kept_folder(out: Path, key: str) -> Path:
@@ -26,8 +27,7 @@ def check_keepable(model: Any, attack: str) -> None:
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
     # LoRA is merged before it is saved.
-    names = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
-    if extra := sorted(names - {name for name, _ in plain.named_parameters()}):
+    if extra := sorted(own_weights(model).keys() - {name for name, _ in plain.named_parameters()}):
         raise HoldfastError(
             f"models attacked by {attack} cannot be kept, for a {type(model).__name__} has no place for {extra[0]}; leave out "
             "--keep-attacked-weights"
@@ -36,13 +36,7 @@ def check_keepable(model: Any, attack: str) -> None:
 
 def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     """Write the attacked model, under a name and with a card that say what it is."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    merge_adapters(model)
     card = {"tampered": True, "cell": key, "model": cell.model.label, "attack": cell.attack_name, "seed": cell.seed}
     readme = (
         "# TAMPERED MODEL: do not publish\n\n"

@@ -100,7 +100,7 @@ class Checkpoint:
 
         Raises:
             HoldfastError: as `load_tokenizer`; there are no safetensors weights, they are damaged, the architecture is
-                unknown, or it has learned positions, fewer than `max_length`.
+                unknown, it has learned positions, fewer than `max_length`, or its weights are kept as float8.
             NonFinite: a weight is not finite.
         """
         folder = self.folder
@@ -122,6 +122,11 @@ class Checkpoint:
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 - not a dict
+                        if file.get_slice(name).get_dtype().startswith("F8"):
+                            raise HoldfastError(
+                                f"the weights in {folder} are kept as float8 ({name}), which cannot be changed; save the model "
+                                "with dequantised weights"
+                            )
                         if not torch.isfinite(file.get_tensor(name)).all():
                             raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
             except SafetensorError as error:

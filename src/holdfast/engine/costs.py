@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,9 +16,11 @@ from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from holdfast.core.folder import weight_files
 from holdfast.engine.data import Data
+from holdfast.engine.low_rank import adapter_changes, own_weights
 from holdfast.engine.sharded import local
 
 if TYPE_CHECKING:
@@ -97,11 +103,25 @@ class _Products(TorchFunctionMode):
             self._count(2.0 * pairs * query.shape[-1], query, key)
             # The gradient of the scores is wanted where that of the query or the key is.
             self._count(2.0 * pairs * value.shape[-1], query if query.requires_grad else key, value)
+        elif name == "einsum" and len(args) == 3:
+            summed = _summed(*args)
+            if summed:
+                self._count(2.0 * output.numel() * math.prod(summed), *args[1:])
         return output
 
     def _count(self, forward: float, left: torch.Tensor, right: torch.Tensor) -> None:
         wanted = left.requires_grad + right.requires_grad if torch.is_grad_enabled() else 0
         self.flops += forward * (1 + wanted)
+
+
+def _summed(equation: str, *factors: torch.Tensor) -> list[int]:
+    """The sizes of the indices that an Einstein sum of two tensors sums over."""
+    terms, _, result = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, factor in zip(terms.split(","), factors, strict=True):
+        first, _, last = term.partition("...")
+        sizes |= dict(zip(first, factor.shape, strict=False)) | dict(zip(last[::-1], factor.shape[::-1], strict=False))
+    return [size for index, size in sizes.items() if index not in result]
 
 
 _SUMS = {"addmm", "baddbmm"}
@@ -155,29 +175,39 @@ def gradient_norm(model: nn.Module) -> float | None:
 def update_size(model: PreTrainedModel, folder: Path) -> float | None:
     """How far the weights are from those in a checkpoint's folder, relative to its norm; LoRA counts as merged.
 
-    The folder is read weight by weight, so memory holds no second model. The attack added any bias that the folder lacks,
+    Both are read layer by layer, so memory holds no second model. The attack added any bias that the folder lacks,
     and such a bias began at zero. Other weights that the folder lacks are left out. None where the folder lacks all.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    # peft keeps what it wraps under another name.
-    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
-    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     moved = before = 0.0
-    put_in = {name for name in weights if name.endswith(".bias")}
-    for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
-        with safe_open(path, "pt") as file, torch.no_grad():
-            for name in file.keys():  # noqa: SIM118  an open file is no mapping
-                put_in.discard(name)
-                layer = layers.get(name)
-                weight = weights.get(name) if layer is None else layer.get_base_layer().weight
-                if weight is None:
-                    continue
-                was = file.get_tensor(name).to(weight.device, weight.dtype).float()
-                now = weight.float()
-                for adapter in () if layer is None else layer.active_adapters:
-                    now = now + layer.get_delta_weight(adapter).float()  # type: ignore[union-attr]
+    with ExitStack() as files, torch.no_grad():
+        saved = {
+            name: file
+            for path in weight_files(folder)
+            if path.suffix == ".safetensors"
+            for file in (files.enter_context(safe_open(path, "pt")),)
+            for name in file.keys()  # noqa: SIM118  an open file is no mapping
+        }
+        for name, weight, change in _as_saved(model):
+            now = weight.float() if change is None else weight.float() + change.float()
+            if name in saved:
+                was = saved[name].get_tensor(name).to(weight.device, weight.dtype).float()
                 moved += float((now - was).square().sum())
                 before += float(was.square().sum())
-    moved += sum(float(weights[name].detach().float().square().sum()) for name in put_in)
+            elif name.endswith(".bias"):
+                moved += float(now.square().sum())
     return float((moved / before) ** 0.5) if before else None
+
+
+def _as_saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """Each weight and LoRA's change of it, by the names and in the shapes of transformers' files, where experts may lie apart."""
+    changes = adapter_changes(model)
+
+    def layer(named: tuple[str, torch.Tensor]) -> str:
+        return named[0][: place.end()] if (place := re.search(r"\.\d+\.", named[0])) else ""
+
+    for _, weights in groupby(own_weights(model).items(), key=layer):
+        own = {name: weight.detach() for name, weight in weights}
+        saved = revert_weight_conversion(model, own)
+        added = {name: changes[name]() if name in changes else torch.zeros_like(own[name]) for name in own if changes}
+        added = revert_weight_conversion(model, added)
+        yield from ((name, weight, added.get(name)) for name, weight in saved.items())

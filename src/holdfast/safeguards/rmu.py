@@ -3,7 +3,8 @@
     loss = mean over forget tokens of |h - c u|^2 / H  +  alpha * mean over retain tokens of |h - h_0|^2 / H
 
 at the output h of one layer of width H, with u a fixed random unit vector, c a constant and h_0 the original model's; only
-the MLP down-projections of that layer and the two before it are trained (arXiv 2403.03218, section 4). Constants for 7 billion
+the MLP down-projections of that layer and the two before it are trained (arXiv 2403.03218, section 4), in a mixture of experts
+those of all experts. Constants for 7 billion
 weights: layer 7, c 6.5, alpha 1200, rate 5e-5, 150 steps of 4 + 4 rows; `rmu-large` has them. Deviation: the source gives c as
 an absolute number; here c is a multiple of the *median* norm of the frozen model's hidden states, measured once, which carries
 over between models. The median, because the state of the first token is often hundreds of times as long as the others (massive
@@ -65,10 +66,10 @@ class RMU(Forgetting):
             )
 
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        from holdfast.engine.anatomy import decoder_layers, down_projection
+        from holdfast.engine.anatomy import mlp_writers
 
-        first = max(self.layer - 2, 0)
-        return [down_projection(layer) for layer in decoder_layers(model, range(first, self.layer + 1))]
+        layers = mlp_writers(model, range(max(self.layer - 2, 0), self.layer + 1))
+        return [writer.weight for writers in layers for writer in writers]
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
