@@ -12,6 +12,7 @@ import pytest
 
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.examining import examine, look_at
+from holdfast.campaign.milestones import prepared
 from holdfast.campaign.run import check_campaign, write_plan
 from holdfast.cli.app import main
 from holdfast.core.domain import Domain
@@ -19,6 +20,8 @@ from holdfast.core.findings import read_findings
 from holdfast.core.presets import pick
 from holdfast.core.records import CampaignPlan
 from holdfast.core.types import HoldfastError
+from holdfast.evals.heldout_loss import HeldoutLoss
+from holdfast.runs.search.search import Search
 from tests.conftest import SmallTestbed
 
 Changed = Callable[..., Path]
@@ -85,6 +88,24 @@ def test_rows_that_are_read_and_have_nothing_to_learn_stop_a_campaign_before_it_
     with pytest.raises(HoldfastError, match=r"8 of 8 rows of attack have nothing left to learn.*raise max_length"):
         check_campaign(campaign(tiny_testbed, domain))
     check_campaign(campaign(tiny_testbed, domain, "full-adamw-1e-3-ood"))  # which reads others
+
+
+def test_an_evaluation_is_prepared_anew_for_another_length(tiny_testbed: SmallTestbed, changed: Changed) -> None:
+    """Two domains may differ in nothing else, and one process may measure in both."""
+    model, tokenizer = tiny_testbed.model.load_both()
+    shorter = Domain.open(changed({}, max_length=4))
+    scores = [
+        prepared(HeldoutLoss(role="hazard_heldout"), domain, tokenizer, "tokenizer")(model)
+        for domain in (tiny_testbed.domain, shorter)
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_a_search_stops_before_its_first_trial_too(tiny_testbed: SmallTestbed, changed: Changed) -> None:
+    pairs = [{"prompt": "the river of " * 30, "chosen": " arn", "rejected": " bal"}] * 8
+    search = Search(model=tiny_testbed.model.path, domain=changed({"data/attack": pairs}), families=("full",))
+    with pytest.raises(HoldfastError, match="8 of 8 rows of attack have nothing left to learn"):
+        search.check()
 
 
 def test_cut_rows_are_counted_by_role(tiny_testbed: SmallTestbed, changed: Changed) -> None:

@@ -51,12 +51,15 @@ def test_a_batch_may_hold_rendered_and_plain_texts() -> None:
     assert [texts(tokenizer, ids) for ids in begun(tokenizer, ["<s>a", "b", "<s>"])] == ["<s>a", "<s>b", "<s>"]
 
 
-def test_a_conversation_and_its_rendered_text_have_the_same_tokens() -> None:
-    template = "<s>" + CHAT
-    tokenizer, messages = character_tokenizer(template), [{"role": "assistant", "content": "yes"}]
+@pytest.mark.parametrize("first", ["<s>", "<turn>"], ids=["with a start token", "without"])
+def test_a_conversation_and_its_rendered_text_have_the_same_tokens(first: str) -> None:
+    tokenizer, messages = speaking_tokenizer(), [{"role": "assistant", "content": "yes"}]
+    tokenizer.chat_template = first + CHAT
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     for row in ({"messages": messages}, {"text": text}):
-        assert texts(tokenizer, encode(row, tokenizer, "retain", 99).ids) == "<s><assistant>yes</s>"
+        assert texts(tokenizer, encode(row, tokenizer, "retain", 99).ids) == first + "<assistant>yes</s>"
+    [prompt] = prompt_ids(tokenizer, [text.removesuffix("yes</s>")])
+    assert texts(tokenizer, prompt) == first + "<assistant>"
 
 
 def speaking_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,6 +74,11 @@ def test_a_text_with_an_end_of_its_own_gets_no_other(end: str) -> None:
     tokenizer = speaking_tokenizer()
     [ids] = begun(tokenizer, ["yes" + end])
     assert texts(tokenizer, ended(tokenizer, ids)) == "<s>yes" + end
+
+
+def test_an_unknown_word_is_no_mark() -> None:
+    tokenizer = character_tokenizer()
+    assert texts(tokenizer, begun(tokenizer, ["<unk>a"])[0]) == "<s><unk>a"
 
 
 @pytest.mark.parametrize("text", ["yes", "<turn>yes", "yes<unk>", "yes\x7f", "yes\n"])

@@ -142,7 +142,7 @@ class Measuring:
     def _score(self, step: int, name: str, evaluation: Evaluation, complete: bool, session: Session[Data]) -> None:
         probe = prepared(evaluation, self.domain, session.tokenizer, self.identity["tokenizer"])
         if step == 0:
-            what = ("model", "tokenizer", "precision", "device")
+            what = ("model", "tokenizer", "precision", "device", "max_length")
             key = digest(
                 [*(self.identity[name] for name in what), describe(evaluation), evaluation.content(self.domain)]
             )

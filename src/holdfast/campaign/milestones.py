@@ -26,7 +26,7 @@ def prepared(
     evaluation: Evaluation, domain: Domain, tokenizer: PreTrainedTokenizerBase, tokenizer_digest: str
 ) -> Callable[[Any], list[Score]]:
     """Prepare an evaluation for a live model, once a process for each tokenizer and content."""
-    key = tokenizer_digest, digest([describe(evaluation), evaluation.content(domain)])
+    key = tokenizer_digest, digest([describe(evaluation), evaluation.content(domain), domain.max_length])
     if key not in _prepared:
         _prepared[key] = evaluation.prepare(tokenizer, domain)
     return _prepared[key]

@@ -15,12 +15,13 @@ from holdfast.core.types import HoldfastError
 def begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text after the start tokens that the tokenizer puts before every text; no end token is added.
 
-    A text that already begins with the start tokens, as chat templates write them, does not get them a second time.
+    A text that begins with a special token of its own was rendered by a chat template and is taken as it stands: so a rendered
+    conversation has the tokens of the conversation, with one start token where the template writes one, and else with none.
     """
     bare = plain(tokenizer, texts)
     example = next((i for i, ids in enumerate(bare) if ids), 0)
     start = _start(list(tokenizer(texts[example])["input_ids"]), bare[example])
-    return [ids if start and ids[: len(start)] == start else [*start, *ids] for ids in bare]
+    return [ids if start and ids and _is_special(tokenizer, ids[0]) else [*start, *ids] for ids in bare]
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -73,10 +74,11 @@ def _start(whole: list[int], bare: list[int]) -> list[int]:
 
 
 def _is_complete(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], end: int) -> bool:
-    for token in reversed(ids):
-        if token == end:
-            return True
-        text = str(tokenizer.decode([token]))
-        if text.strip():
-            return token != tokenizer.unk_token_id and not tokenizer.decode([token], skip_special_tokens=True)
-    return False
+    last = next((token for token in reversed(ids) if token == end or str(tokenizer.decode([token])).strip()), None)
+    return last == end or (last is not None and _is_special(tokenizer, last))
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token marks something in place of saying it. An unknown word does neither."""
+    hidden = tokenizer.decode([token]) and not tokenizer.decode([token], skip_special_tokens=True)
+    return bool(hidden) and token != tokenizer.unk_token_id

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Log, collect_families
+from holdfast.campaign.examining import look_at
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
 from holdfast.core.presets import describe
@@ -100,14 +101,15 @@ class Search(Target):
         """Read the trials' data early.
 
         Raises:
-            HoldfastError: the domain lacks selection questions, ability questions or a role that a family reads.
+            HoldfastError: the domain lacks selection questions, ability questions or a role that a family reads, or too many
+                rows of such a role have nothing left to learn.
         """
         domain = Domain.open(self.domain)
         selection(domain)
         abilities(domain, "even")
-        for family in self.families:
-            for name in collect_families()[family].attack.reads():
-                domain.rows(ATTACKER_VIEW[name])
+        attacks = [collect_families()[family].attack for family in self.families]
+        roles = {ATTACKER_VIEW[name] for attack in attacks for name in attack.reads()}
+        look_at(domain, [Checkpoint(self.model)], sorted(roles), self.options.trust_remote_code)
 
     def run(
         self, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = lambda progress: None
