@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.engine.session import Session
     from holdfast.engine.walk import Steps
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever the same trial would give other numbers."""
 
 
