@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from holdfast.attacks.abliterate import Abliterate
 from holdfast.attacks.base import Attack
 from holdfast.attacks.compress import PruneUnits
+from holdfast.attacks.edit import Edit
 from holdfast.attacks.evolution import Evolution
 from holdfast.attacks.latent import LatentPGD, SoftStartToken
 from holdfast.attacks.reparameterise import Reparameterise
@@ -28,6 +29,7 @@ from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.engine.data import Data, collate
 from holdfast.engine.losses import next_token_loss
+from holdfast.engine.low_rank import merge_adapters
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
@@ -177,7 +179,12 @@ class Family:
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The longest lists of layers, found without holdfast."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    seeing = ("vision", "image", "audio")
+    lists = [
+        list(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not any(word in name for word in seeing)
+    ]
     named = [part for part in lists if part and type(part[0]).__name__.lower().endswith(("layer", "block"))]
     return max(named or lists, key=len, default=[])
 
@@ -212,23 +219,11 @@ def _changed(family: Family, plugin: Attack | Safeguard, folder: Path) -> str:
         data = Data.defender(family.domain, family.words)
     for _ in drive(plugin.steps(model, data, run), run):  # raises where a loss is not finite
         assert not any(module.training for module in model.modules())
-    lora = any("lora_" in name for name, _ in model.named_parameters())
-    if lora:
-        merge(model)
+    merge_adapters(model)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"{name} is not finite"
     return wrong_change(family, plugin, model, before) or wrong_reload(family, model, before, folder)
-
-
-def merge(model: PreTrainedModel) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
 
 
 def wrong_change(
@@ -252,12 +247,13 @@ def wrong_change(
             return ""
         case LatentPGD() | RMU() | PruneUnits() | Abliterate():
             return untouched_layers(plugin, model, moved)
-    # Experts are stored together: each is a matrix of its own.
+    # Experts are stored together, each a matrix of its own. A gradient reaches those that a token was routed to.
+    apart = isinstance(plugin, Edit) and plugin.tune is None
     total = reached = 0
     untouched = []
     for name in sorted(family.maps):
         was, now = before[name], after[name].detach()
-        for here, there in zip(was, now, strict=True) if was.dim() > 2 else ((was, now),):
+        for here, there in zip(was, now, strict=True) if apart and was.dim() > 2 else ((was, now),):
             total += here.numel()
             if torch.equal(here, there):
                 untouched.append(name)

@@ -28,13 +28,33 @@ _WRITERS = {
 """Names of the maps that write into the residual stream. The order in which a class makes its maps tells nothing."""
 
 
-def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, *, several: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Logits (B x T x V) and the residual stream after the embedding and after every layer (L + 1 times B x T x H).
 
-    The last state is after the final norm, as transformers gives it.
+    The last state is after the final norm, as transformers gives it. Some architectures have several residual streams beside
+    each other; where `several` is set, their states come as they are, B x T x streams x H.
+
+    Raises:
+        HoldfastError: the architecture has several streams and one is needed, or its states are not those of each token.
     """
     output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+    for state in output.hidden_states:
+        check_stream(model, state, input_ids, several=several)
     return output.logits, output.hidden_states
+
+
+def check_stream(
+    model: PreTrainedModel, state: torch.Tensor, input_ids: torch.Tensor, *, several: bool = False
+) -> None:
+    """Raises:
+    HoldfastError: a hidden state is not B x T x H for the tokens B x T; with `several`, nor B x T x streams x H.
+    """
+    if state.shape[:2] != input_ids.shape or state.dim() > (4 if several else 3):
+        raise HoldfastError(
+            f"the layers of a {type(model).__name__} write several residual streams, and this needs one; leave this out"
+        )
 
 
 def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -42,7 +62,8 @@ def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[to
     outputs: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple | list) else output)
+        check_stream(model, outputs[-1], input_ids)
 
     hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
     try:
@@ -52,6 +73,15 @@ def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[to
             hook.remove()
 
 
+def decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a model that reads text and ends in the last hidden state; the language model of a model that sees too."""
+    found: torch.nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    if found is model:
+        lists = torch.nn.ModuleList
+        found = next((part for part in model.children() if any(isinstance(m, lists) for m in part.modules())), model)
+    return found
+
+
 def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[torch.nn.Module]:
     """The blocks of the residual stream, first to last, or only the chosen blocks, counted from 0.
 
@@ -59,7 +89,9 @@ def decoder_layers(model: PreTrainedModel, chosen: Sequence[int] | None = None) 
         HoldfastError: the architecture has no list of blocks, or too few blocks.
     """
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    layers = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+    named = decoder(model).named_modules()
+    lists = [part for name, part in named if isinstance(part, torch.nn.ModuleList) and "image_encoder" not in name]
+    layers = next((part for part in lists if len(part) == count), None)
     if layers is None or count is None:
         raise HoldfastError(
             f"the architecture {type(model).__name__} has no list of {count or 'its'} layers, which this needs"
@@ -353,21 +385,8 @@ def _no_mlp(layer: nn.Module) -> HoldfastError:
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm between the residual stream and the output embedding."""
-    named = [module for name, module in model.base_model.named_children() if "norm" in type(module).__name__.lower()]
+    named = [module for name, module in decoder(model).named_children() if "norm" in type(module).__name__.lower()]
     return named[-1] if named else torch.nn.Identity()
-
-
-def kept_keys(output: Any) -> Any:
-    """The keys and values that a forward pass kept, for the next one.
-
-    Raises:
-        HoldfastError: the architecture keeps no keys.
-    """
-    if getattr(output, "past_key_values", None) is None:
-        raise HoldfastError(
-            "the model keeps a state in place of keys and values, so it cannot be measured; give one with attention"
-        )
-    return output.past_key_values
 
 
 def mode_switch(model: torch.nn.Module) -> Callable[[bool], None]:

@@ -123,12 +123,14 @@ def _last_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor
     """Every layer's output at the last position, each B x H; no other position is kept, of states or logits."""
     import torch
 
-    from holdfast.engine.anatomy import decoder_layers
+    from holdfast.engine.anatomy import check_stream, decoder_layers
 
     states: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        states.append((output[0] if isinstance(output, tuple) else output)[:, -1].float().cpu())
+        state = output[0] if isinstance(output, tuple | list) else output
+        check_stream(model, state, ids)
+        states.append(state[:, -1].float().cpu())
 
     hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
     try:

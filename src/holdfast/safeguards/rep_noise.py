@@ -3,7 +3,7 @@
     loss = retain(theta) + v * LM(refusals) + w * ( beta * mean over layers of MMD(MLP outputs, Gaussian noise)
                                                     - alpha * log(1 + mean over layers of CE(harmful completion; h_layer)) )
 
-The cross entropy is taken from every hidden state through the final norm and the output embedding; the maximum mean
+The cross entropy is taken from every hidden state through the final norm and the model's own end; the maximum mean
 discrepancy compares the rows of a batch, each flattened over its completion, with rows of standard normal noise under five
 Gaussian kernels whose bandwidths double around the mean squared distance (arXiv 2405.14577, algorithm 1, whose alpha and beta
 its equation 5 swaps; alpha 1, beta 0.001, 1 epoch of 10,000 pairs at batch 8, 2e-5 with a cosine). Constants of `rep-noise` were
@@ -49,21 +49,22 @@ class RepNoise(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.engine.anatomy import decoder_layers, feed_forward, final_norm, hidden_states
+        from holdfast.engine.anatomy import decoder_layers, feed_forward
         from holdfast.engine.data import UNLABELLED
+        from holdfast.engine.lens import lens
         from holdfast.engine.losses import next_token_loss
 
-        blocks, norm = [feed_forward(layer) for layer in decoder_layers(model)], final_norm(model)
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        blocks = [feed_forward(layer) for layer in decoder_layers(model)]
 
         def loss(part: Batch) -> torch.Tensor:
             outputs: list[torch.Tensor] = []
 
             def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-                outputs.append(output[0] if isinstance(output, tuple) else output)
+                states = output[0] if isinstance(output, tuple) else output
+                outputs.append(states.reshape(*part.input_ids.shape, -1))  # experts may give all tokens in one row
 
             hooks = [block.register_forward_hook(keep) for block in blocks]
-            logits, hidden = hidden_states(model, part.input_ids)
+            logits, hidden, end = lens(model, part.input_ids)
             for hook in hooks:
                 hook.remove()
             completion = (part.labels != UNLABELLED)[..., None]
@@ -73,7 +74,7 @@ class RepNoise(Forgetting):
                 gaussian = torch.randn(output.shape, generator=run.generator).to(output)
                 rows, target = ((states * completion).flatten(1).float() for states in (output, gaussian))
                 noise.append(discrepancy(rows, target))
-            per_layer = [next_token_loss(head(norm(state)), part.labels, part.label_count) for state in hidden[:-1]]
+            per_layer = [next_token_loss(end(state), part.labels, part.label_count) for state in hidden[:-1]]
             per_layer.append(next_token_loss(logits, part.labels, part.label_count))
             ascent = torch.log(1 + torch.stack(per_layer).mean())
             return self.noise_weight * torch.stack(noise).mean() - self.ascent_weight * ascent

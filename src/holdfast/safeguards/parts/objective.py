@@ -59,9 +59,9 @@ class RetainLoss:
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
             return self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         assert base is not None
-        logits, hidden = hidden_states(model, batch.input_ids)
+        logits, hidden = hidden_states(model, batch.input_ids, several=True)
         with torch.no_grad():
-            original, reference = hidden_states(base, batch.input_ids)
+            original, reference = hidden_states(base, batch.input_ids, several=True)
         loss = logits.new_zeros(())
         if self.language_model_weight:
             loss = self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)

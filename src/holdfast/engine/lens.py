@@ -1,0 +1,49 @@
+"""Logits of hidden states below the last: what the model's own end makes of them, its scale, softcap and bias included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from holdfast.core.types import HoldfastError
+from holdfast.engine.anatomy import decoder, final_norm, hidden_states
+
+
+def lens(
+    model: PreTrainedModel, input_ids: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Callable[[torch.Tensor], torch.Tensor]]:
+    """Read a batch once.
+
+    Returns:
+        the logits (B x T x V), the residual stream as `hidden_states` gives it, and a function from one of its states but the
+        last to the logits that the model would give if that state were its last: the final norm and all that the
+        architecture does after it.
+
+    Raises:
+        HoldfastError: the architecture has no part that ends in the last hidden state.
+    """
+    body, norm, outputs = decoder(model), final_norm(model), list[Any]()
+    hook = body.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        logits, hidden = hidden_states(model, input_ids)
+    finally:
+        hook.remove()
+    if body is model or not outputs or getattr(outputs[-1], "last_hidden_state", None) is None:
+        raise HoldfastError(
+            f"the architecture {type(model).__name__} has no part that ends in the last hidden state, which this needs"
+        )
+
+    def end(state: torch.Tensor) -> torch.Tensor:
+        output = type(outputs[-1])(**{**outputs[-1], "last_hidden_state": norm(state)})
+        # The model's own end runs on this state, in place of what its body gives.
+        body.forward = lambda *args, **kwargs: output
+        try:
+            found: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+        finally:
+            del body.forward
+        return found
+
+    return logits, hidden, end
