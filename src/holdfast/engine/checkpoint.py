@@ -25,6 +25,7 @@ from holdfast.core.folder import (
     tokenizer_content,
     weight_files,
 )
+from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, Precision
 
 
@@ -99,14 +100,18 @@ class Checkpoint:
         """Read now, tensor by tensor, what a long run will read later, so that the run does not fail in its last hour.
 
         Raises:
-            HoldfastError: as `load_tokenizer`; there are no safetensors weights, they are damaged, the architecture is
-                unknown, it has learned positions, fewer than `max_length`, or its weights are kept as float8.
+            HoldfastError: as `load_tokenizer` and `check_sizes`; there are no safetensors weights, they are damaged, the
+                architecture is unknown, it has learned positions, fewer than `max_length`, or its weights are float8.
             NonFinite: a weight is not finite.
         """
         folder = self.folder
         files = weight_files(folder)
         if trust_remote_code:
             check_code(folder)
+        shards = [path for path in files if path.suffix == ".safetensors"]
+        check_sizes(
+            read_config(folder), sum(map(_tensors, shards)), sum(path.stat().st_size for path in shards), folder
+        )
         try:
             with _quiet():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
@@ -118,19 +123,16 @@ class Checkpoint:
             raise HoldfastError(
                 f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
             )
-        for path in (path for path in files if path.suffix == ".safetensors"):
-            try:
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():  # noqa: SIM118 - not a dict
-                        if file.get_slice(name).get_dtype().startswith("F8"):
-                            raise HoldfastError(
-                                f"the weights in {folder} are kept as float8 ({name}), which cannot be changed; save the model "
-                                "with dequantised weights"
-                            )
-                        if not torch.isfinite(file.get_tensor(name)).all():
-                            raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
-            except SafetensorError as error:
-                raise HoldfastError(f"{path} is damaged ({_first_line(error)}); restore the checkpoint") from error
+        for path in shards:
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if file.get_slice(name).get_dtype().startswith("F8"):
+                        raise HoldfastError(
+                            f"the weights in {folder} are kept as float8 ({name}), which cannot be changed; save the model "
+                            "with dequantised weights"
+                        )
+                    if not torch.isfinite(file.get_tensor(name)).all():
+                        raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
         self.load_tokenizer(trust_remote_code)
 
     def load(
@@ -249,6 +251,21 @@ def check_finite(model: torch.nn.Module, what: str) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter.detach()).all():
             raise NonFinite(f"{what} are not finite ({name}); take an earlier checkpoint or a lower learning rate")
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    try:
+        with safe_open(shard, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise HoldfastError(f"{shard} is damaged ({_first_line(error)}); restore the checkpoint") from error
+
+
+def _tensors(shard: Path) -> int:
+    """How many tensors a file has."""
+    with _opened(shard) as file:
+        return len(file.keys())
 
 
 @contextmanager

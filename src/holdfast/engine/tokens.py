@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.core.escape import short
 from holdfast.core.types import HoldfastError
 
 
@@ -25,8 +26,18 @@ def begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text as it stands: of words, and of conversations, whose template writes all special tokens itself."""
-    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    """The ids of each text as it stands: of words, and of conversations, whose template writes all special tokens itself.
+
+    Raises:
+        HoldfastError: the tokenizer cannot encode a text, such as an unknown word where it has no token for one.
+    """
+    try:
+        return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise HoldfastError(
+            f"the tokenizer cannot encode the data ({short(said, 200)}); repair the tokenizer"
+        ) from error
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
