@@ -595,7 +595,7 @@ def test_damaged_and_newer_records(place: Place, capsys: pytest.CaptureFixture[s
     assert "NaN" in sentence_of(place, capsys, report)
     path.write_text(text)
     sentence = sentence_of(place, capsys, [*report[:-1], str(place.out / "campaign.html")])
-    assert "campaign.json is the campaign itself" in sentence
+    assert "campaign.json is there already and is no earlier result" in sentence
     path.unlink()
     assert "has ended yet" in sentence_of(place, capsys, report)
     (place.out / "campaign.json").write_text("{")

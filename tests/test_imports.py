@@ -26,7 +26,17 @@ MAY_IMPORT = {
     "jobs": {"core.memory", "core.types", "jobs"},
     "campaign": {"core", "engine", "attacks", "safeguards", "evals", "jobs", "campaign"},
     "stats": {"core.files", "core.records", "core.types", "stats"},
-    "report": {"core.escape", "core.files", "core.findings", "core.records", "core.types", "stats", "report"},
+    "report": {
+        "core.escape",
+        "core.files",
+        "core.findings",
+        "core.outputs",
+        "core.reading",
+        "core.records",
+        "core.types",
+        "stats",
+        "report",
+    },
     "runs": {"core", "engine", "attacks", "safeguards", "evals", "testbed", "jobs", "campaign", "stats", "runs"},
     "recipes": {
         "core",

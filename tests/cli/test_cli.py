@@ -17,6 +17,7 @@ import typer.main
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from holdfast.attacks.finetune import FineTune
 from holdfast.cli.app import app, main
 from holdfast.cli.say import say_next
 from holdfast.core.files import file_digest
@@ -213,6 +214,30 @@ def test_the_tour(
     assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(["']?(https?:)?//|@import""", text)
     assert page.with_suffix(".md").is_file()
     assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_an_attack_that_failed_ends_in_a_sentence_and_another_status(
+    tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model as it was is measured all the same, so that a report is written."""
+    words = ("--model", tiny_testbed.folder / "model", "--domain", tiny_testbed.folder, "--out", tmp_path / "out")
+    attack = [str(word) for word in ("attack", "full-adamw-1e-3", *words, "--set", "full-adamw-1e-3.max_steps=2")]
+
+    def broken(self: FineTune, *arguments: Any) -> Any:
+        raise HoldfastError("the attack broke")
+
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTune, "steps", broken)
+        assert main(attack) == 2
+    printed = capsys.readouterr()
+    [sentence] = printed.err.splitlines()
+    assert re.search(
+        r"holdfast: 1 of \d+ cells failed, the first because: the attack broke; run the same command", sentence
+    )
+    assert "Next:" not in printed.out
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert next_command(run(capsys, *attack))[0] == "audit"
 
 
 def test_testbed_writes_a_domain_and_two_models(

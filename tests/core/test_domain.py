@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -339,11 +339,17 @@ def used(folder: Path) -> None:
         assert domain.questions(name).digest
 
 
-def test_a_field_of_another_type_is_used_or_refused_in_one_sentence_that_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.situation("hostile input", "a field of another type")
+def test_a_field_of_another_type_is_used_or_refused_in_one_sentence_that_names_the_file(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Every field of domain.toml, of a row of each kind and of a question in turn, at any depth."""
     refused: list[tuple[str, str]] = []
+    tried = 0
 
     def try_out(file: str, toml: dict[str, Any] = WHOLE, row: Any = TEXT, question: Any = ASKED) -> None:
+        nonlocal tried
+        tried += 1
         lines = "\n".join(f"{key} = {as_toml(value)}" for key, value in toml.items() if value is not None)
         (tmp_path / "domain.toml").write_text(lines)
         (tmp_path / "rows.jsonl").write_text(json.dumps(row))
@@ -363,6 +369,7 @@ def test_a_field_of_another_type_is_used_or_refused_in_one_sentence_that_names_t
             try_out("rows.jsonl, line 1", plain, row=spoiled)
     for _, spoiled in spoilt(ASKED):
         try_out("asked.jsonl, line 1", question=spoiled)
+    record_property("situations", tried)
     assert len(refused) > 250
     # A column that domain.toml names wrongly is missed in the row.
     assert all(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,10 @@ from holdfast.core.types import HoldfastError, Measure
 from holdfast.stats.progress import read_progress
 from holdfast.stats.summary import summarise
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(-1e39, 1e39)
+amounts = st.floats(0, 1e39)
+counts = st.integers(0, 2**63 - 1)
+seeds = st.integers(1 - 2**63, 2**63 - 1)
 words = st.text(st.characters(exclude_categories=["Cs"]))
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | words,
@@ -41,25 +44,25 @@ shares = st.floats(0, 1)
 records = st.builds(
     Record,
     cell=st.just("c0"),
-    step=st.integers(0),
+    step=counts,
     evaluation=words,
     metric=words,
     measures=st.sampled_from(get_args(Measure)),
     value=shares,
-    stderr=st.none() | finite,
-    n=st.integers(0),
+    stderr=st.none() | amounts,
+    n=counts,
     chance=shares,
     complete=st.booleans(),
 ) | st.builds(
     Record,
     cell=st.just("c0"),
-    step=st.integers(0),
+    step=counts,
     evaluation=words,
     metric=st.sampled_from(["nats", "steps"]),
     measures=st.sampled_from(get_args(Measure)),
     value=finite,
-    stderr=st.none() | finite,
-    n=st.integers(0),
+    stderr=st.none() | amounts,
+    n=counts,
 )
 results = st.builds(
     CellResult,
@@ -68,16 +71,16 @@ results = st.builds(
     model_digest=words,
     attack=words,
     attack_config=tables,
-    seed=st.integers(),
+    seed=seeds,
     status=st.sampled_from(get_args(Status)),
     reason=words,
-    milestones=st.lists(st.integers(0), max_size=4),
-    losses=st.lists(st.tuples(st.integers(0), finite), max_size=4),
+    milestones=st.lists(counts, max_size=4),
+    losses=st.lists(st.tuples(counts, finite), max_size=4),
     first_loss=st.none() | finite,
     last_loss=st.none() | finite,
     seen_in_training=st.booleans(),
-    seconds=finite,
-    evaluation_seconds=finite,
+    seconds=amounts,
+    evaluation_seconds=amounts,
     identity=tables,
     environment=tables,
     records=st.lists(records, max_size=4),
@@ -88,9 +91,9 @@ plans = st.builds(
     domain=words,
     suite=words,
     models=st.dictionaries(words, words, max_size=3),
-    cells=st.lists(words, max_size=3),
+    cells=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1), max_size=3),
     attacks=st.lists(words, max_size=3),
-    seeds=st.lists(st.integers(), max_size=3),
+    seeds=st.lists(seeds, max_size=3),
     details=tables,
 )
 MODEST = settings(max_examples=60, deadline=None)
@@ -274,9 +277,12 @@ FULL = {
 }  # fmt: skip
 
 
-def test_a_field_of_another_type_is_read_or_refused_in_one_sentence_that_names_it(tmp_path: Path) -> None:
+@pytest.mark.situation("damaged file", "a field of another type")
+def test_a_field_of_another_type_is_read_or_refused_in_one_sentence_that_names_it(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Every field of a plan, of a cell and of a record in turn, at any depth."""
-    refused = 0
+    refused = tried = 0
     plan(details=FULL, attacks=["a"], seeds=[0]).write(tmp_path)
     whole = result(costs=[(5, 10, 1e9)], gradient_norms=[(1, 0.5)], milestones=[0, 5], identity={"model": {"x": [1]}})
     cell_file = cell_path(tmp_path, "c0")
@@ -294,6 +300,7 @@ def test_a_field_of_another_type_is_read_or_refused_in_one_sentence_that_names_i
             rest = before.splitlines()
             rest[number - 1] = json.dumps(changed)
             file.write_text("\n".join(rest) if number else json.dumps(changed))
+            tried += 1
             try:
                 used(tmp_path)
             except HoldfastError as error:
@@ -303,6 +310,7 @@ def test_a_field_of_another_type_is_read_or_refused_in_one_sentence_that_names_i
                 assert path.split(".")[0] in says or "has ended yet" in says or path == "kind", (path, says)
                 assert "\n" not in says
         file.write_text(before)
+    record_property("situations", tried)
     assert refused > 300
 
 

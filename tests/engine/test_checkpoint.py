@@ -165,15 +165,20 @@ def used(card: dict[str, Any]) -> None:
         assert stage["preset"].join("ab")
 
 
-def test_a_card_with_a_field_of_another_type_is_used_or_refused_with_its_name(tmp_path: Path) -> None:
+@pytest.mark.situation("damaged file", "a field of another type")
+def test_a_card_with_a_field_of_another_type_is_used_or_refused_with_its_name(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     checkpoint = saved(tmp_path)
-    refused = []
+    refused, tried = [], 0
     for path, changed in spoilt(CARD_OF_TAR):
         (tmp_path / CARD).write_text(json.dumps(changed))
+        tried += 1
         try:
             used(checkpoint.card)
         except HoldfastError as error:
             refused.append((path.split(".")[0], str(error)))
+    record_property("situations", tried)
     assert len(refused) > 100
     assert all(f"{CARD} is damaged ({field}" in says for field, says in refused)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,20 +68,25 @@ def test_the_canonical_attack_is_known_under_its_label_when_it_was_changed() -> 
     assert canonical_of("quick-2", changed("quick-2", "full-adamw-1e-4.max_steps=7")) == "full-adamw-1e-3"
 
 
-def test_a_suite_of_a_search_is_read_or_refused_in_one_sentence_that_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.situation("damaged file", "a field of another type")
+def test_a_suite_of_a_search_is_read_or_refused_in_one_sentence_that_names_the_file(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     table = {"schema": 1, "attacks": {"found": describe(pick("holdfast.attacks", "full-adamw-1e-3"))}}
     path = tmp_path / "suite.json"
     path.write_text(json.dumps(table))
     assert load_suite(tmp_path) == {"found": pick("holdfast.attacks", "full-adamw-1e-3")}
-    refused = 0
+    refused = tried = 0
     for field, spoiled in spoilt(table):
         path.write_text(json.dumps(spoiled))
+        tried += 1
         try:
             assert all(isinstance(attack, Attack) for attack in load_suite(tmp_path).values())
         except HoldfastError as error:
             refused += 1
             says = re.escape(f"{path} cannot be read (") + ".*; run the search again into a new folder"
             assert re.fullmatch(says, str(error)), field  # noqa: PT017
+    record_property("situations", tried)
     assert refused > 80
     for content in (b"", b"{", b"[]", b"\xff", b'{"attacks": {}}', b'{"attacks": {"a": 3}}'):
         path.write_bytes(content)

@@ -12,6 +12,7 @@ from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_u
 from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
 from holdfast.core.files import claim_output, clear_temporaries, environment, forget_digests, only_one
+from holdfast.core.reading import excerpt
 from holdfast.core.records import CampaignPlan
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -69,7 +70,7 @@ def claim_campaign(campaign: Campaign, out: Path, title: str) -> None:
     if not (out / "campaign.json").is_file():
         claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
     elif (there := CampaignPlan.read(out).title) != title:
-        raise HoldfastError(f"{out} holds another run, {there!r}; give another --out")
+        raise HoldfastError(f"{out} holds another run, {excerpt(there)}; give another --out")
 
 
 def check_campaign(campaign: Campaign) -> None:

@@ -38,8 +38,8 @@ def demo(
     from holdfast.recipes.run import run_demo
 
     with show_jobs(console, "demo") as on_progress:
-        outcomes = run_demo(out, seed, workers, this_command(), on_progress)
-    finish(console, out, [outcome.error for outcome in outcomes])
+        run_demo(out, seed, workers, this_command(), on_progress)
+    finish(console, out)
     models, testbed_folder = out / "models", out / "testbed"
     say_next(
         console,

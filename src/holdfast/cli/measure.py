@@ -22,13 +22,12 @@ from holdfast.cli.options import (
     StatusOption,
     ThreadsOption,
     WorkersOption,
-    fail,
     model_label,
     names_in,
     run_options,
     start_torch,
 )
-from holdfast.cli.say import confirmed_sentence, cost_sentence, finish, show_plan
+from holdfast.cli.say import check_cells, confirmed_sentence, cost_sentence, fail_if, finish, show_plan
 from holdfast.cli.terminal import literal, make_console, quoted, say, say_next, this_command
 
 
@@ -55,13 +54,12 @@ def study(
         outcomes = run_study(name, chosen, out, workers, this_command(), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
         say(console, line)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    for outcome in failed:
-        say(console, f"{outcome.job.name}: {outcome.error}")
+    failed = [f"{outcome.job.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    for sentence in failed:
+        say(console, sentence)
     say(console, f"The tables are in {out / 'tables.md'}")
     say_next(console, f"holdfast report {quoted(chosen.first_folder(out))} --out {quoted(out / 'report.html')}")
-    if failed:
-        raise typer.Exit(2)
+    fail_if(failed, f"of {len(outcomes)} jobs")
 
 
 def attack(
@@ -90,12 +88,12 @@ def attack(
     [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
     options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
     with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
-        outcomes = run_attack(
+        run_attack(
             name, chosen, model, model_label(model), domain, out, seed=seed,
             milestones=parse_milestones(milestones) if milestones else None,
             options=options, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
-    finish(console, out, [outcome.error for outcome in outcomes])
+    finish(console, out)
     say(console, cost_sentence(out, name))
     base = Checkpoint(model).card.get("base", {}).get("path", "")
     say_next(
@@ -116,22 +114,21 @@ def evaluate_(
 ) -> None:
     """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
     console = make_console()
-    if out is not None and out.is_dir():
-        fail(f"the output {out} is a folder; give a file as --out")
-    start_torch(threads, device, dtype)
     from rich.table import Table
 
     from holdfast.report.words.data import objections
-    from holdfast.runs.evaluate import evaluate, noticed
+    from holdfast.runs.evaluate import claim_scores, evaluate, noticed, write_scores
 
+    if out is not None:
+        claim_scores(out)
+    start_torch(threads, device, dtype)
     table = Table(title=literal(f"{model_label(model)} on {domain}"), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(literal(column), justify="left" if left else "right", no_wrap=True)
-    rows = []
-    for measured in evaluate(model, domain, run_options(device, dtype, trust_remote_code)):
+    results = evaluate(model, domain, run_options(device, dtype, trust_remote_code))
+    for measured in results:
         for score in measured.scores:
-            rows.append({"evaluation": measured.evaluation, "measures": measured.measures, **vars(score)})
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
             chance = "" if score.chance is None else f"{score.chance:.3g}"
             cells = (measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
@@ -140,11 +137,7 @@ def evaluate_(
     for sentence in objections(noticed(model, domain, trust_remote_code)):
         say(console, sentence)
     if out is not None:
-        import json
-
-        from holdfast.core.files import write_text
-
-        write_text(out, json.dumps(rows, indent=2) + "\n")
+        write_scores(out, results)
     say_next(
         console, f"holdfast attack full-adamw-1e-3 --model {quoted(model)} --domain {quoted(domain)} --out runs/attack"
     )
@@ -226,7 +219,7 @@ def audit(
     # Attacks that a search chose are not blind, whoever it was that searched.
     searched = suite == "adaptive" or suite not in SUITES
     with show_jobs(console, title) as on_progress:
-        outcomes = audited.run(
+        audited.run(
             out,
             workers,
             title=title,
@@ -235,8 +228,8 @@ def audit(
             searched=sorted({type(attack).__name__ for attack in chosen.values()}) if searched else [],
             on_progress=on_progress,
         )
-    finish(console, out, [outcome.error for outcome in outcomes])
     write_records(out, out / "records.parquet")
+    finish(console, out)
     say_next(console, f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}")
 
 
@@ -324,3 +317,4 @@ def search(
         f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
         f"--suite {quoted(out)} --seeds 5 --out {quoted(out.parent / 'audit-found')}",
     )
+    check_cells(out / "confirmation")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from holdfast.core.options import Options
 
@@ -111,12 +111,6 @@ def fail(text: str) -> NoReturn:
     raise HoldfastError(text)
 
 
-def fail_if(errors: Sequence[str | None]) -> None:
-    failed = [error for error in errors if error]
-    if failed:
-        fail(failed[0])
-
-
 def start_torch(threads: int, device: str, dtype: str) -> None:
     import torch
 
@@ -127,11 +121,16 @@ def start_torch(threads: int, device: str, dtype: str) -> None:
 def check_device(device: str, dtype: str) -> None:
     import torch
 
+    from holdfast.core.reading import excerpt, line
+
     if dtype not in ("float32", "bfloat16", "float16"):
-        fail(f"--dtype {dtype} is not known; give float32, bfloat16 or float16")
+        fail(f"--dtype {line(dtype)} is not known; give float32, bfloat16 or float16")
     known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if device not in ("cpu", *known) and not (known and device == "cuda"):
-        fail(f"there is no device {device!r} here; give --device cpu" + (f" or {', '.join(known)}" if known else ""))
+        fail(
+            f"there is no device {excerpt(device)} here; give --device cpu"
+            + (f" or {', '.join(known)}" if known else "")
+        )
 
 
 def run_options(

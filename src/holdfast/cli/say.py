@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Optional
 
 import typer
 
+from holdfast.cli.options import fail
 from holdfast.cli.terminal import literal, make_console, quoted, say, say_next
 
 if TYPE_CHECKING:
@@ -132,24 +133,23 @@ def confirmed_sentence(outcome: Found) -> str:
     )  # fmt: skip
 
 
-def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
+def finish(console: Console, out: Path) -> None:
     """Write the report; print the verdicts, the verdict table and the report's path.
 
     Raises:
-        HoldfastError: no cell succeeded.
+        HoldfastError: a cell failed; the report is written all the same, unless no cell succeeded.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from holdfast.core.findings import read_findings
     from holdfast.core.records import read_campaign
-    from holdfast.core.types import HoldfastError
     from holdfast.report.page import build_report
     from holdfast.report.words.data import objections
 
     plan, results = read_campaign(out)
     if all(result.status == "failed" for result in results):
-        raise HoldfastError(f"every cell failed, the first because: {results[0].reason}")
+        fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build_report([out], page).sections
     table = Table(title=literal(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -166,7 +166,25 @@ def finish(console: Console, out: Path, errors: Sequence[str | None]) -> None:
         say(console, finding.headline)
     for sentence in objections(read_findings(plan.details)):
         say(console, sentence)
-    failed = [error for error in errors if error]
-    if failed:
-        say(console, f"{len(failed)} cells failed; run the same command again to try them anew", style="red")
     say(console, f"The report is {page}")
+    check_cells(out)
+
+
+def check_cells(folder: Path) -> None:
+    """Check that a command which ran a campaign did all that it was asked.
+
+    Raises:
+        HoldfastError: a cell failed.
+    """
+    from holdfast.core.records import read_campaign
+
+    _, results = read_campaign(folder)
+    fail_if([result.reason for result in results if result.status == "failed"], f"of {len(results)} cells")
+
+
+def fail_if(reasons: Sequence[str], of: str) -> None:
+    """Raises:
+    HoldfastError: there are reasons why something failed.
+    """
+    if reasons:
+        fail(f"{len(reasons)} {of} failed, the first because: {reasons[0]}; run the same command again to try anew")

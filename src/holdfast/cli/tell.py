@@ -86,6 +86,7 @@ def list_(
 
     from holdfast.core.domain import nearest
     from holdfast.core.presets import collect, families, fields
+    from holdfast.core.reading import excerpt
     from holdfast.runs.suites import SUITES
 
     kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
@@ -114,4 +115,4 @@ def list_(
         console.print(table)
     if what is not None and what not in (*presets, "suites") and not named:
         known = [*presets, "suites", *(name for group in presets.values() for name in group)]
-        fail(f"there is nothing named {what!r} to list; {nearest(what, known)}")
+        fail(f"there is nothing named {excerpt(what)} to list; {nearest(what, known)}")

@@ -24,7 +24,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.core.files import digest, file_digest
+from holdfast.core.reading import LINE, excerpt, line, parsed_json, parsed_toml
 from holdfast.core.types import HoldfastError
 
 SCHEMA = 1
@@ -104,11 +104,13 @@ class Domain:
                 f"{folder} is not a domain: it has no domain.toml; see docs/getting-started.md for its layout"
             )
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            table = parsed_toml(path.read_bytes())
+        except ValueError as error:
             raise HoldfastError(f"{path} is not valid TOML: {error}") from error
         if table.get("schema") != SCHEMA or table["schema"] is True:
-            raise HoldfastError(f"{path} has schema {table.get('schema')!r}; this holdfast reads schema = {SCHEMA}")
+            raise HoldfastError(
+                f"{path} has schema {excerpt(table.get('schema'))}; this holdfast reads schema = {SCHEMA}"
+            )
         title, max_length = table.get("name", folder.name), table.get("max_length", 256)
         if not isinstance(title, str):
             raise HoldfastError(f'{path}: name must be a text, such as "my-domain"')
@@ -210,20 +212,20 @@ def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[
         raise HoldfastError(f"{path}, named in [{section}] of domain.toml, does not exist")
     try:
         # Not splitlines: JSON may hold characters such as U+2028 as they stand.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        rows = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise HoldfastError(f"{path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for number, row in enumerate(rows, start=1):
+        if not row.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            raw = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HoldfastError(f"{where}: not valid JSON ({error.msg}); every line must be one JSON object") from error
+            raw = parsed_json(row)
+        except ValueError as error:
+            raise HoldfastError(f"{where}: not valid JSON ({error}); every line must be one JSON object") from error
         if not isinstance(raw, dict):
             raise HoldfastError(f'{where}: expected a JSON object such as {{"text": …}}, found {type(raw).__name__}')
-        if "\\ud" in line.lower() and _LONE_SURROGATE.search(json.dumps(raw, ensure_ascii=False)):
+        if "\\ud" in row.lower() and _LONE_SURROGATE.search(json.dumps(raw, ensure_ascii=False)):
             raise HoldfastError(f"{where}: a text holds half of a surrogate pair, which is no character; mend the text")
         yield where, raw
 
@@ -239,9 +241,9 @@ def _hub_records(section: str, source: Mapping[str, Any]) -> Iterator[tuple[str,
     try:
         loaded = datasets.load_dataset(name, source.get("config"), split=split)
     except Exception as error:  # whatever the hub client raises, the user needs one sentence
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = line(str(error)) or type(error).__name__
         raise HoldfastError(
-            f"the data set {name!r} (split {split!r}) of [{section}] cannot be loaded: {first}"
+            f"the data set {excerpt(name)} (split {excerpt(split)}) of [{section}] cannot be loaded: {reason}"
         ) from error
     for number, raw in enumerate(loaded):
         yield f"data set {name}, row {number}", dict(raw)
@@ -262,7 +264,7 @@ def _row(where: str, raw: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
     for name in wanted:
         column = columns.get(name, name)
         if column not in raw:
-            raise HoldfastError(f"{where}: the row has no column {column!r}; it has: {_listed(raw)}")
+            raise HoldfastError(f"{where}: the row has no column {excerpt(column)}; it has: {_listed(raw)}")
         row[name] = raw[column]
     for name, value in row.items():
         _check_value(where, name, value)
@@ -291,7 +293,7 @@ def _question(where: str, raw: Mapping[str, Any], source: Mapping[str, Any]) -> 
     for name in ("prompt", "choices", "answer"):
         column = source.get(name, name)
         if column not in raw:
-            raise HoldfastError(f"{where}: the question has no {column!r}; it has: {_listed(raw)}")
+            raise HoldfastError(f"{where}: the question has no {excerpt(column)}; it has: {_listed(raw)}")
         values.append(raw[column])
     prompt, choices, answer = values
     if not isinstance(prompt, str) or not prompt:
@@ -302,7 +304,7 @@ def _question(where: str, raw: Mapping[str, Any], source: Mapping[str, Any]) -> 
         raise HoldfastError(f"{where}: two of the choices are the same, so the question has no single answer")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise HoldfastError(
-            f"{where}: 'answer' is {answer!r}; it must be the index of a choice, 0 to {len(choices) - 1}"
+            f"{where}: 'answer' is {excerpt(answer)}; it must be the index of a choice, 0 to {len(choices) - 1}"
         )
     # Blanks go with the option, as a word's blank goes with the word; all else belongs to the prompt.
     join = source.get("join", "")
@@ -338,18 +340,25 @@ def _check_keys(where: str, table: Any, allowed: Iterable[str]) -> None:
         raise HoldfastError(f"{where} must be a section")
     for key in table:
         if key not in allowed:
-            raise HoldfastError(f"{where}: {key!r} is not known here; {nearest(key, allowed)}")
+            raise HoldfastError(f"{where}: {excerpt(key)} is not known here; {nearest(key, allowed)}")
+
+
+_NAMES = 30
+"""known names that a sentence lists"""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error about an unknown name: the nearest known ones, or all."""
+    """The tail of an error about an unknown name: the nearest known ones, or those that there are."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {_listed(close)}?" if close else f"known: {_listed(known)}"
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    more = f" and {len(known) - _NAMES} more" if len(known) > _NAMES else ""
+    return f"known: {', '.join(known[:_NAMES]) or 'nothing'}{more}"
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(str, names)) or "nothing"
+    return line(", ".join(map(str, names)), 2 * LINE) or "nothing"
 
 
 OUTSIDE_RETAIN = "benign_outside_retain"

@@ -6,12 +6,14 @@ The schema is made from the dataclasses: `python -m holdfast.core.export docs/re
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from holdfast.core.files import atomic_file, write_text
+from holdfast.core.outputs import claim_file
 from holdfast.core.records import SCHEMA, CellResult, Record, read_campaign
 from holdfast.core.types import HoldfastError
 
@@ -47,6 +49,9 @@ COLUMNS: dict[str, tuple[type, str]] = {
 }
 """Column -> its type and what it holds, in order; only those that say so may be null."""
 
+_TABLE = re.compile(rb'^\{"title": "[^\n]*"attack_config": |PAR1.*holdfast\.schema.*PAR1$', re.DOTALL)
+"""A table of records in each of its two forms."""
+
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield one row for each record, with the facts of its run beside it.
@@ -80,10 +85,11 @@ def write_records(folder: Path, out: Path) -> int:
     """Write every record of an audit to `out`: .jsonl, or .parquet with typed columns. Returns how many rows it has.
 
     Raises:
-        HoldfastError: `out` has another suffix, or the folder holds no campaign with an ended cell.
+        HoldfastError: `out` has another suffix or may not be written, or the folder holds no campaign with an ended cell.
     """
     if out.suffix not in (".jsonl", ".parquet"):
         raise HoldfastError(f"records can be written as .jsonl or .parquet; {out} has neither suffix")
+    claim_file(out, _TABLE)
     table = list(rows(folder))
     if out.suffix == ".jsonl":
         write_text(out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in table))

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.outputs import check_outside_models, check_writable
 from holdfast.core.types import HoldfastError
 
 
@@ -32,7 +33,13 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary path that becomes `path`, with `mode`, when the block ends well and vanishes when it does not."""
+    """A temporary path that becomes `path`, with `mode`, when the block ends well and vanishes when it does not.
+
+    Raises:
+        HoldfastError: `path` is a device or the like, which a rename would replace.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise HoldfastError(f"the output {path} is no file; give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -130,7 +137,8 @@ def claim_output(folder: Path, *inputs: Path) -> None:
     """Check that `folder` may receive a result.
 
     Raises:
-        HoldfastError: the folder is one of the inputs, is a file, holds something else, or cannot be written.
+        HoldfastError: the folder is one of the inputs, is a file, holds something else, is inside a model's folder, or cannot
+            be written.
     """
     for path in inputs:
         if folder.resolve() == path.resolve():
@@ -139,9 +147,8 @@ def claim_output(folder: Path, *inputs: Path) -> None:
         raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
     if folder.is_dir() and any(folder.iterdir()):
         raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise HoldfastError(f"{existing} cannot be written; give another --out or change its permissions")
+    check_outside_models(folder)
+    check_writable(folder)
 
 
 def digest(value: Any) -> str:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from holdfast.core.files import file_digest
-from holdfast.core.reading import OPEN, misfit
+from holdfast.core.reading import OPEN, line, misfit, parsed_json
 from holdfast.core.types import HoldfastError
 
 CARD = "holdfast.json"
@@ -147,11 +147,13 @@ def weight_files(folder: Path) -> list[Path]:
         raise HoldfastError(f"{index} is damaged ({misfit(error)}); restore the checkpoint") from error
     for name in shards:
         if _is_outside(name):
-            raise HoldfastError(f"{index} names {name}, which is outside its folder; restore the checkpoint")
+            raise HoldfastError(f"{index} names {line(name)}, which is outside its folder; restore the checkpoint")
         if not name.endswith(".safetensors"):  # transformers would unpickle it
-            raise HoldfastError(f"{index} names {name}, which is no safetensors file; convert the weights")
+            raise HoldfastError(f"{index} names {line(name)}, which is no safetensors file; convert the weights")
         if not (folder / name).is_file():
-            raise HoldfastError(f"the model in {folder} cannot be loaded: it has no {name}; restore the checkpoint")
+            raise HoldfastError(
+                f"the model in {folder} cannot be loaded: it has no {line(name)}; restore the checkpoint"
+            )
     return [index, *(folder / name for name in shards)]
 
 
@@ -186,7 +188,8 @@ def check_code(folder: Path) -> None:
     for reference in _code_references(folder):
         if "--" in reference or _is_outside(reference):
             raise HoldfastError(
-                f"{folder} names code outside its folder ({reference}); copy that code into the folder and name it in auto_map"
+                f"{folder} names code outside its folder ({line(reference)}); copy that code into the folder and name it in "
+                "auto_map"
             )
 
 
@@ -205,7 +208,7 @@ def tokenizer_content(folder: Path) -> dict[str, str]:
     for name in config.get("fast_tokenizer_files") or ():
         if _is_outside(str(name)):
             raise HoldfastError(
-                f"the tokenizer in {folder} names {name}, which is outside its folder; restore the checkpoint"
+                f"the tokenizer in {folder} names {line(str(name))}, which is outside its folder; restore the checkpoint"
             )
     if any(name in config for name in _ENVIRONMENT):
         kept = {name: value for name, value in config.items() if name not in _ENVIRONMENT}
@@ -244,7 +247,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = parsed_json(path.read_bytes())
     if not isinstance(table, dict):
         raise ValueError(f"a {type(table).__name__}, not an object")
     return table

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import digest
-from holdfast.core.reading import STRICT, misfit
+from holdfast.core.reading import STRICT, excerpt, line, misfit
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
@@ -81,7 +81,7 @@ def pick(package: str, name: str) -> Any:
     presets = collect(package)
     if name not in presets:
         kind = package.rpartition(".")[2].removesuffix("s")
-        raise HoldfastError(f"there is no {kind} {name!r}; {nearest(name, presets)}")
+        raise HoldfastError(f"there is no {kind} {excerpt(name)}; {nearest(name, presets)}")
     return presets[name]
 
 
@@ -150,7 +150,7 @@ def restore(package: str, described: Mapping[str, Any], *, older: bool = False) 
 def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Callable[[Any], Any], older: bool) -> Any:
     name = described.get("class") if isinstance(described, Mapping) else None
     if not isinstance(name, str) or name not in kinds:
-        raise HoldfastError(f"there is no class {name!r} in this holdfast; it was described by another version")
+        raise HoldfastError(f"there is no class {excerpt(name)} in this holdfast; it was described by another version")
     values = {field: revived(value) for field, value in described.items() if field != "class"}
     if older:
         values = {
@@ -162,11 +162,11 @@ def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Cal
         except ValueError as error:
             raise HoldfastError(f"{field} of {name}: {misfit(error)}") from error
         except KeyError as error:
-            raise HoldfastError(f"{name} has no field {field!r} in this holdfast") from error
+            raise HoldfastError(f"{name} has no field {excerpt(field)} in this holdfast") from error
     try:
         return kinds[name](**values)
     except TypeError as error:
-        raise HoldfastError(f"{name} has other fields in this holdfast ({error})") from error
+        raise HoldfastError(f"{name} has other fields in this holdfast ({line(str(error))})") from error
 
 
 @cache

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from holdfast.core.files import write_text
 from holdfast.core.findings import read_findings
-from holdfast.core.reading import OPEN, STRICT, misfit, newer_schema, parsed
+from holdfast.core.reading import OPEN, STRICT, excerpt, misfit, newer_schema, parsed
 from holdfast.core.types import HoldfastError, Measure
 
 SCHEMA = 3
@@ -21,6 +21,14 @@ SCHEMA = 3
 that ended it early. Records of 1 and 2 are read with those left open."""
 
 Schema = Annotated[int, Field(ge=1, le=SCHEMA)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""What a table of records can hold as a whole number."""
+Seed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(ge=-1e39, le=1e39)]
+"""Anything that is measured in single precision, and whose square is a number."""
+Amount = Annotated[float, Field(ge=0, le=1e39)]
+Name = Annotated[str, Field(pattern=r"^[^/\x00]{1,200}$")]
+"""What may be part of a file's name."""
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -32,15 +40,15 @@ class Record:
     kind: Literal["record"] = "record"
     cell: str
     """identity of the cell it belongs to"""
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     evaluation: str
     """the preset or question set that measured it, such as "hazard" or "benign_outside_retain\""""
     metric: str
     measures: Measure
-    value: float
-    stderr: float | None
-    n: int
-    chance: float | None = None
+    value: Number
+    stderr: Amount | None
+    n: Count
+    chance: Annotated[float, Field(ge=0, le=1)] | None = None
     complete: bool = True
     """False where only a fixed sample of the questions was asked"""
     schema: Schema = SCHEMA
@@ -60,28 +68,28 @@ class CellResult:
     attack: str
     """the attack's preset name; "none" for what is measured on the untouched model only"""
     attack_config: dict[str, Any]
-    seed: int
+    seed: Seed
     status: Status
     reason: str = ""
     """why it did not finish, in one sentence"""
-    milestones: list[int] = field(default_factory=list)
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    milestones: list[Count] = field(default_factory=list)
+    losses: list[tuple[Count, Number]] = field(default_factory=list)
     """(step, the attacker's own loss), thinned"""
-    first_loss: float | None = None
+    first_loss: Number | None = None
     """mean of the attacker's own loss over its first updates"""
-    last_loss: float | None = None
+    last_loss: Number | None = None
     """mean of the attacker's own loss over its last updates"""
-    gradient_norms: list[tuple[int, float]] = field(default_factory=list)
+    gradient_norms: list[tuple[Count, Amount]] = field(default_factory=list)
     """(step, norm of the gradients that the attack took), thinned; of the adapters alone for LoRA; none where it takes none"""
-    update_size: float | None = None
+    update_size: Amount | None = None
     """how far the weights moved in all, relative to their norm before the attack"""
-    costs: list[tuple[int, int, float]] = field(default_factory=list)
+    costs: list[tuple[Count, Count, Amount]] = field(default_factory=list)
     """(step, tokens, FLOPs) so far, at each milestone after the first"""
-    tokens: int | None = None
+    tokens: Count | None = None
     """tokens that the attack read"""
-    flops: float | None = None
+    flops: Amount | None = None
     """FLOPs that it took, counted from the shapes of its forward and backward passes"""
-    peak_memory: int | None = None
+    peak_memory: Count | None = None
     """bytes that the cell needed at its peak, measuring included: on a GPU what torch held, else the whole process"""
     family: str = ""
     """the attack's family in words, which may be named where its settings may not"""
@@ -95,8 +103,8 @@ class CellResult:
     """the safeguard was trained against an adversary of this kind"""
     family_in_training: bool = False
     """the safeguard was trained against an adversary of this family, whatever its settings"""
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
+    seconds: Amount = 0.0
+    evaluation_seconds: Amount = 0.0
     identity: dict[str, Any] = field(default_factory=dict)
     """what `cell` is the hash of"""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -144,10 +152,10 @@ class CampaignPlan:
     suite: str
     models: dict[str, str]
     """label -> what it is: "undefended", "reference", "defended", "peer", "never-exposed" or "destroyed\""""
-    cells: list[str]
+    cells: list[Name]
     """identities of the cells, in order"""
     attacks: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[Seed] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """provenance: paths, digests, cards, costs"""
     schema: Schema = SCHEMA
@@ -182,10 +190,10 @@ class _Provenance(TypedDict, total=False):
     path: str
     digest: str
     stages: list[str]
-    seconds: float
-    tokens: float
-    flops: float
-    seed: int | None
+    seconds: Amount
+    tokens: Amount
+    flops: Amount
+    seed: Seed | None
 
 
 @with_config(OPEN)
@@ -238,14 +246,30 @@ def read_campaign(folder: Path) -> tuple[CampaignPlan, list[CellResult]]:
     """The plan and its ended cells, in the plan's order.
 
     Raises:
-        HoldfastError: the folder holds no campaign, or none of its cells has ended.
+        HoldfastError: the folder holds no campaign, none of its cells has ended, or a cell is none of the plan's.
     """
     plan = CampaignPlan.read(folder)
-    paths = [cell_path(folder, cell) for cell in plan.cells]
-    results = [CellResult.read(path) for path in paths if path.is_file()]
+    # Two attacks of one content are one cell, which counts once.
+    paths = [cell_path(folder, cell) for cell in dict.fromkeys(plan.cells)]
+    results = [planned(CellResult.read(path), plan, path) for path in paths if path.is_file()]
     if not results:
         raise HoldfastError(f"no cell of the campaign in {folder} has ended yet; run the same command again to go on")
     return plan, results
+
+
+def planned(result: CellResult, plan: CampaignPlan, path: Path) -> CellResult:
+    """The result, which is checked to be one of what its campaign set out to do.
+
+    Raises:
+        HoldfastError: its model or its attack is none of the plan's.
+    """
+    attacks = ["none", *plan.attacks] if plan.attacks else [result.attack]
+    for name, where, known in ((result.model, "models", list(plan.models)), (result.attack, "attacks", attacks)):
+        if name not in known:
+            raise HoldfastError(
+                f"{path} is no cell of {path.parents[1] / 'campaign.json'}, whose {where} lack {excerpt(name)}; remove it"
+            )
+    return result
 
 
 def select(results: Iterable[CellResult], **wanted: Any) -> list[CellResult]:

@@ -141,7 +141,10 @@ class Memory:
         self._device = device
         self._since_now = True
         if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(device)
+            try:
+                torch.cuda.reset_peak_memory_stats(device)
+            except RuntimeError:  # an allocator of another make keeps no statistics
+                self._since_now = False
         elif sys.platform == "linux":
             try:
                 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
@@ -150,11 +153,11 @@ class Memory:
 
     def peak(self) -> int | None:
         """The peak in bytes since this object was made (without Linux: since the process began); None where unreadable."""
-        if self._device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated(self._device)
         if not self._since_now:
             return None
         try:
+            if self._device.startswith("cuda"):
+                return torch.cuda.max_memory_allocated(self._device)
             if sys.platform == "linux":
                 status = Path("/proc/self/status").read_text()
                 [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
@@ -162,7 +165,7 @@ class Memory:
             import resource
 
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        except (OSError, ValueError, ImportError):
+        except (OSError, ValueError, ImportError, RuntimeError):
             return None
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.presets import added
+from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.evals.base import Evaluation
 from holdfast.evals.memory import TOKENS_AT_ONCE, rows_at_once
@@ -137,12 +138,12 @@ def items_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) 
         shared = len(_common_prefix([prompt, *whole]))
         if shared == 0:
             raise HoldfastError(
-                f"the prompt {question.prompt!r} shares no first token with its options and the tokenizer adds no "
+                f"the prompt {excerpt(question.prompt)} shares no first token with its options and the tokenizer adds no "
                 "start token; begin the prompt with a token of its own"
             )
         if any(len(tokens) == shared for tokens in whole):
             raise HoldfastError(
-                f"an option of the prompt {question.prompt!r} adds no token to it; give options that do"
+                f"an option of the prompt {excerpt(question.prompt)} adds no token to it; give options that do"
             )
         continuations = tuple(tuple(tokens[shared:]) for tokens in whole)
         items.append(Item(tuple(prompt[:shared]), continuations, question.answer))

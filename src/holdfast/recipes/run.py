@@ -8,6 +8,7 @@ from pathlib import Path
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import write_text
+from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.recipes import ablations, claims, demo, paper_tables, red_team
@@ -34,7 +35,7 @@ def pick_study(name: str) -> Study | RedTeam:
         HoldfastError: there is none.
     """
     if name not in STUDIES:
-        raise HoldfastError(f"there is no study {name!r}; {nearest(name, STUDIES)}")
+        raise HoldfastError(f"there is no study {excerpt(name)}; {nearest(name, STUDIES)}")
     return STUDIES[name]()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.escape import for_yaml
 from holdfast.core.files import write_text
+from holdfast.core.reading import parsing
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.audited import Audited, audited
@@ -42,13 +43,13 @@ def write_card(folder: Path, out: Path) -> None:
         raise HoldfastError(f"{folder} holds no model under test; give a folder that holdfast audit wrote")
     model = audit.judged[0]
     try:
-        text = out.read_text(encoding="utf-8") if out.is_file() else ""
-        card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
-        data = ModelCardData(**card.data.to_dict())  # type: ignore[no-untyped-call]
-    except Exception as error:  # YAML and the card's own reader have a dozen ways to fail; the user needs one sentence
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise HoldfastError(f"{out} is no model card that can be read ({said}); give another --out") from error
-    others = [result for result in data.eval_results or [] if result.dataset_type != DATASET]
+        with parsing():
+            text = out.read_text(encoding="utf-8") if out.is_file() else ""
+            card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
+            data = ModelCardData(**card.data.to_dict())  # type: ignore[no-untyped-call]
+            others = [result for result in data.eval_results or [] if result.dataset_type != DATASET]
+    except ValueError as error:
+        raise HoldfastError(f"{out} is no model card that can be read ({error}); give another --out") from error
     data.model_name = data.model_name or for_yaml(model.label)
     data.eval_results = [*others, *_results(audit, model)]
     body = re.sub(rf"\s*{BEGIN}.*?{END}\s*", "\n\n", card.text, flags=re.DOTALL).strip()

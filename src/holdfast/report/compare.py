@@ -14,6 +14,7 @@ from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.audited import Audited, audited
 from holdfast.report.blocks import Chapter, Figure, Sentences
+from holdfast.report.page import claim_page
 from holdfast.report.plots import QUIET, Picture, drawing, label_of, name_of, scale_axis, svg
 from holdfast.report.render import render
 from holdfast.report.table import Entry, Table
@@ -105,8 +106,8 @@ def compare_audits(folders: Sequence[Path], out: Path) -> tuple[Group, ...]:
     """Write the comparison to `out` (.html), and beside it .md and .json.
 
     Raises:
-        HoldfastError: `out` is no .html name, there are fewer than two folders, one holds no campaign with an ended cell, or
-            no model under test.
+        HoldfastError: `out` is no .html name, no page may be written there, there are fewer than two folders, one holds no
+            campaign with an ended cell, or no model under test.
     """
     if out.suffix != ".html":
         raise HoldfastError(
@@ -114,6 +115,7 @@ def compare_audits(folders: Sequence[Path], out: Path) -> tuple[Group, ...]:
         )
     if len(folders) < 2:
         raise HoldfastError("a comparison needs the folders of two audits or more")
+    claim_page(out)
     entrants = [entrant for place, folder in enumerate(folders, 1) for entrant in _entrants(folder, place)]
     labels = [entrant.model.label for entrant in entrants]
     groups = _groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.files import write_text
+from holdfast.core.outputs import claim_file
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.render import render
@@ -22,6 +24,12 @@ from holdfast.stats.masking import checked
 
 SCHEMA = 2
 """of the JSON beside the page; 2 added the first page's figures, and those of `stats.audit`"""
+
+_PAGE = re.compile(
+    rb"<footer>Made by holdfast|\*%b\*|\*%b\*|^\{\s*\"schema\": \d+,\s*\"(public|groups)\":"
+    % (re.escape(INTERNAL).encode(), re.escape(PUBLIC).encode())
+)
+"""A page in each of its three forms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +48,18 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
     In public attacks are named by their families, and neither settings nor commands nor single runs are shown.
 
     Raises:
-        HoldfastError: `out` is no .html name or would overwrite a campaign, no folder is given, or one holds no campaign
+        HoldfastError: `out` is no .html name, no page may be written there, no folder is given, or one holds no campaign
             with an ended cell.
     """
     if out.suffix != ".html":
         raise HoldfastError(f"the report {out} needs a name that ends in .html; .md and .json are written beside it")
     if not folders:
         raise HoldfastError("a report needs the folder of at least one audit")
+    claim_page(out)
     sections = tuple(
         section(*read_campaign(folder), f"c{place}", public=public) for place, folder in enumerate(folders, 1)
     )
     report = Report(html=out, markdown=out.with_suffix(".md"), json=out.with_suffix(".json"), sections=sections)
-    if any(report.json.resolve() == (folder / "campaign.json").resolve() for folder in folders):
-        raise HoldfastError(f"the report's {report.json} is the campaign itself; give --out another name")
     values = {
         "title": sections[0].title if len(sections) == 1 else f"{len(sections)} audits",
         "intro": "",
@@ -64,6 +71,16 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
     write_text(report.markdown, render("page.md.j2", **values))
     write_text(report.json, as_json(sections, public))
     return report
+
+
+def claim_page(out: Path) -> None:
+    """Check that a page may be written to `out`, as .html, .md and .json.
+
+    Raises:
+        HoldfastError: as `claim_file`.
+    """
+    for path in (out, out.with_suffix(".md"), out.with_suffix(".json")):
+        claim_file(path, _PAGE)
 
 
 def as_json(sections: Sequence[Section], public: bool) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from holdfast.campaign.cells import CHOOSING, evaluations_of
 from holdfast.campaign.examining import look_at
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
+from holdfast.core.files import write_text
 from holdfast.core.findings import Findings
 from holdfast.core.options import Options
+from holdfast.core.outputs import claim_file
 from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError, Measure, Score
 from holdfast.engine.checkpoint import Checkpoint
@@ -25,6 +29,29 @@ class Evaluated:
     evaluation: str
     measures: Measure
     scores: tuple[Score, ...]
+
+
+_SCORES = re.compile(rb'^\[\s*\{\s*"evaluation": "')
+"""A file of scores."""
+
+
+def claim_scores(out: Path) -> None:
+    """Check that scores may be written to the file `out`.
+
+    Raises:
+        HoldfastError: as `claim_file`.
+    """
+    claim_file(out, _SCORES)
+
+
+def write_scores(out: Path, results: Sequence[Evaluated]) -> None:
+    """Write the scores as a JSON list, one table a score."""
+    rows = [
+        {"evaluation": result.evaluation, "measures": result.measures, **vars(score)}
+        for result in results
+        for score in result.scores
+    ]
+    write_text(out, json.dumps(rows, indent=2) + "\n")
 
 
 def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:

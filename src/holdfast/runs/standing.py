@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import with_config
+from pydantic import TypeAdapter, with_config
 
 from holdfast.core.files import claim_output, clear_temporaries, only_one, write_text
 from holdfast.core.reading import STRICT, misfit, parsed
@@ -48,11 +48,9 @@ class Standing:
         Raises:
             HoldfastError: nothing has run there, or its marker is damaged.
         """
-        from pydantic import TypeAdapter
-
         path = folder / MARKER
         try:
-            standing: Standing = parsed(TypeAdapter(cls), path.read_bytes())
+            standing: Standing = parsed(_STANDING, path.read_bytes())
             return standing
         except FileNotFoundError:
             raise HoldfastError(
@@ -65,6 +63,9 @@ class Standing:
 
     def write(self, folder: Path) -> None:
         write_text(folder / MARKER, json.dumps(asdict(self), indent=2) + "\n")
+
+
+_STANDING = TypeAdapter(Standing)
 
 
 class Work:

@@ -14,7 +14,7 @@ from holdfast.attacks.base import Attack
 from holdfast.core.domain import nearest
 from holdfast.core.files import digest
 from holdfast.core.presets import describe, pick, preset_of, restore
-from holdfast.core.reading import OPEN, misfit, parsed
+from holdfast.core.reading import LINE, OPEN, excerpt, line, misfit, parsed
 from holdfast.core.types import HoldfastError
 
 
@@ -241,7 +241,7 @@ def attacks_of(suite: str) -> dict[str, Attack]:
         return {name: pick("holdfast.attacks", name) for name in SUITES[suite].attacks}
     if Path(suite).is_dir():
         return load_suite(Path(suite))
-    raise HoldfastError(f"there is no suite {suite!r}; {nearest(suite, SUITES)}")
+    raise HoldfastError(f"there is no suite {excerpt(suite)}; {nearest(suite, SUITES)}")
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
@@ -297,5 +297,5 @@ def load_suite(folder: Path) -> dict[str, Attack]:
         attacks = parsed(_FILE, path.read_bytes())["attacks"]
         return {name: restore("holdfast.attacks", described) for name, described in attacks.items()}
     except (ValueError, HoldfastError) as error:
-        reason = misfit(error) if isinstance(error, ValueError) else error
+        reason = misfit(error) if isinstance(error, ValueError) else line(str(error), 2 * LINE)
         raise HoldfastError(f"{path} cannot be read ({reason}); run the search again into a new folder") from error

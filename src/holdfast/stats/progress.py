@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from holdfast.core.records import CampaignPlan, CellResult, cell_path
+from holdfast.core.records import CampaignPlan, CellResult, cell_path, planned
 from holdfast.core.types import HoldfastError
 
 
@@ -57,7 +57,7 @@ def read_progress(folder: Path) -> Progress:
         path = cell_path(folder, cell)
         if path.is_file():
             try:
-                results.append(CellResult.read(path))
+                results.append(planned(CellResult.read(path), plan, path))
             except HoldfastError:
                 continue
     return progress(plan, results)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import Question
 from holdfast.core.files import atomic_folder, cache_folder, digest, write_text
+from holdfast.core.reading import parsed_json
 from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
 
@@ -59,7 +60,7 @@ def is_testbed(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") 
     """Whether `folder` holds the domain of exactly this world."""
     path = folder / _MARKER
     try:
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == _made_by(seed, sizes, kind)
+        return path.is_file() and parsed_json(path.read_bytes()) == _made_by(seed, sizes, kind)
     except ValueError:  # it is no JSON, so it is not ours
         return False
 

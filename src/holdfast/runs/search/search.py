@@ -27,6 +27,7 @@ from holdfast.campaign.examining import look_at
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
 from holdfast.core.presets import describe
+from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -89,7 +90,7 @@ class Search(Target):
         known = collect_families()
         for family in self.families:
             if family not in known:
-                raise HoldfastError(f"there is no family {family!r} to search; {nearest(family, known)}")
+                raise HoldfastError(f"there is no family {excerpt(family)} to search; {nearest(family, known)}")
         if not self.families:
             raise HoldfastError("no family is left to search; name one with --families")
         if not 0 <= self.ability_loss < 1:
@@ -261,7 +262,7 @@ def usable_families(model: str, wanted: Sequence[str] = (), held_out: Sequence[s
     known = collect_families()
     for name in (*wanted, *held_out):
         if name not in known:
-            raise HoldfastError(f"there is no family {name!r}; {nearest(name, known)}")
+            raise HoldfastError(f"there is no family {excerpt(name)}; {nearest(name, known)}")
     has_base = bool(Checkpoint(model).card.get("base"))
     names = wanted or tuple(name for name, family in known.items() if not family.large)
     return tuple(name for name in names if name not in held_out and (has_base or not known[name].attack.uses_base))

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter, with_config
+
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import asked_by, milestones_up_to
 from holdfast.campaign.milestones import Milestones
@@ -17,6 +19,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
 from holdfast.core.presets import collect, describe, restore
+from holdfast.core.reading import STRICT, parsed
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
@@ -51,6 +54,7 @@ _TRIALS_TO_PRUNE = 3
 """earlier trials of a family that there must be before one of its trials is stopped"""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One attack that was tried."""
@@ -88,12 +92,15 @@ class Trial:
 
     @classmethod
     def read(cls, path: Path) -> Trial | None:
-        """Read a trial; None where the file is missing or damaged."""
+        """Read a trial; None where the file is missing or damaged, so that the trial is run anew."""
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**table, "curve": [(step, hazard, ability) for step, hazard, ability in table["curve"]]})
-        except (OSError, ValueError, TypeError, KeyError):
+            trial: Trial = parsed(_TRIAL, path.read_bytes())
+            return trial
+        except (OSError, ValueError):
             return None
+
+
+_TRIAL = TypeAdapter(Trial)
 
 
 def selection(domain: Domain) -> Evaluation:

@@ -11,12 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import TypeAdapter, with_config
+
 from holdfast.attacks.base import Attack
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import OUTSIDE_RETAIN, Domain
 from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
+from holdfast.core.reading import STRICT, parsed
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.runs.stages import OnStep, Recipe, build, is_built
@@ -27,6 +30,7 @@ ABILITY_LOST = 0.1
 """a trial whose ability outside the retain set falls by more than this is taken only if every trial's does"""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One trial, as it is kept."""
@@ -54,9 +58,13 @@ class Trial:
     def read(cls, path: Path) -> Trial:
         """Read a trial; a file that is missing or of another kind is a trial without a key."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            trial: Trial = parsed(_TRIAL, path.read_bytes())
+            return trial
+        except (OSError, ValueError):
             return cls(key="", settings={})
+
+
+_TRIAL = TypeAdapter(Trial)
 
 
 def best_trial(files: Sequence[Path]) -> Trial:
