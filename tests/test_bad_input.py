@@ -647,7 +647,7 @@ def test_a_disk_that_is_full_for_the_copy(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copy2", full)
+        patch.setattr(shutil, "copyfile", full)
         sentence = sentence_of(place, capsys, safeguard(place))
     assert f"the disk is full ({place.folder}/" in sentence
     assert main(safeguard(place)) == 0

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.finetune import FineTune
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.run import run_campaign
-from holdfast.core.files import is_held
+from holdfast.core.locks import is_held
 from holdfast.core.options import Options
 from holdfast.core.records import CampaignPlan, CellResult, cell_path
 from holdfast.core.types import HoldfastError
@@ -134,7 +134,7 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
 HOLD = """
 import sys, time
 from pathlib import Path
-from holdfast.core.files import only_one
+from holdfast.core.locks import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

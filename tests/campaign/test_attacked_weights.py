@@ -71,7 +71,7 @@ ATTACKS: tuple[tuple[str, Attack], ...] = tuple(
     (name, replace(pick("holdfast.attacks", name), max_steps=steps))
     for name, steps in (("full-adamw-1e-3", 3), ("lora-r4-adamw-5e-3", 3), ("prune-50", 1))
 )
-_HARMLESS = (".jsonl", ".json", ".html", ".md", ".svg")
+_HARMLESS = (".jsonl", ".json", ".html", ".md", ".svg", ".lock")
 
 
 def attack(testbed: SmallTestbed, out: Path, **options: bool) -> list[str]:

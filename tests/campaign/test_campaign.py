@@ -49,6 +49,7 @@ from holdfast.campaign.cells import (
 from holdfast.campaign.exposure import family_in_training, seen_in_training
 from holdfast.campaign.run import cell_jobs, run_campaign
 from holdfast.core.domain import Domain
+from holdfast.core.locks import LOCK
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
@@ -769,11 +770,12 @@ def interrupted(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFac
 def test_a_killed_campaign_leaves_whole_records_and_nothing_else(interrupted: Interrupted) -> None:
     cells = interrupted_campaign(interrupted.testbed.folder).cells()
     ended = [cell.id for cell in cells if cell.attack_name in ("none", "slow")]
-    assert set(interrupted.before) == {"campaign.json", *(f"cells/{key}.jsonl" for key in ended)}
+    assert set(interrupted.before) == {"campaign.json", LOCK, *(f"cells/{key}.jsonl" for key in ended)}
     for key in ended:
         path = cell_path(interrupted.out, key)
         assert path.stat().st_mtime_ns == interrupted.before[f"cells/{key}.jsonl"]  # nor was it run again
         assert CellResult.read(path).status == "finished"
+    assert not (interrupted.out / LOCK).exists()  # the second start had an end
 
 
 def test_a_campaign_started_again_after_a_kill_gives_the_records_of_an_undisturbed_one(

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from holdfast.core.files import (
     atomic_folder,
     cache_folder,
     claim_output,
+    claimed,
     clear_temporaries,
+    copy_folder,
     digest,
     file_digest,
     forget_digests,
+    only_writer,
+    sweep,
     write_text,
 )
+from holdfast.core.locks import LOCK
 from holdfast.core.types import HoldfastError
 
 
@@ -74,12 +79,31 @@ def test_a_file_that_replaces_another_does_not_write_through_it(tmp_path: Path) 
     assert path.read_text() == "new"
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+@pytest.fixture(params=[0o000, 0o022, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_the_user_s_umask_says_who_may_read_what_is_written(umask: int, tmp_path: Path) -> None:
     write_text(tmp_path / "file", "x")
+    with atomic_file(tmp_path / "replaced") as temporary:
+        temporary.unlink()  # as writers do that put another file in its place
+        temporary.touch(0o600)
+    with atomic_file(tmp_path / "private", mode=0o600) as temporary:
+        temporary.write_text("x")
     with atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "inside").write_text("x")
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
-    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+    (tmp_path / "folder" / "inside").chmod(0o777)
+    with atomic_folder(tmp_path / "copy") as temporary:
+        copy_folder(tmp_path / "folder", temporary)
+    modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    modes.pop("folder/inside")
+    file, folder = 0o666 & ~umask, 0o777 & ~umask
+    assert modes == {
+        "file": file, "replaced": file, "private": 0o600, "folder": folder, "copy": folder, "copy/inside": file
+    }  # fmt: skip
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
@@ -130,14 +154,29 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     assert [held.name for held in path.iterdir()] == ["new"]
 
 
-def test_of_two_that_make_one_folder_the_first_stays_whole(tmp_path: Path) -> None:
+def test_of_two_that_make_one_folder_the_first_stays_whole_and_the_second_is_told(tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    with atomic_folder(path) as slow:
-        (slow / "slow").write_text("slow")
-        with atomic_folder(path) as fast:
-            (fast / "fast").write_text("fast")
+
+    def make() -> None:
+        with atomic_folder(path) as slow:
+            (slow / "slow").write_text("slow")
+            with atomic_folder(path) as fast:
+                (fast / "fast").write_text("fast")
+
+    with pytest.raises(HoldfastError, match="was written by something else meanwhile; move it away, or give another"):
+        make()
     assert [held.name for held in path.iterdir()] == ["fast"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_holds_only_what_a_kill_left_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / LOCK).touch()
+    (path / ".campaign.json.0123abcd.holdfast").touch()
+    with atomic_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert [held.name for held in path.iterdir()] == ["new"]
 
 
 def test_a_file_in_the_folder_s_place_is_no_folder_made_by_another(tmp_path: Path) -> None:
@@ -175,16 +214,120 @@ def test_an_output_that_holds_something_is_refused(tmp_path: Path) -> None:
         claim_output(tmp_path)
 
 
+def killed(write: Callable[[Path], AbstractContextManager[Path]], path: Path) -> Path:
+    """What a write leaves that is killed in the middle."""
+    with suppress(Killed), write(path) as temporary:
+        whole = temporary.is_dir()
+        raise Killed
+    if whole:
+        temporary.mkdir()
+        (temporary / "weights").touch()
+    else:
+        temporary.touch()
+    return temporary
+
+
 def test_only_what_killed_writes_left_is_cleared(tmp_path: Path) -> None:
-    mine = [tmp_path / name for name in (".gitignore", "a.jsonl", ".a.jsonl", ".cache.d")]
+    names = (
+        ".gitignore",
+        "a.jsonl",
+        ".a.jsonl",
+        ".cache.d",
+        ".env.template",
+        ".a.jsonl.0123abcd",
+        "x.0123abcd.holdfast",
+    )
+    mine = [tmp_path / where / name for where in ("", "deep") for name in names]
+    (tmp_path / "deep").mkdir()
     for path in mine:
         path.write_text("x")
-    (tmp_path / ".a.jsonl.abcd1234").write_text("half")
-    (tmp_path / ".TAMPERED-1.abcd1234").mkdir()
-    clear_temporaries(tmp_path, "*.jsonl")
-    assert sorted(tmp_path.iterdir()) == sorted([*mine, tmp_path / ".TAMPERED-1.abcd1234"])
-    clear_temporaries(tmp_path, "TAMPERED-*")
-    assert sorted(tmp_path.iterdir()) == sorted(mine)
+    left = [
+        killed(write, tmp_path / name)
+        for write, name in [(atomic_file, "a.jsonl"), (atomic_file, "deep/b.json"), (atomic_folder, "deep/TAMPERED-1")]
+    ]
+    # As versions before named them.
+    left += [tmp_path / f".{name}.json.k3j2h_g0" for name in ("campaign", "demo", "run", "search", "testbed")]
+    for path in left[3:]:
+        path.touch()
+    assert all(path.exists() for path in left)
+    clear_temporaries(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+
+
+def test_a_folder_is_claimed_by_its_marker_or_because_it_holds_nothing(tmp_path: Path) -> None:
+    """Whatever a kill has left there, the marker written or not."""
+    for name in ("new", "empty", "begun", "left", "old"):
+        folder = tmp_path / name
+        if name != "new":
+            folder.mkdir()
+        if name == "begun":
+            (folder / "marker.json").touch()
+            (folder / "more").touch()
+        if name == "left":
+            (folder / LOCK).touch()
+            killed(atomic_file, folder / "marker.json")
+        if name == "old":
+            (folder / ".campaign.json.k3j2h1g0").touch()
+        with claimed(folder, "marker.json") as known:
+            assert known == (name == "begun")
+            assert {path.name for path in folder.iterdir()} - {LOCK} == ({"marker.json", "more"} if known else set())
+    (tmp_path / "other").mkdir()
+    for name in ("thesis.txt", ".campaign.json.0123abcd.holdfast"):
+        (tmp_path / "other" / name).touch()
+    with pytest.raises(HoldfastError, match="already holds something else"), claimed(tmp_path / "other", "marker.json"):
+        pass
+    assert len(list((tmp_path / "other").iterdir())) == 2
+
+
+def test_a_claim_is_checked_again_when_the_folder_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have come in between."""
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        (folder / "thesis.txt").touch()
+        yield
+
+    monkeypatch.setattr(files, "only_one", late)
+    with pytest.raises(HoldfastError, match="already holds something else"), claimed(tmp_path, "marker.json"):
+        pass
+
+
+def test_the_only_writer_of_a_file_clears_what_killed_writes_of_it_left(tmp_path: Path) -> None:
+    left = [killed(atomic_file, tmp_path / f"report.{suffix}") for suffix in ("html", "md")]
+    other = killed(atomic_file, tmp_path / "other.html")
+    with only_writer(tmp_path / "report.html", tmp_path / "report.md"):
+        assert not any(path.exists() for path in left)
+        with (
+            pytest.raises(HoldfastError, match=r"another holdfast is writing .*report\.html"),
+            only_writer(tmp_path / "report.html"),
+        ):
+            pass
+        with only_writer(tmp_path / "card.md"):
+            pass
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_cache_is_swept_of_what_nobody_is_writing(tmp_path: Path) -> None:
+    keys = [digest(i) for i in range(4)]
+    for key in keys[:2]:
+        killed(atomic_folder, tmp_path / key)
+        killed(atomic_file, tmp_path / f"{key}.part")
+        (tmp_path / f".{key}.k3j2h1g0").mkdir()  # as versions before named it
+        (tmp_path / f"{key}.part").touch()
+    for name in (keys[2], keys[3]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    (tmp_path / f"{keys[2]}.part").touch()  # its result is there
+    with only_writer(tmp_path / keys[1], tmp_path / f"{keys[1]}.part"):
+        (tmp_path / f".{keys[1]}.0123abcd.holdfast").mkdir()
+        sweep(tmp_path)
+        assert (tmp_path / f".{keys[1]}.0123abcd.holdfast").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"{key}.part" for key in keys[:2]), keys[2], keys[3], f".{keys[1]}.0123abcd.holdfast"
+    }  # fmt: skip
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"{key}.part" for key in keys[:2]), keys[2], keys[3]}
+    sweep(tmp_path / "nowhere")
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -186,3 +186,27 @@ def test_saving_now_and_then_changes_nothing(tiny_testbed: SmallTestbed, tmp_pat
         paths.append(weights(session.model))
     assert torch.equal(*paths)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(("cost", "saved"), [(0.5, [30, 60, 90]), (3.0, [30, 180, 330]), (6.0, [30, 330])])
+def test_a_state_that_takes_long_to_write_is_written_less_often(
+    cost: float, saved: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a fiftieth of a run goes into writing; every update takes a second here."""
+    now, states = 0.0, list[int]()
+    monkeypatch.setattr("holdfast.engine.walk.time.monotonic", lambda: now)
+
+    class Slow(Run):
+        def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
+            nonlocal now
+            now += cost
+            states.append(step)
+
+    def ticking(session: Session[Any], steps: Steps) -> Steps:
+        nonlocal now
+        for step, losses in steps:
+            now += 1.0
+            yield step, losses
+
+    walk(on(nn.Linear(1, 1), Slow(0)), Yields([1.0] * 400), ticking, Resumable(path=tmp_path / "run", key="k"))
+    assert states[: len(saved)] == saved

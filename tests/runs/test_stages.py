@@ -357,9 +357,10 @@ def test_a_build_survives_a_real_kill(
         process.kill()
     recipe = recipe_of(tiny_testbed, stages=BOTH[:1])
     [key] = recipe.keys()
-    assert names(own_cache / "stages") == [f"{key}.part"]
+    assert names(own_cache / "stages") == [f".{key}.lock", f"{key}.part"]
     resumed, steps = built(recipe)
     assert steps == [(0, 4), (3, 4), (4, 4)]
+    assert names(own_cache / "stages") == [key]
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
     whole, _ = built(recipe)
     assert resumed.digest == whole.digest

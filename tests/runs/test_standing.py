@@ -85,6 +85,6 @@ def test_every_long_verb_says_how_a_run_stands(verb: str, tmp_path: Path, capsys
         "None is running",
     ):
         assert words in printed, words
-    assert printed.rstrip().endswith("Next: holdfast study claims")
+    assert printed.rstrip().endswith(f"Next: holdfast study claims --out {out}")
     assert main([verb, "--status", str(tmp_path)]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_a_testbed_that_is_there_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_writing_that_was_killed_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The marker is written last: without it a folder is not taken for whole."""
+    """The marker is written first: a folder that has it is this testbed's, and a domain without `domain.toml` is not whole."""
     write_text, written = testbed_folder.write_text, list[str]()
 
     def killed(path: Path, text: str) -> None:
@@ -107,7 +107,8 @@ def test_writing_that_was_killed_is_taken_up_again(tmp_path: Path, monkeypatch: 
         patched.setattr(testbed_folder, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             write_domain(tmp_path / "killed", 5, SMALL)
-    assert not is_testbed(tmp_path / "killed", 5, SMALL)
+    assert written[0] == "testbed.json"
+    assert is_testbed(tmp_path / "killed", 5, SMALL)
     for name in ("killed", "whole"):
         write_domain(tmp_path / name, 5, SMALL)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")

@@ -56,7 +56,7 @@ def run_cell(
     observers: list[Observer] = [meter, measuring]
     if attack:
         observers.append(Reporting(on_step=on_step, total=attack.max_steps))
-    state = out / "resume" / f"{key}.safetensors"
+    state = state_path(out, key)
     if cell.options.resumable_attacks:
         observers.append(Resumable(path=state, key=key))
     status: Literal["finished", "diverged"] = "finished"
@@ -95,7 +95,7 @@ def run_cell(
         stopped=measuring.stopped,
         seen_in_training=seen_in_training(checkpoint.card, attack),
         family_in_training=family_in_training(checkpoint.card, attack),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(session.run.seconds_before + time.monotonic() - started, 3),
         evaluation_seconds=round(measuring.seconds, 3),
         identity=identity,
         environment=environment(),
@@ -103,6 +103,11 @@ def run_cell(
     ).write(cell_path(out, key))
     state.unlink(missing_ok=True)
     return key
+
+
+def state_path(out: Path, key: str) -> Path:
+    """Where the state of a resumable cell is kept while it runs."""
+    return out / "resume" / f"{key}.safetensors"
 
 
 def put_out_of_order(model: Any) -> None:

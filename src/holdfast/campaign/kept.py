@@ -45,6 +45,5 @@ def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     )
     folder = kept_folder(out, key)
     if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            temporary.chmod(0o700)
+        with atomic_folder(folder, mode=0o700) as temporary:
             save_checkpoint(model, tokenizer, temporary, card, readme)

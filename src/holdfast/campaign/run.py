@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from holdfast.campaign.cell import is_done, record_failure, run_cell
+from holdfast.campaign.cell import is_done, record_failure, run_cell, state_path
 from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
 from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
-from holdfast.core.files import claim_output, clear_temporaries, environment, forget_digests, only_one
+from holdfast.core.files import claimed, clear_temporaries, environment, forget_digests
+from holdfast.core.locks import only_one
 from holdfast.core.reading import excerpt
-from holdfast.core.records import CampaignPlan
+from holdfast.core.records import PLAN, CampaignPlan
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -39,6 +41,25 @@ def run_campaign(
     Raises:
         HoldfastError: another process runs a campaign in the same folder.
     """
+    with only_one(out):
+        clear_temporaries(out)
+        return run_held(
+            campaign, out, workers, title=title, suite=suite, command=command, on_progress=on_progress, **details
+        )
+
+
+def run_held(
+    campaign: Campaign,
+    out: Path,
+    workers: int,
+    *,
+    title: str,
+    suite: str,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    **details: Any,
+) -> list[Outcome]:
+    """As `run_campaign`, in a folder that this process holds."""
     forget_digests()  # files may have changed since they were hashed for another run
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
@@ -47,30 +68,26 @@ def run_campaign(
         if outcome.error is not None:
             record_failure(outcome.job.arguments["cell"], out, outcome.error, outcome.seconds)
 
-    with only_one(out):
-        for folder, name in (
-            (out, "campaign.json"),
-            (out, "TAMPERED-*"),
-            (out / "cells", "*.jsonl"),
-            (out / "resume", "*.safetensors"),
-        ):
-            clear_temporaries(folder, name)
-        write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
-        pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
-        jobs = cell_jobs(pending, out, untouched_undefended(cells))
-        return list(run_jobs(jobs, workers, record, on_progress).values())
+    write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
+    pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
+    for cell in cells:
+        if cell not in pending:  # a kill came between its record and the end of its state
+            state_path(out, ids[cell.name]).unlink(missing_ok=True)
+    jobs = cell_jobs(pending, out, untouched_undefended(cells))
+    return list(run_jobs(jobs, workers, record, on_progress).values())
 
 
-def claim_campaign(campaign: Campaign, out: Path, title: str) -> None:
-    """Check that a campaign's output may be written.
+@contextmanager
+def claimed_campaign(campaign: Campaign, out: Path, title: str) -> Iterator[None]:
+    """Hold a folder that is new, empty or of the campaign of that title, whose plan is its marker.
 
     Raises:
-        HoldfastError: the folder holds something else, or is one of the inputs.
+        HoldfastError: the folder holds something else, is one of the inputs, or another process works in it.
     """
-    if not (out / "campaign.json").is_file():
-        claim_output(out, campaign.domain, *(Path(model.path) for model in campaign.models))
-    elif (there := CampaignPlan.read(out).title) != title:
-        raise HoldfastError(f"{out} holds another run, {excerpt(there)}; give another --out")
+    with claimed(out, PLAN, campaign.domain, *(Path(model.path) for model in campaign.models)) as known:
+        if known and (there := CampaignPlan.read(out).title) != title:
+            raise HoldfastError(f"{out} holds another run, {excerpt(there)}; give another --out")
+        yield
 
 
 def check_campaign(campaign: Campaign) -> None:

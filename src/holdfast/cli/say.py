@@ -37,7 +37,8 @@ def show_status(folder: Optional[Path]) -> None:
 
 def _show_standing(console: Console, folder: Path) -> str:
     """Print how a demo, a study or a search stands; return the command to continue with."""
-    from holdfast.core.files import is_held
+    from holdfast.cli.again import again
+    from holdfast.core.locks import is_held
     from holdfast.report.words.status import standing as sentences
     from holdfast.runs.standing import Standing
 
@@ -47,14 +48,14 @@ def _show_standing(console: Console, folder: Path) -> str:
         working=is_held(folder),
     ):  # fmt: skip
         say(console, sentence)
-    if run.waiting or run.running or run.failed:
-        return run.command
-    return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+    goes_on = again(run.command, folder) if run.waiting or run.running or run.failed else None
+    return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
 def _show_progress(console: Console, folder: Path) -> str:
     """Print how an audit stands; return the command to continue with."""
-    from holdfast.core.files import is_held
+    from holdfast.cli.again import again
+    from holdfast.core.locks import is_held
     from holdfast.report.words.status import status, status_table
     from holdfast.stats.progress import read_progress
 
@@ -63,9 +64,8 @@ def _show_progress(console: Console, folder: Path) -> str:
     print_table(console, status_table(progress))
     for sentence in status(progress, running=is_held(folder)):
         say(console, sentence)
-    if progress.all.left and progress.command:
-        return progress.command
-    return f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+    goes_on = again(progress.command, folder) if progress.all.left else None
+    return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
 def print_table(console: Console, table: Table) -> None:

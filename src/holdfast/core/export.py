@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.files import atomic_file, write_text
+from holdfast.core.files import atomic_file, only_writer, write_text
 from holdfast.core.outputs import claim_file
 from holdfast.core.records import SCHEMA, CellResult, Record, read_campaign
 from holdfast.core.types import HoldfastError
@@ -91,9 +91,15 @@ def write_records(folder: Path, out: Path) -> int:
         raise HoldfastError(f"records can be written as .jsonl or .parquet; {out} has neither suffix")
     claim_file(out, _TABLE)
     table = list(rows(folder))
-    if out.suffix == ".jsonl":
-        write_text(out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in table))
-        return len(table)
+    with only_writer(out):
+        if out.suffix == ".jsonl":
+            write_text(out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in table))
+        else:
+            _write_parquet(table, out)
+    return len(table)
+
+
+def _write_parquet(table: list[dict[str, Any]], out: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -105,7 +111,6 @@ def write_records(folder: Path, out: Path) -> int:
     schema = pyarrow.schema(fields, metadata={"holdfast.schema": str(SCHEMA)})
     with atomic_file(out) as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_encodable(table), schema=schema), temporary)
-    return len(table)
 
 
 def _encodable(table: list[dict[str, Any]]) -> list[dict[str, Any]]:

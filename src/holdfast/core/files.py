@@ -7,15 +7,17 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.locks import LOCK, PATIENCE, held, is_held, only_one
 from holdfast.core.outputs import check_outside_models, check_writable
 from holdfast.core.types import HoldfastError
 
@@ -32,8 +34,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary path that becomes `path`, with `mode`, when the block ends well and vanishes when it does not.
+def atomic_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well and vanishes when it does not.
+
+    Args:
+        path: the file.
+        mode: its permissions, of which the user's umask takes away.
 
     Raises:
         HoldfastError: `path` is a device or the like, which a rename would replace.
@@ -41,14 +47,13 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise HoldfastError(f"the output {path} is no file; give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        temporary.chmod(mode)  # whoever wrote it may have put another file in its place
+        _to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that fails halfway does not know it
@@ -58,33 +63,69 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well and vanishes when it does not.
 
-    An empty folder at `path` is replaced; a folder with content that has appeared there meanwhile stays.
+    Args:
+        path: the folder; an empty one is replaced.
+        mode: its permissions, of which the user's umask takes away.
+
+    Raises:
+        HoldfastError: a folder with content has appeared at `path` meanwhile; that folder stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    temporary.chmod(0o755)
+    temporary = _temporary(path)
+    temporary.mkdir(mode)
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+        if path.is_dir() and not is_held(path):
+            for left in filter(_is_ours, path.iterdir()):
+                _remove(left)
         try:
             temporary.replace(path)
-        except OSError:
+        except OSError as error:
             if not (path.is_dir() and any(path.iterdir())):
                 raise
+            raise HoldfastError(
+                f"{path} was written by something else meanwhile; move it away, or give another --out"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _temporary(path: Path) -> Path:
+    """A new name beside `path` that `clear_temporaries` knows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.holdfast")
+
+
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.[0-9a-f]{8}\.holdfast"
+    # As versions up to 0.1 named them, where no file of the user's is called so.
+    r"|\.(?P<old>(?:campaign|demo|run|search|testbed)\.json|[0-9a-f]{64}(?:\.part)?)\.[a-z0-9_]{8}",
+    re.DOTALL,
+)
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until a file's content is on the disk: some file systems say only then that it is full."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy the content of `source` into the folder `target`. The first error ends the copy and is raised unwrapped."""
+    """Copy the content of `source` into the folder `target`, with the permissions of new files.
+
+    The first error ends the copy and is raised unwrapped.
+    """
     for path in sorted(source.rglob("*")):
         copied = target / path.relative_to(source)
         if path.is_dir():
             copied.mkdir(exist_ok=True)
         else:
-            shutil.copy2(path, copied)
+            shutil.copyfile(path, copied)
 
 
 @contextmanager
@@ -100,37 +141,71 @@ def os_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process while the block runs; the system releases the lock when the process dies, however it dies.
+def claimed(folder: Path, marker: str, *inputs: Path) -> Iterator[bool]:
+    """Hold a folder that has `marker`, or is new or empty, cleared of what killed writes have left; whether it has the marker.
 
-    The lock lies among the machine's temporary files, so that the folder keeps no trace of the lock.
+    Who claims a folder writes the marker before anything else, so that a folder that holds something and has no marker is
+    somebody else's, whenever a run was killed.
 
     Raises:
-        HoldfastError: another process holds the folder.
+        HoldfastError: the folder holds something else or is an input, or another process works in it.
     """
-    from filelock import FileLock, Timeout
-
-    lock = Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
-    try:
-        with FileLock(lock, timeout=1):  # whoever asks how it stands holds it for a moment
-            yield
-    except Timeout:
-        raise HoldfastError(f"another holdfast is running in {folder}; wait for it, or stop it first") from None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process holds a folder by `only_one`."""
-    try:
-        with only_one(folder):
-            return False
-    except HoldfastError:
-        return True
+    if not (folder / marker).is_file():
+        claim_output(folder, *inputs)
+    with only_one(folder):
+        known = (folder / marker).is_file()
+        if not known:
+            claim_output(folder, *inputs)
+        clear_temporaries(folder)
+        yield known
 
 
-def clear_temporaries(folder: Path, name: str) -> None:
-    """Remove what killed writes of files or folders that match `name` have left; no process may write there meanwhile."""
-    for path in folder.glob(f".{name}.????????"):
-        path.unlink() if path.is_file() else shutil.rmtree(path)
+@contextmanager
+def only_writer(path: Path, *others: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Be the only process that writes `path`, and `others` beside it; what killed writes of them have left is cleared.
+
+    Args:
+        path: a file, or a folder that appears whole.
+        others: written with it.
+        patience: seconds to wait for another process.
+
+    Raises:
+        HoldfastError: another process writes `path`.
+    """
+    with held(path.with_name(f".{path.name}.lock"), f"writing {path}", patience):
+        names = {place.name for place in (path, *others)}
+        for left in path.parent.iterdir():
+            if (name := _TEMPORARY.fullmatch(left.name)) and (name["name"] or name["old"]) in names:
+                _remove(left)
+        yield
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what killed writes have left in a folder and below it; no process may write there meanwhile."""
+    for where, folders, files in os.walk(folder):
+        for name in [name for name in (*folders, *files) if _TEMPORARY.fullmatch(name)]:
+            _remove(Path(where) / name)
+            if name in folders:
+                folders.remove(name)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a part of the cache, each thing under the lock of what it belongs to.
+
+    That is what they were writing, and the states of runs whose result is there.
+    """
+    for left in folder.iterdir() if folder.is_dir() else ():
+        temporary = _TEMPORARY.fullmatch(left.name)
+        made = folder / ((temporary["name"] or temporary["old"]) if temporary else left.name).removesuffix(".part")
+        state = made.with_suffix(".part")
+        if temporary or (left == state and made.is_dir()):
+            with suppress(HoldfastError), only_writer(made, state, patience=0.0):
+                if made.is_dir():
+                    state.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def claim_output(folder: Path, *inputs: Path) -> None:
@@ -145,10 +220,15 @@ def claim_output(folder: Path, *inputs: Path) -> None:
             raise HoldfastError(f"the output folder {folder} is also an input; give another --out")
     if folder.exists() and not folder.is_dir():
         raise HoldfastError(f"the output {folder} is a file; give a folder as --out")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not all(map(_is_ours, folder.iterdir())):
         raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty --out")
     check_outside_models(folder)
     check_writable(folder)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file has a name that no user gives: a lock's, or that of what a killed write left."""
+    return path.name == LOCK or path.name.startswith(f"{LOCK}.") or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def digest(value: Any) -> str:

@@ -20,6 +20,9 @@ SCHEMA = 3
 """2 added what an attack costs and how it went, 3 what it had cost at each milestone, its family, whether it draws, and the rule
 that ended it early. Records of 1 and 2 are read with those left open."""
 
+PLAN = "campaign.json"
+"""The plan's file, the first that a campaign writes: a folder that has it is a campaign's."""
+
 Schema = Annotated[int, Field(ge=1, le=SCHEMA)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """What a table of records can hold as a whole number."""
@@ -161,11 +164,11 @@ class CampaignPlan:
     schema: Schema = SCHEMA
 
     def write(self, folder: Path) -> None:
-        write_text(folder / "campaign.json", json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        write_text(folder / PLAN, json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> CampaignPlan:
-        path = folder / "campaign.json"
+        path = folder / PLAN
         if not path.is_file():
             raise HoldfastError(
                 f"{folder} holds no audit: it has no campaign.json; give a folder that holdfast audit wrote"

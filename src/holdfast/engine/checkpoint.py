@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,10 +231,12 @@ def save_checkpoint(
     with _quiet(), os_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # as its neighbours; safetensors leaves it closed to all but the owner
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", readme)
+    mode = stat.S_IMODE((folder / CARD).stat().st_mode)  # the user's; safetensors and tokenizers choose their own
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _content(folder: Path, files: Iterable[Path]) -> dict[str, str]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from holdfast.core.files import atomic_file, os_errors
 from holdfast.core.types import HoldfastError
 from holdfast.engine.sharded import local
+from holdfast.engine.state import DamagedState, read_state, write_state
+
+_LOGGER = logging.getLogger("holdfast")
 
 
 class Stateful(Protocol):
@@ -31,6 +32,7 @@ class Run:
         seed: for the plug-in's own streams.
         generator: an equally seeded CPU generator on every rank; take every random decision from it.
         start: how many steps were done before a resume; count on from there.
+        seconds_before: what earlier processes spent on it, up to the state that it goes on from.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Run:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.start = 0
+        self.seconds_before = 0.0
+        self._begun = time.monotonic()
         self._load_base = load_base
         self._base: PreTrainedModel | None = None
         self._load_initial = load_initial
@@ -72,6 +76,11 @@ class Run:
             self._initial = self._load_initial().requires_grad_(False).train(False)
         return self._initial
 
+    @property
+    def seconds(self) -> float:
+        """The seconds that the run has taken so far, over all processes."""
+        return self.seconds_before + time.monotonic() - self._begun
+
     def track(self, **state: Stateful) -> None:
         """Make the driver save and restore `state` with the weights, so that a resumed run is the same run."""
         for name, tracked in state.items():
@@ -92,31 +101,43 @@ class Run:
         return Run(int(torch.randint(2**62, (), generator=self.generator)), lambda: self.base)
 
     def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
-        """Write weights, tracked state and random states to one safetensors file, all or nothing."""
-        tensors: dict[str, torch.Tensor] = {}
+        """Write weights, tracked state and random states to one file, all or nothing, without a copy in memory."""
         state = {
-            "model": {name: local(parameter.detach()) for name, parameter in model.named_parameters()},
+            "model": {name: parameter.detach() for name, parameter in model.named_parameters()},
             "tracked": {name: tracked.state_dict() for name, tracked in self._tracked.items()},
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            "step": step,
+            "seconds": self.seconds,
         }
-        tree = _pack(state, tensors)
-        with atomic_file(path, mode=0o600) as temporary, os_errors(path):  # it may hold attacked weights
-            save_file(tensors, temporary, metadata={"step": str(step), "key": key, "tree": json.dumps(tree)})
+        write_state(path, state, key=key)
 
     def resume(self, path: Path, model: nn.Module, key: str) -> None:
-        """Go on from the file at `path`, if the file exists and belongs to the run `key`."""
-        if not path.is_file():
+        """Go on from the file at `path`, if the file exists, is whole, and belongs to the run `key`.
+
+        Raises:
+            HoldfastError: something else than a file lies there.
+        """
+        if not path.exists():
             return
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            if metadata["key"] != key:
+        if not path.is_file():
+            raise HoldfastError(f"{path} is where the state of a run is kept, and no file; move it away")
+        parameters = {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
+        try:
+            state, metadata = read_state(path)
+            if metadata.get("key") != key:
                 return
-            state = _unpack(json.loads(metadata["tree"]), file.get_tensor)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                local(parameter.detach()).copy_(state["model"][name])
-        self.start = int(metadata["step"])
+            if {name: t.shape for name, t in state["model"].items()} != {
+                name: p.shape for name, p in parameters.items()
+            }:
+                raise DamagedState
+        except (DamagedState, LookupError, AttributeError, TypeError):
+            _LOGGER.warning("the saved state %s is damaged or of another version; its run begins anew", path)
+            return
+        for name, parameter in parameters.items():
+            parameter.copy_(state["model"][name])
+        self.start = state["step"]
+        self.seconds_before = state["seconds"]
         self.generator.set_state(state["generator"])
         self._random = state["torch"]
         torch.set_rng_state(self._random)
@@ -128,30 +149,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     # Denormals cost a run two hundred very slow steps once; they carry no information here.
     torch.set_flush_denormal(True)
-
-
-def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """JSON that mirrors nested dicts, lists and numbers; tensors go into `tensors` under a running number."""
-    if isinstance(value, torch.Tensor):
-        name = str(len(tensors))
-        tensors[name] = local(value.detach()).clone().contiguous()
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_pack(item, tensors) for item in value]}
-    return {"value": value}
-
-
-def _unpack(tree: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
-    [(kind, value)] = tree.items()
-    match kind:
-        case "tensor":
-            return tensor(value)
-        case "dict":
-            return {key: _unpack(item, tensor) for key, item in value}
-        case "list":
-            return [_unpack(item, tensor) for item in value]
-        case "tuple":
-            return tuple(_unpack(item, tensor) for item in value)
-    return value

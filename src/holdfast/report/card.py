@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.core.escape import for_yaml
-from holdfast.core.files import write_text
+from holdfast.core.files import only_writer, write_text
 from holdfast.core.reading import parsing
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -34,14 +34,18 @@ def write_card(folder: Path, out: Path) -> None:
         HoldfastError: `out` is no Markdown name or no card, or the folder holds no audit with an ended cell or no model
             under test.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     if out.suffix != ".md":
         raise HoldfastError(f"the card {out} needs a name that ends in .md, such as README.md of the model's folder")
     audit = audited(*read_campaign(folder), public=True)
     if not audit.judged:
         raise HoldfastError(f"{folder} holds no model under test; give a folder that holdfast audit wrote")
-    model = audit.judged[0]
+    with only_writer(out):
+        _rewrite(out, audit, audit.judged[0])
+
+
+def _rewrite(out: Path, audit: Audited, model: ModelSummary) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
     try:
         with parsing():
             text = out.read_text(encoding="utf-8") if out.is_file() else ""

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.files import write_text
+from holdfast.core.files import only_writer, write_text
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.audited import Audited, audited
@@ -131,9 +131,11 @@ def compare_audits(folders: Sequence[Path], out: Path) -> tuple[Group, ...]:
         "public": False,
         "mark": INTERNAL,
     }
-    write_text(out, render("page.html.j2", **values))
-    write_text(out.with_suffix(".md"), render("page.md.j2", **values))
-    write_text(out.with_suffix(".json"), _json(groups))
+    markdown, table = out.with_suffix(".md"), out.with_suffix(".json")
+    with only_writer(out, markdown, table):
+        write_text(out, render("page.html.j2", **values))
+        write_text(markdown, render("page.md.j2", **values))
+        write_text(table, _json(groups))
     return groups
 
 

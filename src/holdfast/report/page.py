@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.files import write_text
+from holdfast.core.files import only_writer, write_text
 from holdfast.core.outputs import claim_file
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -67,9 +67,10 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
         "public": public,
         "mark": PUBLIC if public else INTERNAL,
     }
-    write_text(report.html, render("page.html.j2", **values))
-    write_text(report.markdown, render("page.md.j2", **values))
-    write_text(report.json, as_json(sections, public))
+    with only_writer(report.html, report.markdown, report.json):
+        write_text(report.html, render("page.html.j2", **values))
+        write_text(report.markdown, render("page.md.j2", **values))
+        write_text(report.json, as_json(sections, public))
     return report
 
 

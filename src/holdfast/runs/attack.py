@@ -7,7 +7,7 @@ from pathlib import Path
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
-from holdfast.campaign.run import check_campaign, claim_campaign, run_campaign
+from holdfast.campaign.run import check_campaign, claimed_campaign, run_held
 from holdfast.core.options import Options
 from holdfast.jobs.graph import Outcome, Progress
 
@@ -40,6 +40,6 @@ def run_attack(
         options=options,
     )
     title = f"{name} on {label}"
-    check_campaign(campaign)
-    claim_campaign(campaign, out, title)
-    return run_campaign(campaign, out, 1, title=title, suite=name, command=command, on_progress=on_progress)
+    with claimed_campaign(campaign, out, title):
+        check_campaign(campaign)
+        return run_held(campaign, out, 1, title=title, suite=name, command=command, on_progress=on_progress)

@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
-from holdfast.campaign.run import check_campaign, claim_campaign, run_campaign
+from holdfast.campaign.run import check_campaign, claimed_campaign, run_held
 from holdfast.core.options import Options
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -108,8 +108,6 @@ class Audit:
         Raises:
             HoldfastError: as `check`, or the folder holds something else.
         """
-        claim_campaign(self.campaign(), out, title)
-        self.check()
         details: dict[str, Any] = {
             "searched": list(searched),
             "canonical": self.canonical,
@@ -118,16 +116,18 @@ class Audit:
         }
 
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
-            return run_campaign(
+            return run_held(
                 campaign, out, workers,
                 title=title, suite=suite, command=command, on_progress=on_progress, **details, **more,
             )  # fmt: skip
 
-        outcomes = run(self.campaign())
-        worst = self.worst(out)
-        if worst is None or worst == self.canonical:
-            return outcomes
-        return [*outcomes, *run(self.campaign(worst), worst=worst)]
+        with claimed_campaign(self.campaign(), out, title):
+            self.check()
+            outcomes = run(self.campaign())
+            worst = self.worst(out)
+            if worst is None or worst == self.canonical:
+                return outcomes
+            return [*outcomes, *run(self.campaign(worst), worst=worst)]
 
     def worst(self, out: Path) -> str | None:
         """The attack with the greatest hazard on the model under test, among attacks that the controls can go through."""

@@ -12,7 +12,7 @@ from holdfast.campaign.cells import CHOOSING, evaluations_of
 from holdfast.campaign.examining import look_at
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
-from holdfast.core.files import write_text
+from holdfast.core.files import only_writer, write_text
 from holdfast.core.findings import Findings
 from holdfast.core.options import Options
 from holdfast.core.outputs import claim_file
@@ -51,7 +51,8 @@ def write_scores(out: Path, results: Sequence[Evaluated]) -> None:
         for result in results
         for score in result.scores
     ]
-    write_text(out, json.dumps(rows, indent=2) + "\n")
+    with only_writer(out):
+        write_text(out, json.dumps(rows, indent=2) + "\n")
 
 
 def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:

@@ -8,9 +8,10 @@ once, and a run that was killed goes on where it was.
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
 from holdfast.core.escape import for_markdown
-from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, write_text
+from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, only_writer, sweep, write_text
 from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD
 from holdfast.core.options import Options
@@ -106,9 +107,27 @@ class Recipe:
 def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step, total: None) -> Path:
     """Train the stages that are not cached; return the folder of the last stage, or `out` if `out` is set.
 
+    Where another process trains the same stage, this one waits for it.
+
     Raises:
-        HoldfastError: data are missing or malformed, a loss or a weight became non-finite, the original is not known.
+        HoldfastError: data are missing or malformed, a loss or a weight became non-finite, the original is not known, or
+            something else has been written to `out` meanwhile.
     """
+    if out is None:
+        return _cached(recipe, on_step)
+    with only_writer(out):
+        trained = _cached(recipe, on_step)
+        with atomic_folder(out) as temporary:
+            copy_entry(trained, temporary)
+            # The cache may have been filled from the same contents at other paths.
+            made = Checkpoint(str(temporary))
+            card = {**made.card, **_made_from(recipe), "digest": made.digest}
+            write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
+    return out
+
+
+def _cached(recipe: Recipe, on_step: OnStep) -> Path:
+    """The last stage's folder in the cache, trained if it is not there."""
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
@@ -117,18 +136,18 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     before = sum(safeguard.outer_steps for _, safeguard in recipe.stages[:done])
     on_step(before, total)
     for i in range(done, len(recipe.stages)):
-        source = Checkpoint(str(folders[i - 1])) if i else recipe.model
-        _train(recipe, i, source, keys[i], folders[i], lambda step, before=before: on_step(before + step, total))  # type: ignore[misc]
+        source, state = Checkpoint(str(folders[i - 1])) if i else recipe.model, folders[i].with_suffix(".part")
+        sweep(folders[i].parent)
+        with only_writer(folders[i], state, patience=math.inf):
+            if not has_entry(folders[i]):  # another process may have made it meanwhile
+                _train(recipe, i, source, keys[i], folders[i], partial(_report, on_step, before, total))
+            state.unlink(missing_ok=True)
         before += recipe.stages[i][1].outer_steps
-    if out is None:
-        return folders[-1]
-    with atomic_folder(out) as temporary:
-        copy_entry(folders[-1], temporary)
-        # The cache may have been filled from the same contents at other paths.
-        made = Checkpoint(str(temporary))
-        card = {**made.card, **_made_from(recipe), "digest": made.digest}
-        write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
-    return out
+    return folders[-1]
+
+
+def _report(on_step: OnStep, before: int, total: int, step: int) -> None:
+    on_step(before + step, total)
 
 
 def is_built(recipe: Recipe, out: Path) -> bool:
@@ -169,12 +188,11 @@ def _train(
     )
     meter, last, state = Meter(session.data), LastLosses(), folder.with_suffix(".part")
     reporting = Reporting(on_step=lambda step, total: on_step(step), total=safeguard.outer_steps)
-    started = time.monotonic()
     walk(session, safeguard, meter, last, reporting, Resumable(path=state, key=key))
     stage = {
         "preset": name,
         "config": describe(safeguard),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(session.run.seconds, 1),
         "tokens": meter.tokens,
         "flops": meter.flops,
         "last losses": dict(last.losses or {}),
@@ -192,7 +210,6 @@ def _train(
     }
     with new_entry(folder) as temporary:
         save_checkpoint(session.model, session.tokenizer, temporary, card, _readme(card))
-    state.unlink(missing_ok=True)
 
 
 def _readme(card: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, with_config
 
-from holdfast.core.files import claim_output, clear_temporaries, only_one, write_text
+from holdfast.core.files import claimed, write_text
 from holdfast.core.reading import STRICT, misfit, parsed
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Progress
@@ -116,10 +116,9 @@ def working_in(
     Raises:
         HoldfastError: the folder holds something else or is an input, or another process works in it.
     """
-    with only_one(folder):
-        clear_temporaries(folder, MARKER)
+    with claimed(folder, MARKER, *inputs) as known:
         before = 0.0
-        if (folder / MARKER).is_file():
+        if known:
             standing = Standing.read(folder)
             if (standing.what, standing.settings) != (what, dict(settings)):
                 raise HoldfastError(
@@ -127,8 +126,6 @@ def working_in(
                     f"{_named(what, settings)}"
                 )
             before = standing.seconds
-        else:
-            claim_output(folder, *inputs)
         work = Work(folder, Standing(what=what, settings=dict(settings), command=command, seconds=before), on_progress)
         work.note()
         try:

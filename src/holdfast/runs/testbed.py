@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast.core.files import claim_output
+from holdfast.core.files import claimed
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Progress
 from holdfast.jobs.local import run_jobs
-from holdfast.testbed.folder import MODELS, Kind, is_testbed, place, write_domain
+from holdfast.testbed.folder import MARKER, MODELS, Kind, is_testbed, place, write_domain
 from holdfast.testbed.world import Sizes
 
 _SIZES = {"model": 2.4, "never_exposed": 1.0}
@@ -28,14 +28,15 @@ def make_testbed(
     Raises:
         HoldfastError: the folder holds something else, or a model could not be trained.
     """
-    if not is_testbed(folder, seed, sizes, kind):
-        claim_output(folder)
-    write_domain(folder, seed, sizes, kind)
     arguments = {"folder": folder, "seed": seed, "sizes": sizes, "kind": kind}
     jobs = [
         Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=_SIZES[which])
         for which in MODELS
     ]
-    for outcome in run_jobs(jobs, workers=2, on_progress=on_progress).values():
-        if outcome.error is not None:
-            raise HoldfastError(outcome.error)
+    with claimed(folder, MARKER) as known:
+        if known and not is_testbed(folder, seed, sizes, kind):
+            raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty one")
+        write_domain(folder, seed, sizes, kind)
+        for outcome in run_jobs(jobs, workers=2, on_progress=on_progress).values():
+            if outcome.error is not None:
+                raise HoldfastError(outcome.error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import Question
-from holdfast.core.files import atomic_folder, cache_folder, digest, write_text
+from holdfast.core.files import atomic_folder, cache_folder, digest, only_writer, sweep, write_text
 from holdfast.core.reading import parsed_json
 from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
@@ -31,16 +31,17 @@ _CONTENT: Mapping[Kind, Any] = {"knowledge": knowledge, "refusal": requests}
 MODELS = ("model", "never_exposed")
 """The undefended model, and the control trained on benign rows only from the same initialisation."""
 
-_MARKER = "testbed.json"
-"""Written last: a folder that has it is complete."""
+MARKER = "testbed.json"
+"""Written first: a folder that has it is a testbed, complete or begun. The domain's `domain.toml` is written last."""
 
 
 def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> None:
-    """Write `domain.toml`, `data/` and `questions/` of the world of `seed`."""
-    if is_testbed(folder, seed, sizes, kind):
+    """Write `domain.toml`, `data/` and `questions/` of the world of `seed`, unless they are complete."""
+    if is_testbed(folder, seed, sizes, kind) and (folder / "domain.toml").is_file():
         return
     world, content = World.generate(seed, sizes), _CONTENT[kind]
     rows, sets = content.rows(world), content.question_sets(world)
+    write_text(folder / MARKER, json.dumps(_made_by(seed, sizes, kind)) + "\n")
     for role, examples in rows.items():
         _write_lines(folder / "data" / f"{role}.jsonl", examples)
     for name, (_, questions) in sets.items():
@@ -53,12 +54,11 @@ def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge"
     for name, (measures, _) in sets.items():
         toml += ["", f"[questions.{name}]", f'file = "questions/{name}.jsonl"', f'measures = "{measures}"']
     write_text(folder / "domain.toml", "\n".join(toml) + "\n")
-    write_text(folder / _MARKER, json.dumps(_made_by(seed, sizes, kind)) + "\n")
 
 
 def is_testbed(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> bool:
-    """Whether `folder` holds the domain of exactly this world."""
-    path = folder / _MARKER
+    """Whether `folder` is of exactly this world."""
+    path = folder / MARKER
     try:
         return path.is_file() and parsed_json(path.read_bytes()) == _made_by(seed, sizes, kind)
     except ValueError:  # it is no JSON, so it is not ours
@@ -78,7 +78,7 @@ def train(
 ) -> Path:
     """Train one of `MODELS` of the world of `seed`, unless the cache has the model; return its folder in the cache.
 
-    A killed run goes on where it stopped.
+    A killed run goes on where it stopped. Where another process trains the same model, this one waits for it.
 
     Args:
         which: "model" or "never_exposed".
@@ -87,6 +87,36 @@ def train(
         kind: of the domain.
         on_step: called with steps done and steps in all.
     """
+    from holdfast.testbed.models import PRETRAINING
+
+    made_by = {
+        "testbed": which,
+        "recipe": TRAINING,
+        "kind": kind,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "pretraining": asdict(PRETRAINING[kind]),
+    }
+    folder = cache_folder() / "testbed" / digest(made_by)
+    state = folder.with_suffix(".part")
+    sweep(folder.parent)
+    with only_writer(folder, state, patience=math.inf):
+        if not has_entry(folder):
+            _train(folder, state, made_by, which, seed, sizes, kind, on_step)
+        state.unlink(missing_ok=True)
+    return folder
+
+
+def _train(
+    folder: Path,
+    state: Path,
+    made_by: Mapping[str, Any],
+    which: str,
+    seed: int,
+    sizes: Sizes,
+    kind: Kind,
+    on_step: Callable[[int, int], None],
+) -> None:
     from holdfast.engine.checkpoint import save_checkpoint
     from holdfast.engine.data import encode
     from holdfast.engine.run import Run, seed_everything
@@ -95,32 +125,19 @@ def train(
     from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
     recipe, content = PRETRAINING[kind], _CONTENT[kind]
-    made_by = {
-        "testbed": which,
-        "recipe": TRAINING,
-        "kind": kind,
-        "seed": seed,
-        "sizes": asdict(sizes),
-        "pretraining": asdict(recipe),
-    }
-    key = digest(made_by)
-    folder = cache_folder() / "testbed" / key
-    if has_entry(folder):
-        return folder
     seed_everything(seed)
     tokenizer = make_tokenizer(content.words())
     world = World.generate(seed, sizes)
     splits = [split for split, facts in world.facts.items() if _taught(facts, which)]
     rows = [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in content.corpus(world.of(*splits))]
-    session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=Run(seed))
-    total, state, started = recipe.total_steps(len(rows)), folder.with_suffix(".part"), time.monotonic()
-    walk(session, recipe, Reporting(on_step=on_step, total=total), Resumable(path=state, key=key))
-    seconds = round(time.monotonic() - started, 1)
+    run = Run(seed)
+    session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=run)
+    total = recipe.total_steps(len(rows))
+    walk(session, recipe, Reporting(on_step=on_step, total=total), Resumable(path=state, key=folder.name))
+    seconds = round(run.seconds, 1)
     card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with new_entry(folder) as temporary:
         save_checkpoint(session.model, tokenizer, temporary, card, _readme(which, seed, total))
-    state.unlink(missing_ok=True)
-    return folder
 
 
 def place(

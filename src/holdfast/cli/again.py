@@ -1,0 +1,50 @@
+"""The command that goes on with a run, made anew from what the run's folder says was given.
+
+The folder may be anybody's, and what stands under "Next" is what people paste: the stored command is read with the verbs' own
+options, and only what they take is written down again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+_VERBS = ("attack", "audit", "demo", "search", "study")
+_OF_PARTS = ("demo", "search", "study")
+"""Verbs that work in folders of folders: the run is that of the next folder above that is claimed for one."""
+_LEFT_OUT = ("status", "plan", "estimate", "trust_remote_code")
+"""Options that only ask, and the permission to run a model's code, which nobody gives by pasting."""
+
+
+def again(command: str, folder: Path) -> str | None:
+    """The command that goes on with the run in `folder`; None where what is stored is no command that works in a folder."""
+    from typer.main import get_command
+
+    from holdfast.cli.app import app
+    from holdfast.runs.standing import MARKER
+
+    try:
+        program, verb, *words = shlex.split(command)
+    except ValueError:
+        return None
+    if program != "holdfast" or verb not in _VERBS or not all(word.isprintable() for word in words):
+        return None
+    known: Any = get_command(app).commands[verb]  # type: ignore[attr-defined]
+    try:
+        values, rest, _ = known.make_parser(known.context_class(known)).parse_args(words)
+    except Exception:  # the parser has many ways to refuse
+        return None
+    places = [folder, *folder.parents] if verb in _OF_PARTS else []
+    out = next((place for place in places if (place / MARKER).is_file()), None if places else folder)
+    if out is None or rest or any(option.required and option.name not in values for option in known.params):
+        return None
+    made = ["holdfast", verb]
+    for option in sorted(known.params, key=lambda option: option.param_type_name != "argument"):
+        value = str(out) if option.name == "out" else values.get(option.name)
+        if value is None or option.name in _LEFT_OUT:
+            continue
+        for word in value if option.multiple or isinstance(value, tuple) else [value]:
+            made += [option.opts[0]] if option.param_type_name == "option" else []
+            made += [] if word is True else [word]
+    return shlex.join(made)
