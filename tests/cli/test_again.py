@@ -50,6 +50,7 @@ def test_a_campaign_goes_on_by_its_options_written_anew(
     assert status(tmp_path, capsys) == GOES_ON[command].replace("OUT", str(tmp_path))
 
 
+@pytest.mark.situation("hostile input", "the command in a folder")
 @pytest.mark.parametrize("command", REFUSED)
 def test_words_that_are_no_such_command_are_never_suggested(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -56,6 +56,7 @@ def any_file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         no_flock(monkeypatch, getattr(errno, request.param))
 
 
+@pytest.mark.situation("interruption", "a lock left by a kill")
 def test_two_jobs_with_folders_of_their_own_for_temporary_files_and_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with holder(out, tmp_path / "a") as first:
@@ -145,6 +146,7 @@ def ended() -> int:
     return process.pid
 
 
+@pytest.mark.situation("interruption", "a lock left by a kill")
 @pytest.mark.parametrize("claim", ["ended", "another process of that number"])
 def test_without_flock_a_killed_process_blocks_nobody(
     claim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +161,7 @@ def test_without_flock_a_killed_process_blocks_nobody(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.situation("interruption", "a lock left by a kill")
 @pytest.mark.parametrize("name", ["elsewhere.3.77", f"not-{MACHINE}.{os.getpid()}.1", "damaged"])
 def test_without_flock_another_machine_s_process_is_named_with_its_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +187,7 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.situation("damaged file", "a lock")
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_damaged_lock_is_no_obstacle_or_is_named(what: str, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")

@@ -161,6 +161,7 @@ DAMAGED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.situation("damaged file", "the state of a run")
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_damaged_state_begins_the_run_anew_with_a_word(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -183,6 +184,7 @@ def test_a_damaged_state_begins_the_run_anew_with_a_word(
     assert torch.equal(other.weight, model.weight)
 
 
+@pytest.mark.situation("damaged file", "the state of a run")
 def test_a_state_of_a_model_of_another_shape_begins_the_run_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_state_of_a_model_of_another_shape_begins_the_run_anew(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.situation("damaged file", "the state of a run")
 def test_a_folder_in_the_state_s_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(HoldfastError, match="is where the state of a run is kept, and no file; move it away"):
