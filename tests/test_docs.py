@@ -21,7 +21,7 @@ import torch
 from holdfast.core.domain import Domain
 from holdfast.core.presets import collect, describe, fields
 from holdfast.core.records import read_campaign
-from holdfast.core.settings import with_settings
+from holdfast.core.settings import read_listing, with_settings
 from holdfast.core.types import NonFinite
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
@@ -189,10 +189,14 @@ def test_the_constants_of_the_testbed_page() -> None:
 
 
 def test_the_domain_of_getting_started(tmp_path: Path) -> None:
-    """Every `domain.toml` opens, and the second walk's rows and questions are read."""
+    """Every `domain.toml` opens, the file of stages and attacks is read, and the second walk's rows and questions are read."""
     page = ROOT / "docs" / "getting-started.md"
     opened = []
-    for text in blocks(page, "toml"):
+    *domains, listing = blocks(page, "toml")
+    (tmp_path / "mine.toml").write_text(listing, encoding="utf-8")
+    assert len(read_listing(tmp_path / "mine.toml", "attacks").plugins) == 2
+    assert len(read_listing(tmp_path / "mine.toml", "stages").plugins) == 1
+    for text in domains:
         (tmp_path / "domain.toml").write_text(text, encoding="utf-8")
         opened.append(Domain.open(tmp_path))
         assert opened[-1].name == "my-domain"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.presets import describe, pick
-from holdfast.core.settings import with_settings
+from holdfast.core.settings import read_listing, with_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.parts.objective import RetainLoss
 
@@ -157,3 +158,69 @@ def test_a_path_that_leads_nowhere_is_told_the_right_one() -> None:
         with_settings({"rmu": pick("holdfast.safeguards", "rmu")}, ["rmu.retain.layer=3"])
     with pytest.raises(HoldfastError, match=r"rmu\.retain\.layers: .*valid tuple"):
         with_settings({"rmu": pick("holdfast.safeguards", "rmu")}, ["rmu.retain.layers=3"])
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "listed.toml").write_text(text)
+    return folder / "listed.toml"
+
+
+def test_a_file_lists_presets_with_settings(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        about = "two lengths"
+        canonical = "full-adamw-1e-3"
+        [[attacks]]
+        preset = "full-adamw-1e-3"
+        max_steps = 1000
+        [[attacks]]
+        preset = "full-adamw-1e-3"
+        [[stages]]
+        preset = "tar"
+        "adversaries.0.weight" = 7.5
+        retain = { representations = "relative", layers = [1, 2] }
+        """,
+    )
+    suite = read_listing(path, "attacks")
+    plain = pick("holdfast.attacks", "full-adamw-1e-3")
+    assert suite.plugins == {
+        "full-adamw-1e-3+max_steps=1000": replace(plain, max_steps=1000),
+        "full-adamw-1e-3": plain,
+    }
+    assert next(iter(suite.plugins)) != suite.canonical == "full-adamw-1e-3"
+    assert suite.about == "two lengths"
+    [tar] = read_listing(path, "stages").plugins.values()
+    assert (tar.adversaries[0].weight, tar.retain.representations, tar.retain.layers) == (7.5, "relative", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stages = 3", "stages: input should be a valid list"),
+        ("[[stages]]", "needs a line preset"),
+        ("[[stages]]\npreset = 3", "needs a line preset"),
+        ('[[stages]]\npreset = "tarr"', "no safeguard 'tarr'; did you mean tar"),
+        ('[[stages]]\npreset = "tar"\nsteps = 3', "tar has no field 'steps'; did you mean"),
+        ('[[stages]]\npreset = "tar"\nouter_steps = "many"', "tar.outer_steps: .*valid integer"),
+        ('[[stages]]\npreset = "tar"\n[[stages]]\npreset = "tar"', "lists tar twice"),
+        ('[[stage]]\npreset = "tar"', "stage: no such field"),
+        ('[[attacks]]\npreset = "full-adamw-1e-3"', "lists no stages"),
+        ("stages = [", "cannot be read"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(HoldfastError, match=says) as refused:
+        read_listing(write(tmp_path, text), "stages")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_canonical_attack_of_a_file_is_one_of_its_attacks(tmp_path: Path) -> None:
+    path = write(tmp_path, 'canonical = "full"\n[[attacks]]\npreset = "full-adamw-1e-3"')
+    with pytest.raises(HoldfastError, match="canonical attack is not among those listed; known: full-adamw-1e-3"):
+        read_listing(path, "attacks")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HoldfastError, match=r"nowhere\.toml cannot be read: No such file"):
+        read_listing(tmp_path / "nowhere.toml", "stages")

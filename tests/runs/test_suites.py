@@ -104,3 +104,15 @@ def test_quick_2_is_quick_with_one_attack_rescaled() -> None:
 def test_the_standard_suite_has_an_attack_of_every_family() -> None:
     homes = {type(pick("holdfast.attacks", name)).__module__ for name in SUITES["standard"].attacks}
     assert homes == {type(preset).__module__ for preset in collect("holdfast.attacks").values()}
+
+
+def test_a_toml_file_is_a_suite(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'canonical = "int4"\n[[attacks]]\npreset = "full-adamw-1e-3"\nmax_steps = 7\n[[attacks]]\npreset = "int4"\n'
+    )
+    attacks = attacks_of(str(path))
+    assert list(attacks) == ["full-adamw-1e-3+max_steps=7", "int4"]
+    assert canonical_of(str(path), attacks) == "int4"
+    assert canonical_of(str(path), with_settings(attacks, ["int4.group_size=16"])) == "int4+group_size=16"
+    assert re.fullmatch(r"mine, from a file \([0-9a-f]{6}\)", called(str(path), attacks))

@@ -79,7 +79,7 @@ def testbed(
 
 
 def safeguard(
-    stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets, in order.")],
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets in order, or a TOML file.")],
     model: ModelOption,
     domain: DomainOption,
     out: OutOption,
@@ -100,18 +100,27 @@ def safeguard(
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
     from holdfast.core.presets import pick
-    from holdfast.core.settings import with_settings
+    from holdfast.core.settings import read_listing, with_settings
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.words.data import cut_sentences
     from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
-    presets = {name: pick("holdfast.safeguards", name) for name in stages}
+    named = [
+        entry
+        for stage in stages
+        for entry in (
+            read_listing(Path(stage), "stages").plugins.items()
+            if stage.endswith(".toml")
+            else [(stage, pick("holdfast.safeguards", stage))]
+        )
+    ]
+    presets = dict(named)
     chosen = dict(zip(presets, with_settings(presets, settings or []).items(), strict=True))
     recipe = Recipe(
         model=Checkpoint(model),
         domain=domain,
-        stages=tuple(chosen[name] for name in stages),
+        stages=tuple(chosen[name] for name, _ in named),
         base=Checkpoint(base) if base else None,
         seed=seed,
         options=run_options(device, dtype, trust_remote_code),

@@ -1,6 +1,15 @@
 """Settings as text: `preset.path=value`, and TOML files that list presets with settings.
 
-A path leads into nested plug-ins by field, and into tuples by place: `tar.adversaries.0.learning_rates`.
+A path leads into nested plug-ins by field, and into tuples by place: `tar.adversaries.0.learning_rates`. A file has
+
+    about = "what it is for"          # of a suite
+    canonical = "full-adamw-1e-4"     # of a suite: the attack that every control goes through
+
+    [[attacks]]                       # of a suite; [[stages]] of a safeguard
+    preset = "full-adamw-1e-4"
+    max_steps = 1000
+    [[attacks]]
+    preset = "full-adamw-1e-4"
 """
 
 from __future__ import annotations
@@ -8,12 +17,17 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from holdfast.core.domain import nearest
 from holdfast.core.escape import short
-from holdfast.core.presets import Path, fitting, label_of, leaves
-from holdfast.core.reading import misfit
+from holdfast.core.presets import Path, fitting, label_of, leaves, pick
+from holdfast.core.reading import STRICT, misfit, parsed_toml
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
@@ -64,6 +78,62 @@ def with_values(plugin: Plugin, values: Mapping[Path, Any], name: str) -> Plugin
             raise HoldfastError(f"{name} has no field {short(dotted)!r}; {nearest(dotted, map('.'.join, known))}")
     changed: Plugin = _replaced(plugin, values, name)
     return changed
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a TOML file lists."""
+
+    plugins: Mapping[str, Any]
+    """label -> plug-in, in the file's order"""
+    about: str
+    canonical: str
+    """the label of the attack that every control goes through; empty: the first"""
+
+
+@with_config(STRICT)
+class _File(TypedDict, total=False):
+    """The fields of a file; which of the two lists it has, its reader says."""
+
+    about: str
+    canonical: str
+    stages: list[dict[str, Any]]
+    attacks: list[dict[str, Any]]
+
+
+_FILE = TypeAdapter(_File)
+_PACKAGE = {"stages": "holdfast.safeguards", "attacks": "holdfast.attacks"}
+
+
+def read_listing(path: FilePath, what: Literal["stages", "attacks"]) -> Listing:
+    """The presets that a TOML file lists, with its settings.
+
+    Raises:
+        HoldfastError: there is no such file, or it lists nothing, twice the same, or what does not fit; the message says where.
+    """
+    try:
+        table = _FILE.validate_python(parsed_toml(path.read_bytes()))
+    except OSError as error:
+        raise HoldfastError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise HoldfastError(f"{path} cannot be read: {misfit(error)}") from error
+    plugins: dict[str, Any] = {}
+    for entry in table.get(what, ()):
+        name = entry.pop("preset", None)
+        if not isinstance(name, str):
+            raise HoldfastError(f'{path}: each of [[{what}]] needs a line preset = "…"; holdfast list shows the names')
+        preset = pick(_PACKAGE[what], name)
+        plugin = with_values(preset, flat(entry), f"{path}: {name}")
+        label = label_of(name, preset, plugin)
+        if label in plugins:
+            raise HoldfastError(f"{path} lists {label} twice; remove one, or give the two different settings")
+        plugins[label] = plugin
+    canonical = table.get("canonical", "") if what == "attacks" else ""
+    if not plugins:
+        raise HoldfastError(f"{path} lists no {what}; begin each with a line [[{what}]]")
+    if canonical and canonical not in plugins:
+        raise HoldfastError(f"{path}: the canonical attack is not among those listed; {nearest(canonical, plugins)}")
+    return Listing(plugins, table.get("about", ""), canonical)
 
 
 def flat(table: Mapping[str, Any]) -> dict[Path, Any]:

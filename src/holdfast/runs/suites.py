@@ -15,6 +15,7 @@ from holdfast.core.domain import nearest
 from holdfast.core.files import digest
 from holdfast.core.presets import describe, pick, preset_of, restore
 from holdfast.core.reading import LINE, OPEN, excerpt, line, misfit, parsed
+from holdfast.core.settings import read_listing
 from holdfast.core.types import HoldfastError
 
 
@@ -232,21 +233,28 @@ SUITES: Mapping[str, Suite] = {
 
 
 def attacks_of(suite: str) -> dict[str, Attack]:
-    """The attacks of a suite, or of a folder that a search wrote, by name.
+    """The attacks of a suite, of a TOML file, or of a folder that a search wrote, by name.
 
     Raises:
-        HoldfastError: there is no such suite, and no such folder.
+        HoldfastError: there is no such suite, and no such file or folder.
     """
     if suite in SUITES:
         return {name: pick("holdfast.attacks", name) for name in SUITES[suite].attacks}
+    if _is_listing(suite):
+        return dict(read_listing(Path(suite), "attacks").plugins)
     if Path(suite).is_dir():
         return load_suite(Path(suite))
     raise HoldfastError(f"there is no suite {excerpt(suite)}; {nearest(suite, SUITES)}")
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
-    """The attack of a suite or a search that every control goes through, under its label where it was changed."""
-    named = SUITES[suite].canonical if suite in SUITES else ""
+    """The attack that every control goes through, under its label where it was changed; the first where none is named."""
+    if _is_listing(suite):
+        named = read_listing(Path(suite), "attacks").canonical
+    else:
+        named = SUITES[suite].canonical if suite in SUITES else ""
+    if named in attacks:
+        return named
     return next((label for label in attacks if preset_of(label) == named), next(iter(attacks)))
 
 
@@ -254,17 +262,23 @@ def called(suite: str, attacks: Mapping[str, Attack] | None = None) -> str:
     """The name of a suite in a report: two suites of one name have the same attacks.
 
     Args:
-        suite: its name, or the folder that a search wrote.
+        suite: its name, a TOML file, or the folder that a search wrote.
         attacks: those that are run, by label; None: the suite as it stands.
     """
     if suite not in SUITES:
         content = f" ({_content(attacks)})" if attacks else ""
+        if _is_listing(suite):
+            return f"{Path(suite).stem}, from a file{content}"
         return f"found by search in {Path(suite).name}{content}"
     changed = {label: attack for label, attack in (attacks or {}).items() if preset_of(label) != label}
     count = "1 attack" if len(changed) == 1 else f"{len(changed)} attacks"
     return f"{suite} (version {SUITES[suite].version}" + (
         f", {count} changed: {_content(changed)})" if changed else ")"
     )
+
+
+def _is_listing(suite: str) -> bool:
+    return suite.endswith(".toml")
 
 
 def _content(attacks: Mapping[str, Attack]) -> str:
