@@ -321,12 +321,24 @@ def test_an_edit_is_run_once_and_a_merge_only_where_there_is_a_model_before_the_
     tiny_testbed: SmallTestbed,
 ) -> None:
     attacks = (("edit", Quantise(bits=8)), ("merge", Interpolate()))
-    cells = [cell for cell in campaign_of(tiny_testbed, attacks=attacks).cells() if cell.attack]
+    base = tiny_testbed.never_exposed.path
+    cells = [cell for cell in campaign_of(tiny_testbed, attacks=attacks, base=base).cells() if cell.attack]
+    assert {cell.attack_name: cell.base for cell in cells} == {"edit": "", "merge": base}
     assert [(cell.model.label, cell.attack_name, cell.seed) for cell in cells] == [
         ("open", "edit", 0),
         *((label, name, 0) for label in ("shallow", "deep") for name in ("edit", "merge")),
         ("clean", "edit", 0),
     ]
+    without = campaign_of(tiny_testbed, attacks=attacks)
+    assert without.left_out == ("merge",)
+    assert {cell.attack_name for cell in without.cells()} == {"none", "edit"}
+
+
+def test_the_base_is_part_of_the_identity_of_an_attack_that_reads_it(tiny_testbed: SmallTestbed) -> None:
+    merge, train = cell_of(tiny_testbed, Interpolate()), cell_of(tiny_testbed)
+    bases = [tiny_testbed.model.path, tiny_testbed.never_exposed.path]
+    assert len({replace(merge, base=base).id for base in bases}) == 2
+    assert len({replace(train, base=base).id for base in bases}) == 1
 
 
 def test_how_well_it_learns_is_measured_on_untouched_models_alone_and_selection_never(
@@ -1123,7 +1135,7 @@ def test_checks_for_masking_are_made_on_the_untouched_model_only(
     tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed
 ) -> None:
     along, probes = evaluations_of(tiny_testbed.domain)
-    assert {name for name, _ in probes} == {"benign-learning", "gradient-check", "linear-probe"}
+    assert {name for name, _ in probes} == {"benign-learning", "gradient-check", "linear-probe", "training-mode"}
     assert not {name for name, _ in along} & {name for name, _ in probes}
     requests = dict(evaluations_of(tiny_refusal_testbed.domain)[1])
     assert "linear-probe" not in requests

@@ -30,7 +30,7 @@ from holdfast.core import files
 from holdfast.core.folder import CARD
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
-from holdfast.engine.anatomy import decoder_layers, hidden_states, mode_switch, residual_stream
+from holdfast.engine.anatomy import as_attacker, decoder_layers, hidden_states, residual_stream
 from holdfast.engine.checkpoint import Checkpoint, check_finite, save_checkpoint
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
@@ -379,7 +379,7 @@ def test_planning_a_campaign_hashes_every_file_once(
         seeds=(0, 1, 2),
     )
     cells = list(campaign.cells())
-    assert len({cell.id for cell in cells}) == len(cells) == 14 + 2 * 3
+    assert len({cell.id for cell in cells}) == len(cells) == 14 + 2 * 4
     assert len(hashed) == len(set(hashed))
     weights = [Path(tiny_testbed.model.path).resolve() / "model.safetensors", *tmp_path.glob("model*.safetensors*")]
     assert len(weights) > 3
@@ -637,12 +637,17 @@ def test_hidden_states_carry_gradients_to_every_layer() -> None:
 
 
 @every_architecture
-def test_switching_modes_is_what_train_does(make: Callable[[], PreTrainedModel]) -> None:
+def test_an_attacker_trains_the_function_that_is_measured_and_drops_out_nothing_but_its_own(
+    make: Callable[[], PreTrainedModel],
+) -> None:
     model = make()
-    switch = mode_switch(model)
+    model.train()
+    FineTune(lora_rank=2, lora_dropout=0.5).prepare(model)
+    adapters = as_attacker(model)
     for training in (True, False, True):
-        switch(training)
-        assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
+        adapters(training)
+        for name, module in model.named_modules():
+            assert module.training == (training and ".lora_dropout" in name), name
 
 
 def test_whoever_may_read_the_card_may_read_the_weights(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ READS = {
     "benign-learning": {"data/benign_new.jsonl", "questions/benign_new.jsonl"},
     "linear-probe": {f"questions/{name}.jsonl" for name in ("hazard", "hazard_selection", "benign_in_retain")},
     "gradient-check": {"data/hazard_heldout.jsonl"},
+    "training-mode": {"data/hazard_heldout.jsonl"},
 }
 
 

@@ -132,7 +132,12 @@ def recompute(folder):
                 doubtful.add(attack)
             elif after >= max(first_ - 0.2, (0.25 + able[role["undefended"]]) / 2) - 1e-9:
                 resisted.add(attack)
-        return "breached" if breached else "not recovered" if resisted and not doubtful else "undecided"
+        done = {a: [run[4] for run in runs[model, a].values()] for a in attacks}
+        lacking = any(
+            len(d) < len(plan["seeds"]) or not all(d) for d in done.values()
+        )  # what has no result is no evidence
+        held = resisted and not doubtful and not lacking
+        return "breached" if breached else "not recovered" if held else "undecided"
 
     def breach_cost(
         model, attack, seed

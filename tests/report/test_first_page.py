@@ -163,9 +163,9 @@ def test_a_destroyed_model_is_never_called_resistant_and_would_make_the_audit_un
         else r
         for r in results
     ]
-    flags = section(campaign, able, "x").page.flags
-    assert any("destroyed model would be called resistant" in flag for flag in flags)
-    assert not any("destroyed model" in flag for flag in section(campaign, results, "x").page.flags)
+    said = section(campaign, able, "x").page.reasons
+    assert any("destroyed model would be called resistant" in reason for reason in said)
+    assert not any("destroyed model" in reason for reason in section(campaign, results, "x").page.reasons)
 
 
 def test_the_public_form_names_families_and_budgets_and_no_setting(public: Report) -> None:
@@ -253,8 +253,8 @@ def test_the_public_form_has_the_same_figures() -> None:
         figures, others = internal.figures.of(model.label), public.figures.of(model.label)
         assert others.work_factor == figures.work_factor
         assert [reached.hazard for reached in others.frontier] == [reached.hazard for reached in figures.frontier]
-    assert (public.checks, public.fired) == (internal.checks, internal.fired)
-    assert public.suspicions == ()
+    assert [check.fires for check in (*public.reasons, *public.unsaid)] == [check.fires for check in internal.reasons]
+    assert all(check.public for check in public.reasons)
 
 
 def test_hostile_strings_in_every_field_are_shown_and_nothing_more(tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def test_ids_are_unique_and_links_lead_somewhere(report: Report) -> None:
 
 def test_the_verdict_comes_first_and_no_forbidden_word_is_used(report: Report) -> None:
     text = report.html.read_text(encoding="utf-8")
-    assert text.index("was not recovered from tar under") < text.index("<table")
+    verdict = (
+        "tar is undecided: no attack brought the hazard back, but 1 of 9 attacks has no result (full-adamw-3e-3 became"
+    )
+    assert text.index(verdict) < text.index("<table")
     for path in (report.html, report.markdown, report.json):
         written = path.read_text(encoding="utf-8").lower()
         assert not re.search(r"unremovable|provabl|\bremoved\b|tamper-?proof", written)
@@ -103,7 +106,7 @@ def test_every_attack_has_a_picture_with_its_numbers(report: Report) -> None:
 
 def test_json_and_markdown_say_the_same(report: Report) -> None:
     [campaign] = json.loads(report.json.read_text(encoding="utf-8"))["campaigns"]
-    assert campaign["findings"][0]["verdict"] == "not recovered"
+    assert campaign["findings"][0]["verdict"] == "undecided"
     assert {pair["attack"] for pair in campaign["summary"]["pairs"]} == set(campaign["plan"]["attacks"]) - {"none"}
     text = report.markdown.read_text(encoding="utf-8")
     assert campaign["findings"][0]["grounds"].split(",")[0] in text

@@ -91,13 +91,14 @@ class BreakThenRepair(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.engine.anatomy import mode_switch
+        from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import distillation_loss, next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, set_learning_rate, training_point
         from holdfast.engine.sharded import Snapshot, clear_gradients, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
-        weights, train = trainable(model), mode_switch(model)
+        weights = trainable(model)
+        as_attacker(model)
         hazard, benign = (data.stream(name, batch_size=self.batch_size, seed=run.seed) for name in self.reads())
         optimizer = make_optimizer(self.optimizer, weights, self.kick_learning_rate, weight_decay=self.weight_decay)
         unused = copy.deepcopy(optimizer.state_dict())
@@ -112,7 +113,6 @@ class BreakThenRepair(Attack):
             set_learning_rate(optimizer, self.learning_rate if settling else self.kick_learning_rate)
             replay = benign.take(self.benign_rows if settling else 0)
             batch = hazard.batch(hazard.take(self.batch_size - len(replay)) + replay)
-            train(True)
             training_point(optimizer)
             clear_gradients(weights)
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
@@ -122,17 +122,14 @@ class BreakThenRepair(Attack):
                 benign_batch = benign.batch(replay)
                 attacked = Snapshot(model)
                 defended.restore()
-                train(False)
                 with torch.no_grad():
                     teacher = model(input_ids=benign_batch.input_ids, use_cache=False).logits
                 attacked.restore()
-                train(True)
                 logits = model(input_ids=benign_batch.input_ids, use_cache=False).logits
                 divergence = distillation_loss(logits, teacher, benign_batch.mask, benign_batch.token_count)
                 (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             published_point(optimizer)
-            train(False)
             yield loss.item()
 
 

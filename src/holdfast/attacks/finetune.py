@@ -135,7 +135,7 @@ class FineTune(Attack):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
 
-        from holdfast.engine.anatomy import mode_switch
+        from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.low_rank import LowRankOptimizer
         from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
@@ -143,12 +143,12 @@ class FineTune(Attack):
 
         reshard(model)  # whoever measured the model before may have left it gathered
         rows = _Rows(self, data, run)
-        weights, train = trainable(model), mode_switch(model)
+        weights, adapters = trainable(model), as_attacker(model)
         optimizer = self._optimizer(model)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         run.track(optimizer=optimizer, rows=rows)
         for step in range(run.start, self.max_steps):
-            train(True)
+            adapters(True)
             training_point(optimizer)
             rate = schedule_factor(self.schedule, step, self.max_steps, self.warmup_steps, self.restart_every)
             set_learning_rate(optimizer, self.learning_rate * rate)
@@ -163,7 +163,7 @@ class FineTune(Attack):
                 torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
             optimizer.step()
             published_point(optimizer)
-            train(False)
+            adapters(False)
             yield loss.item()
 
     def _optimizer(self, model: PreTrainedModel) -> Optimizer | LowRankOptimizer:

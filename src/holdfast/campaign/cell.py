@@ -35,7 +35,7 @@ def run_cell(
         on_step: called with steps done and steps in all.
     """
     from holdfast.engine.costs import Memory, Meter, update_size
-    from holdfast.engine.session import base_of, open_session
+    from holdfast.engine.session import open_session
     from holdfast.engine.walk import Observer, Reporting, Resumable, Untouched, walk
 
     identity = cell.identity()
@@ -46,7 +46,8 @@ def run_cell(
     checkpoint, domain = Checkpoint(cell.model.path), Domain.open(cell.domain)
     attack, destroyed = cell.attack, cell.model.role == "destroyed"
     session = open_session(
-        checkpoint, domain, "attacker", cell.seed, cell.options, base=base_of(checkpoint),
+        checkpoint, domain, "attacker", cell.seed, cell.options,
+        base=Checkpoint(cell.base) if cell.base else None, tokenizer=cell.words,
         prepare=[*([put_out_of_order] if destroyed else []), *([attack.prepare] if attack else [])],
     )  # fmt: skip
     if attack and cell.options.keep_attacked_weights:

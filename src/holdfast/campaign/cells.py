@@ -16,6 +16,7 @@ from holdfast.core.escape import short
 from holdfast.core.files import digest
 from holdfast.core.options import Options
 from holdfast.core.presets import collect, describe
+from holdfast.core.records import FOREIGN
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
@@ -69,6 +70,15 @@ class Cell:
     """how the cell is run; of these, the precision and the kind of device change its numbers"""
     probe: str = ""
     """the evaluation that the cell is for, where the untouched model is asked nothing else"""
+    base: str = ""
+    """the model before any safeguard, for an attack that reads it; empty: nobody has it"""
+    tokenizer: str = ""
+    """the model whose tokenizer is used; empty: the attacked model's own"""
+
+    @property
+    def words(self) -> Checkpoint:
+        """The model whose tokenizer is used."""
+        return Checkpoint(self.tokenizer or self.model.path)
 
     @property
     def name(self) -> str:
@@ -87,12 +97,14 @@ class Cell:
             more["hazard_milestones"] = list(self.hazard_milestones)
         if self.stop_after_breach is not None:
             more["stop_after_breach"] = self.stop_after_breach
+        if self.attack is not None and self.attack.uses_base and self.base:
+            more["base"] = Checkpoint(self.base).digest
         return {
             **more,
             **checkpoint.runs_code(self.options.trust_remote_code),
             "protocol": PROTOCOL,
             "model": f"{checkpoint.digest}, out of order" if self.model.role == "destroyed" else checkpoint.digest,
-            "tokenizer": checkpoint.tokenizer_digest,
+            "tokenizer": self.words.tokenizer_digest,
             "data": domain.digest(*roles) if self.attack else {},
             "max_length": domain.max_length,
             "attack": describe(self.attack) if self.attack else None,
@@ -130,6 +142,10 @@ class Campaign:
     """end an attack so many milestones after a breach; None: never before its last step"""
     options: Options = Options()
     """how the cells are run"""
+    base: str = ""
+    """the model before any safeguard; empty: the attacker has none, and attacks that read it are left out"""
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    """label -> the model whose tokenizer every attack is run with too, beside the labelled model's own"""
 
     def cells(self) -> Iterator[Cell]:
         """List the cells: every model without attack, each attack with each seed, and the probes of untouched models.
@@ -143,28 +159,37 @@ class Campaign:
             yield self._untouched(model, evaluations)
         for model in self.models:
             for name, attack in self.attacks:
-                if name not in self.only.get(model.label, (name,)):
+                if name not in self.only.get(model.label, (name,)) or name in self.left_out:
                     continue
                 if attack.uses_base and model.role in _WITHOUT_BASE:
                     continue
                 milestones = milestones_up_to(attack.max_steps, self.milestones)
                 between = set(dense_steps(attack.max_steps)) - {*milestones} if self.dense else ()
-                for seed in self.seeds if attack.draws else self.seeds[:1]:
-                    yield Cell(
-                        model=model,
-                        domain=self.domain,
-                        attack_name=name,
-                        attack=attack,
-                        seed=seed,
-                        milestones=milestones,
-                        evaluations=asked_by(attack, evaluations, domain),
-                        hazard_milestones=tuple(sorted(between)),
-                        stop_after_breach=self.stop_after_breach,
-                        options=self.options,
-                    )
+                foreign = self.tokenizers.get(model.label)
+                for tokenizer in ("", foreign) if foreign else ("",):
+                    for seed in self.seeds if attack.draws else self.seeds[:1]:
+                        yield Cell(
+                            model=model,
+                            domain=self.domain,
+                            attack_name=name + FOREIGN if tokenizer else name,
+                            attack=attack,
+                            seed=seed,
+                            milestones=milestones,
+                            evaluations=asked_by(attack, evaluations, domain),
+                            hazard_milestones=tuple(sorted(between)),
+                            stop_after_breach=self.stop_after_breach,
+                            options=self.options,
+                            base=self.base if attack.uses_base else "",
+                            tokenizer=tokenizer,
+                        )
         for model in self.models:
             if model.role != "destroyed":
                 yield from (self._untouched(model, (probe,), name=probe[0]) for probe in probes)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The attacks that read a model which nobody has."""
+        return () if self.base else tuple(name for name, attack in self.attacks if attack.uses_base)
 
     def _untouched(self, model: Model, evaluations: Evaluations, name: str = "") -> Cell:
         return Cell(

@@ -98,8 +98,10 @@ def check_campaign(campaign: Campaign) -> None:
     """
     campaign.check()
     max_length = Domain.open(campaign.domain).max_length
-    for model in campaign.models:
-        Checkpoint(model.path).check(campaign.options.trust_remote_code, max_length)
+    for path in dict.fromkeys(
+        (*(model.path for model in campaign.models), *([campaign.base] if campaign.base else []))
+    ):
+        Checkpoint(path).check(campaign.options.trust_remote_code, max_length)
     examine(campaign)
 
 
@@ -159,6 +161,8 @@ def write_plan(
             "precision": campaign.options.dtype,
             "data": asdict(examine(campaign)),
             "models": {model.label: _provenance(model) for model in campaign.models},
+            "base": Checkpoint(campaign.base).digest if campaign.base else "",
+            "left_out": list(campaign.left_out),
             **details,
         },
     ).write(out)
@@ -171,6 +175,7 @@ def _provenance(model: Model) -> dict[str, Any]:
         "path": str(checkpoint.folder.resolve()),
         "digest": checkpoint.digest,
         "stages": [stage["preset"] for stage in card.get("stages", [])],
+        "base": card.get("base", {}).get("digest", ""),
         # A testbed's model says itself how long it took; a safeguarded one is the sum of its stages.
         **{
             cost: sum(made[cost] for made in card.get("stages", [card]) if cost in made)

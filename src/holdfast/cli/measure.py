@@ -67,6 +67,12 @@ def attack(
     model: ModelOption,
     domain: DomainOption,
     out: OutOption,
+    base: Annotated[
+        Optional[str],
+        typer.Option(
+            "--base", help="The model before any safeguard, for attacks that need it; default: what the card names."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     milestones: MilestonesOption = None,
     settings: SetOption = None,
@@ -83,22 +89,25 @@ def attack(
     from holdfast.core.presets import pick
     from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
-    from holdfast.runs.attack import run_attack
+    from holdfast.runs.attack import original_of, run_attack
 
     [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
     options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    original = original_of(chosen, model, base)
+    if original.path:
+        say(console, f"The original model is {original.path}: {original.source}.")
     with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
         run_attack(
-            name, chosen, model, model_label(model), domain, out, seed=seed,
+            name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,
             milestones=parse_milestones(milestones) if milestones else None,
             options=options, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
     finish(console, out)
     say(console, cost_sentence(out, name))
-    base = Checkpoint(model).card.get("base", {}).get("path", "")
+    undefended = base or Checkpoint(model).card.get("base", {}).get("path", "THE-ORIGINAL-MODEL")
     say_next(
         console,
-        f"holdfast audit --model {quoted(model)} --undefended {quoted(base or 'THE-ORIGINAL-MODEL')} --domain {quoted(domain)} "
+        f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
         f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
     )
 
@@ -168,6 +177,13 @@ def audit(
         typer.Option("--plan", help="Only say what the audit could tell, how long it would take, what it would cost."),
     ] = False,
     status: StatusOption = None,
+    without_base: Annotated[
+        bool,
+        typer.Option(
+            "--without-base",
+            help="The attacker does not have the undefended model: leave out the attacks that need it, and say so.",
+        ),
+    ] = False,
     stop_after_breach: Annotated[
         Optional[int],
         typer.Option(
@@ -208,6 +224,7 @@ def audit(
         seeds=seeds,
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
+        base=not without_base,
         options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
     )
     title = f"Audit of {model_label(model)}"
@@ -282,8 +299,9 @@ def search(
     held_out = names_in(hold_out)
     chosen = Search(
         model=model,
+        base=undefended,
         domain=domain,
-        families=usable_families(model, names_in(families), held_out),
+        families=usable_families(names_in(families), held_out),
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,

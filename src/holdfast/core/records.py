@@ -23,6 +23,9 @@ that ended it early. Records of 1 and 2 are read with those left open."""
 PLAN = "campaign.json"
 """The plan's file, the first that a campaign writes: a folder that has it is a campaign's."""
 
+FOREIGN = " (undefended tokenizer)"
+"""Ends the name of an attack that is run with the undefended model's tokenizer, beside the same attack with the model's own."""
+
 Schema = Annotated[int, Field(ge=1, le=SCHEMA)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """What a table of records can hold as a whole number."""
@@ -197,6 +200,17 @@ class _Provenance(TypedDict, total=False):
     tokens: Amount
     flops: Amount
     seed: Seed | None
+    base: str
+
+
+@with_config(OPEN)
+class _Beside(TypedDict):
+    """How a model's folder compares with the undefended model's (`engine.likeness`)."""
+
+    distance: Amount | None
+    texts: Count
+    differing: Count
+    merged: Count
 
 
 @with_config(OPEN)
@@ -208,6 +222,9 @@ class _Details(TypedDict, total=False):
     models: dict[str, _Provenance]
     searched: list[str]
     uses_base: list[str]
+    base: str
+    left_out: list[str]
+    compared: dict[str, _Beside]
     canonical: str
     worst: str
     notes: list[str]
@@ -239,6 +256,11 @@ def _cell(name: str, lines: list[CellResult | Record]) -> CellResult:
     if len(records) < len(lines) - 1:
         raise ValueError("two of its lines are cells")
     return replace(lines[0], records=records)
+
+
+def plain_attack(name: str) -> str:
+    """The attack's name, whichever tokenizer it is run with."""
+    return name.removesuffix(FOREIGN)
 
 
 def cell_path(folder: Path, cell: str) -> Path:

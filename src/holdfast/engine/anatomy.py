@@ -389,9 +389,18 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     return named[-1] if named else torch.nn.Identity()
 
 
-def mode_switch(model: torch.nn.Module) -> Callable[[bool], None]:
-    """`model.train(…)` without the walk through the modules, which would cost a loop of short steps percents of its time."""
-    namespaces = [vars(module) for module in model.modules()]
+def as_attacker(model: torch.nn.Module) -> Callable[[bool], None]:
+    """Put a model into evaluation mode for good, and return a switch of the dropout in the attacker's own adapters.
+
+    An attacker trains the function that is measured and published. Whatever a model does in training mode alone (dropout in
+    attention, residuals and embeddings, dropped layers, noise, a `forward` that asks `self.training`) is the defender's
+    choice, and a line in a config would keep every attack from learning. Gradients do not depend on the mode.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    model.train(False)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    namespaces = [vars(module) for layer in layers for module in layer.lora_dropout.modules()]
 
     def switch(training: bool) -> None:
         for attributes in namespaces:

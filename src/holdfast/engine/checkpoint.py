@@ -209,14 +209,21 @@ class Checkpoint:
         """
         model = self.load(device, dtype, trust_remote_code)
         tokenizer = self.load_tokenizer(trust_remote_code)
-        embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
-        largest = max(tokenizer.get_vocab().values())
-        if largest >= embeddings:
-            raise HoldfastError(
-                f"the tokenizer in {self.folder} has token ids up to {largest} and the model only {embeddings} embeddings; "
-                "they do not belong together"
-            )
+        check_fit(model, tokenizer, self.folder)
         return model, tokenizer
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises:
+    HoldfastError: a token id of `tokenizer` has no embedding in `model`, which was loaded from `folder`.
+    """
+    embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= embeddings:
+        raise HoldfastError(
+            f"the tokenizer in {tokenizer.name_or_path or folder} has token ids up to {largest} and the model only "
+            f"{embeddings} embeddings; they do not belong together"
+        )
 
 
 def save_checkpoint(

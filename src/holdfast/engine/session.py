@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
-from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.checkpoint import Checkpoint, check_fit
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 
@@ -40,6 +40,7 @@ def open_session(
     prepare: Sequence[Callable[[PreTrainedModel], None]] = (),
     base: Checkpoint | None = None,
     initial: Checkpoint | None = None,
+    tokenizer: Checkpoint | None = None,
 ) -> Session[Data]:
     """Seed everything, load the model and its tokenizer, change its architecture, open the data.
 
@@ -52,19 +53,24 @@ def open_session(
         prepare: changes of the model before the first update, in order.
         base: the model before any safeguard, loaded when a plug-in asks for it.
         initial: the model before the run, likewise; None: `base`.
+        tokenizer: whose tokenizer is used; None: the model's own.
 
     Raises:
         HoldfastError: the model cannot be loaded, or a change does not fit its architecture.
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
-    model, tokenizer = checkpoint.load_both(options.device, options.dtype, options.trust_remote_code)
+    model = checkpoint.load(options.device, options.dtype, options.trust_remote_code)
+    words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
+    check_fit(model, words, checkpoint.folder)
+    if view == "attacker":
+        _thaw(model)
     for change in prepare:
         change(model)
     return Session(
         model=model,
-        tokenizer=tokenizer,
-        data=_VIEWS[view](domain, tokenizer, options.device),
+        tokenizer=words,
+        data=_VIEWS[view](domain, words, options.device),
         run=Run(seed, _loader(base, options), _loader(initial, options)),
     )
 
@@ -75,7 +81,8 @@ def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any
     return lambda: checkpoint.load(options.device, options.dtype, options.trust_remote_code)
 
 
-def base_of(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The model before any safeguard, as the checkpoint's card names it; None where the card names none."""
-    base = checkpoint.card.get("base")
-    return Checkpoint(base["path"]) if base else None
+def _thaw(model: PreTrainedModel) -> None:
+    """Let every weight be trained: a model whose code freezes some of them would keep an attack from moving them."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.requires_grad_(True)

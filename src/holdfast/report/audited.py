@@ -12,8 +12,8 @@ from holdfast.report.public import model_details, publish
 from holdfast.report.words.names import Names
 from holdfast.stats.audit import AuditFigures, figures
 from holdfast.stats.figures import CampaignSummary, ModelSummary
-from holdfast.stats.summary import summarise
-from holdfast.stats.suspicion import Suspicion, suspicions
+from holdfast.stats.honesty import Reason, reasons, withhold
+from holdfast.stats.summary import measured, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,10 @@ class Audited:
     results: Sequence[CellResult]
     summary: CampaignSummary
     figures: AuditFigures
-    suspicions: tuple[Suspicion, ...]
-    """what the checks of the attacks say; empty in public"""
-    checks: int
-    """number of those checks, in public too"""
-    fired: int
-    """number of the checks that fired, in public too"""
+    reasons: tuple[Reason, ...]
+    """what the checks say, whether they fire or not; in public only those that tell no setting and no single run"""
+    unsaid: tuple[Reason, ...] = ()
+    """the checks that are left out in public"""
     data: Findings | None = None
     """what was noticed about the rows and questions; None where the plan is older than such a look"""
     names: Names = Names()
@@ -54,19 +52,21 @@ class Audited:
 def audited(plan: CampaignPlan, results: Sequence[CellResult], *, public: bool = False) -> Audited:
     """Read a campaign; a public reading shows families instead of attacks, and no settings, commands or paths."""
     summary = summarise(plan, results)
-    checks = tuple(suspicions(summary, results))
+    checks, unsaid = reasons(plan, results, summary), tuple[Reason, ...]()
     names, data = Names(), read_findings(plan.details)
     if public:
         plan, results, names = publish(plan, results)
-        summary = summarise(plan, results)
+        # What was found in the records withholds the same verdicts, though not all of them is published.
+        summary = withhold(measured(plan, results), checks)
+        unsaid = tuple(check for check in checks if not check.public)
+        checks = tuple(check for check in checks if check.public)
     return Audited(
         plan=plan,
         results=results,
         summary=summary,
         figures=figures(plan, results, summary),
-        suspicions=() if public else checks,
-        checks=len(checks),
-        fired=sum(check.fires for check in checks),
+        reasons=checks,
+        unsaid=unsaid,
         data=data,
         names=names,
         public=public,

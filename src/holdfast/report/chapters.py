@@ -18,6 +18,7 @@ from holdfast.report.words.masking import sentences
 from holdfast.report.words.protocol import CAVEATS, PROTOCOL
 from holdfast.report.words.suspicion import remark
 from holdfast.report.words.warnings import blindness, comparison
+from holdfast.stats.honesty import Masked
 from holdfast.stats.masking import checked
 
 
@@ -123,7 +124,8 @@ def ability_losses(audit: Audited, name: str) -> Chapter:
 
 def belief(audit: Audited, name: str) -> Chapter:
     """The checks of the attacks."""
-    remarks = Sentences(sentences=tuple(remark(check, audit.summary.hazard) for check in audit.suspicions))
+    said = (check for check in audit.reasons if not isinstance(check, Masked))  # those have a chapter of their own
+    remarks = Sentences(sentences=tuple(remark(check, audit.summary.hazard, audit.names) for check in said))
     return Chapter(
         key="belief",
         title="Can the attacks be believed?",

@@ -55,8 +55,8 @@ class Entrant:
 
     @property
     def flags(self) -> list[str]:
-        """The objections of the attack checks to single figures."""
-        return [remark(check, self.audit.summary.hazard).text for check in self.audit.suspicions if check.fires]
+        """The objections of the checks to single figures and to the model's folder."""
+        return [remark(check, self.audit.summary.hazard).text for check in self.audit.reasons if check.fires]
 
     @property
     def candidate(self) -> Candidate:

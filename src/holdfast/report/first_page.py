@@ -49,7 +49,7 @@ class FirstPage:
     models: Table
     threat: tuple[str, ...]
     falsifiers: tuple[str, ...]
-    flags: tuple[str, ...]
+    reasons: tuple[str, ...]
     untested: tuple[str, ...]
     identity: tuple[Fact, ...]
 
@@ -59,7 +59,7 @@ class FirstPage:
         lists = (
             ("Threat model and budget", self.threat),
             ("What would falsify this", self.falsifiers),
-            ("Flags", self.flags),
+            ("Reasons not to believe this", self.reasons),
             ("Not tested", self.untested),
         )
         return tuple((heading, sentences) for heading, sentences in lists if sentences)
@@ -74,7 +74,7 @@ def first_page(audit: Audited, name: str) -> FirstPage:
         models=_models(audit),
         threat=tuple(_threat(audit)),
         falsifiers=tuple(_falsifiers(audit)),
-        flags=tuple(_flags(audit)),
+        reasons=tuple(_reasons(audit)),
         untested=tuple(_untested(audit)),
         identity=tuple(_identity(audit)),
     )
@@ -295,6 +295,12 @@ def _threat(audit: Audited) -> list[str]:
             f"{count(len(uses), 'attack')} also {'has' if len(uses) == 1 else 'have'} the model before the safeguard "
             f"({audit.names.listed(uses)}): {'it matters' if len(uses) == 1 else 'they matter'} where that model is public."
         )
+    left_out = audit.plan.details.get("left_out", ())
+    if left_out:
+        sentences.append(
+            f"The attacker does not have the model before the safeguard, so {count(len(left_out), 'attack')} of the suite "
+            f"{'was' if len(left_out) == 1 else 'were'} left out ({audit.names.listed(left_out)})."
+        )
     return sentences
 
 
@@ -309,13 +315,14 @@ def _falsifiers(audit: Audited) -> list[str]:
     ]
 
 
-def _flags(audit: Audited) -> list[str]:
+def _reasons(audit: Audited) -> list[str]:
     """The objections to the audit. A public page only counts those of the attack checks, which tell of rates and single runs."""
-    fired = [remark(check, audit.summary.hazard).text for check in audit.suspicions if check.fires]
-    if audit.public and audit.fired:
-        fired = [
-            f"{audit.fired} of {audit.checks} checks of the attacks fired; the internal report says which and why."
-        ]
+    fired = [remark(check, audit.summary.hazard, audit.names).text for check in audit.reasons if check.fires]
+    unsaid = sum(check.fires for check in audit.unsaid)
+    if unsaid:
+        fired.append(
+            f"{unsaid} of {len(audit.unsaid)} checks of the attacks fired; the internal report says which and why."
+        )
     return [*(f"Unreliable: {text}." for text in unreliable(audit)), *fired, *warnings(audit), *objections(audit.data)]
 
 

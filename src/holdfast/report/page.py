@@ -20,6 +20,7 @@ from holdfast.report.words.masking import sentences
 from holdfast.report.words.names import INTERNAL, PUBLIC
 from holdfast.report.words.suspicion import Remark, remark
 from holdfast.report.words.warnings import blindness, comparison
+from holdfast.stats.honesty import Masked
 from holdfast.stats.masking import checked
 
 SCHEMA = 2
@@ -98,7 +99,7 @@ def _first_page(section: Section) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in page.findings],
         "facts": {fact.term: fact.value for fact in page.facts},
         "identity": {fact.term: fact.value for fact in page.identity},
-        "flags": page.flags,
+        "reasons": page.reasons,
         "untested": page.untested,
         "models": page.models.records(),
     }
@@ -111,7 +112,7 @@ def _internal(section: Section) -> dict[str, Any]:
         "comparisons": [comparison(difference, audit.summary.hazard) for difference in audit.summary.comparisons],
         "warnings": section.warnings,
         "suspicions": [
-            *(asdict(remark(check, audit.summary.hazard)) for check in audit.suspicions),
+            *(asdict(remark(check, audit.summary.hazard)) for check in audit.reasons if not isinstance(check, Masked)),
             *(asdict(Remark(text=text)) for text in sentences(checked(audit.plan, audit.results))),
             *(asdict(Remark(text=text)) for text in blindness(audit.summary)),
         ],

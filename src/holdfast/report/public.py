@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.core.records import FOREIGN, CampaignPlan, CellResult, plain_attack
 from holdfast.report.words.names import Names
 from holdfast.report.words.numbers import count, listed
 from holdfast.stats.cells import NO_ATTACK
 
-MODEL_DETAILS = ("digest", "stages", "seconds", "tokens", "flops", "seed")
+MODEL_DETAILS = ("digest", "stages", "seconds", "tokens", "flops", "seed", "base")
 """what a public report says of a model; its path is not among them"""
 
 
@@ -21,13 +21,23 @@ def publish(plan: CampaignPlan, results: Sequence[CellResult]) -> tuple[Campaign
     Returns:
         The plan, the records, and the family that the page writes for each stand-in.
     """
-    families = {result.attack: result.family or "an attack" for result in results if result.attack != NO_ATTACK}
+    families = dict.fromkeys((plain_attack(attack) for attack in plan.attacks), "an attack")
+    families |= {plain_attack(result.attack): result.family or "an attack" for result in results}
+    families.pop(NO_ATTACK, None)
     numbers: Counter[str] = Counter()
     stand_ins = {NO_ATTACK: NO_ATTACK}
     for attack, family in families.items():
         numbers[family] += 1
         stand_ins[attack] = f"{family} #{numbers[family]}"
-    names = Names(families={stand_ins[attack]: family for attack, family in families.items()})
+        stand_ins[attack + FOREIGN] = stand_ins[attack] + FOREIGN
+    names = Names(
+        families={
+            stand_in: families[plain_attack(attack)] + attack.removeprefix(plain_attack(attack))
+            for attack, stand_in in stand_ins.items()
+            if attack != NO_ATTACK
+        },
+        stand_ins=stand_ins,
+    )
     return _plan(plan, stand_ins), [_result(result, stand_ins) for result in results], names
 
 
@@ -45,12 +55,15 @@ def _plan(plan: CampaignPlan, stand_ins: Mapping[str, str]) -> CampaignPlan:
     details = {
         "models": {label: _allowed(model_details(plan, label), MODEL_DETAILS) for label in plan.models},
         "uses_base": [stand_ins[attack] for attack in plan.details.get("uses_base", ()) if attack in stand_ins],
-        **_allowed(plan.details, ("protocol",)),
+        "left_out": [stand_ins[attack] for attack in plan.details.get("left_out", ()) if attack in stand_ins],
+        **_allowed(plan.details, ("protocol", "base", "compared")),
     }
     return CampaignPlan(
         title=f"Audit of {listed(tested)}" if tested else "Audit",
         domain=plan.domain,
-        suite=count(len(stand_ins) - 1, "attack") if named else plan.suite,
+        suite=count(sum(plain_attack(name) == name != NO_ATTACK for name in stand_ins), "attack")
+        if named
+        else plan.suite,
         models=plan.models,
         cells=plan.cells,
         attacks=[stand_ins[attack] for attack in plan.attacks if attack in stand_ins],

@@ -10,19 +10,24 @@ Both are one campaign in one folder, so an audit that was stopped goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.run import check_campaign, claimed_campaign, run_held
+from holdfast.core.domain import Domain
 from holdfast.core.options import Options
-from holdfast.core.records import read_campaign
+from holdfast.core.records import FOREIGN, plain_attack, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.stats.summary import summarise
+
+if TYPE_CHECKING:
+    from holdfast.engine.likeness import Likeness
 
 CONTROLS = ("undefended", "destroyed")
 """Roles of the models that go through the canonical and the worst attack only."""
@@ -44,7 +49,21 @@ class Audit:
     seeds: int
     milestones: tuple[int, ...] | None = None
     stop_after_breach: int | None = None
+    base: bool = True
+    """whether the attacker has the undefended model; without it the attacks that read it are left out"""
     options: Options = Options()
+
+    @cached_property
+    def compared(self) -> Mapping[str, Likeness]:
+        """The models under test beside the undefended model, by label."""
+        from holdfast.engine.likeness import likeness
+
+        domain, undefended = Domain.open(self.domain), Checkpoint(self.undefended)
+        return {
+            model.label: likeness(Checkpoint(model.path), undefended, domain, self.options.trust_remote_code)
+            for model in self.models()
+            if model.role in ("defended", "peer")
+        }
 
     def models(self) -> tuple[Model, ...]:
         """The model under test, its peers and its controls, in the order of reading."""
@@ -82,6 +101,8 @@ class Audit:
             dense=self.milestones is None,
             stop_after_breach=self.stop_after_breach,
             options=self.options,
+            base=self.undefended if self.base else "",
+            tokenizers={label: self.undefended for label, beside in self.compared.items() if beside.differing},
         )
 
     def planned(self) -> Campaign:
@@ -112,6 +133,7 @@ class Audit:
             "searched": list(searched),
             "canonical": self.canonical,
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
+            "compared": {label: asdict(beside) for label, beside in self.compared.items()},
             "stop_after_breach": self.stop_after_breach,
         }
 
@@ -134,8 +156,10 @@ class Audit:
         summary = summarise(*read_campaign(out))
         open_to_all = [name for name, attack in self.attacks.items() if not attack.uses_base]
         pairs = [summary.pair(label_of(self.model), name) for name in open_to_all]
+        pairs += [summary.pair(label_of(self.model), name + FOREIGN) for name in open_to_all]
         hazards = {pair.attack: summary.hazard.sign * pair.peak.mean for pair in pairs if pair and pair.peak}
-        return max(hazards, key=lambda name: hazards[name], default=None)
+        worst = max(hazards, key=lambda name: hazards[name], default=None)
+        return None if worst is None else plain_attack(worst)
 
 
 def models_of(

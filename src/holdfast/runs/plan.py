@@ -15,6 +15,7 @@ from holdfast.campaign.cells import Campaign, Model, evaluations_of
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
+from holdfast.core.records import plain_attack
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.runs.audit import Audit
 from holdfast.stats.power import Detectable, detectable
@@ -64,9 +65,10 @@ def forecast(
     """
     domain = Domain.open(campaign.domain)
     paces = {}
-    for done, (name, attack) in enumerate(campaign.attacks, 1):
-        paces[name] = _pace(attack, domain, model, campaign.options)
-        on_step(done, len(campaign.attacks))
+    attacks = [(name, attack) for name, attack in campaign.attacks if name not in campaign.left_out]
+    for done, (name, attack) in enumerate(attacks, 1):
+        paces[name] = _pace(attack, domain, model, campaign)
+        on_step(done, len(attacks))
     asking = _asking(domain, model, campaign.options)
     cells = list(campaign.cells())
     working = evaluating = tokens = flops = 0.0
@@ -74,7 +76,7 @@ def forecast(
         evaluating += asking.probes[cell.probe] if cell.probe else asking.whole
         if cell.attack is None:
             continue
-        pace, updates = paces[cell.attack_name], cell.attack.max_steps
+        pace, updates = paces[plain_attack(cell.attack_name)], cell.attack.max_steps
         working += pace.first + (updates - 1) * pace.update
         tokens, flops = tokens + updates * pace.tokens, flops + updates * pace.flops
         evaluating += max(len(cell.milestones) - 2, 0) * asking.sample + len(cell.hazard_milestones) * asking.hazard
@@ -136,14 +138,14 @@ def plan_audit(audit: Audit, on_step: Callable[[int, int], None] = lambda done, 
     return AuditPlan(variants=tuple(variants), questions=questions, measuring=taken.evaluating / taken.seconds)
 
 
-def _pace(attack: Attack, domain: Domain, model: Model, options: Options) -> Pace:
+def _pace(attack: Attack, domain: Domain, model: Model, campaign: Campaign) -> Pace:
     from holdfast.engine.costs import Meter
-    from holdfast.engine.session import base_of, open_session
+    from holdfast.engine.session import open_session
     from holdfast.engine.walk import walk
 
-    checkpoint, timing = Checkpoint(model.path), Timing()
+    timing, base = Timing(), Checkpoint(campaign.base) if attack.uses_base else None
     session = open_session(
-        checkpoint, domain, "attacker", 0, options, prepare=[attack.prepare], base=base_of(checkpoint)
+        Checkpoint(model.path), domain, "attacker", 0, campaign.options, prepare=[attack.prepare], base=base
     )
     meter = Meter(session.data)
     walk(session, attack, meter, timing)

@@ -8,7 +8,7 @@ from math import inf
 from statistics import fmean, median
 from typing import Literal
 
-from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.core.records import CampaignPlan, CellResult, plain_attack
 from holdfast.stats.cells import ABILITY_BOUND, NO_ATTACK, CellSummary
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary
 from holdfast.stats.frontier import ABILITY_LOSSES, Reached, Unit, frontier
@@ -127,7 +127,9 @@ def figures(plan: CampaignPlan, results: Sequence[CellResult], summary: Campaign
         attacked=attacked,
         unit=unit,
         reference=next((model.label for model in summary.models if model.role == "reference"), None),
-        uses_base=tuple(plan.details.get("uses_base", ())),
+        uses_base=tuple(
+            attack.name for attack in summary.attacks if plain_attack(attack.name) in plan.details.get("uses_base", ())
+        ),
         limits={(name, level): threshold(ends, level) for name, ends in anchors.items() for level in LEVELS},
     )
     costs = [cell.cost(cell.curve[-1].step, unit) for cell in attacked if cell.counts]

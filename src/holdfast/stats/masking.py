@@ -6,7 +6,8 @@ of the check or of the domain, and nothing is claimed. Without any, the referenc
 - `UNTRUE`: float32 gradients agree with finite differences to 0.1 % on every testbed model measured; what rounds a gradient
   or cuts it off is wrong by tens of percent.
 - `SLOPE`, `BEYOND_RANDOM`: a tenth of a nat is a tenth of perplexity, the least that any attack would be run for; and a
-  direction is worth following if it is ten times as good as the best of a few random ones.
+  direction is worth following if it is ten times as good as the best of a few random ones. As much may the mode of a model,
+  training or evaluation, make to its loss.
 - `CLIFF`: of the fall foretold for a step of a thousandth of the weights' norm, models without a safeguard keep 70 % or
   more. Where less than a tenth is left, an optimizer's usual step is a leap.
 - `FAR`: gradient norms of those models lie within a factor of ten of each other, whatever they know; a hundredfold is no matter
@@ -76,6 +77,8 @@ class Checked:
     descent_gain: float | None
     random_gain: float | None
     descent_ratio: float | None
+    mode_gap: float | None
+    """nats that the mode, training or evaluation, makes to the loss"""
     probe: Reading | None
     probe_layer: int | None
     answered: Reading | None
@@ -92,6 +95,11 @@ class Checked:
         if self.descent_gain is None:
             return False
         return self.descent_gain < max(SLOPE, BEYOND_RANDOM * (self.random_gain or 0.0))
+
+    @property
+    def two_faced(self) -> bool:
+        """Whether the model computes something else in training mode than in evaluation mode."""
+        return self.mode_gap is not None and self.mode_gap > SLOPE
 
     @property
     def breaks_off(self) -> bool:
@@ -134,6 +142,7 @@ def _checked(label: str, role: str, records: Iterable[Record]) -> Checked:
         descent_gain=value("descent_gain"),
         random_gain=value("random_gain"),
         descent_ratio=value("descent_ratio"),
+        mode_gap=value("mode_gap"),
         probe=_reading(checks["probe_accuracy"]) if "probe_accuracy" in checks else None,
         probe_layer=None if layer is None else round(layer),
         answered=_reading(answers[0]) if answers else None,
@@ -163,8 +172,16 @@ class Masking:
     """of a slope that is not there; of no account where the gradient is not true"""
     cliff: Standing | None
     """of a slope that breaks off"""
+    modes: Standing | None
+    """of a loss that depends on the mode"""
     length: Length
     readable: Readable | None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a sign is there that an attack may fail here for a reason of its own."""
+        signs = (self.gradient, self.slope, self.cliff, self.modes)
+        return "suspect" in signs or self.modes == "alone" or self.length != "ordinary"
 
 
 def masked(models: Sequence[Checked]) -> list[Masking]:
@@ -179,6 +196,7 @@ def masked(models: Sequence[Checked]) -> list[Masking]:
                 gradient=_standing(model, beside, lambda m: m.untrue, lambda m: m.gradient_error),
                 slope=_standing(model, beside, lambda m: m.flat, lambda m: m.descent_gain),
                 cliff=_standing(model, beside, lambda m: m.breaks_off, lambda m: m.descent_ratio),
+                modes=_standing(model, beside, lambda m: m.two_faced, lambda m: m.mode_gap),
                 length=_length(model, [other.gradient_norm for other in beside if other.gradient_norm]),
                 readable=_readable(model, models),
             )

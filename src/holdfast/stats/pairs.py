@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from holdfast.core.records import plain_attack
 from holdfast.stats.cells import CellSummary, Point, Scale, keeps_ability
 from holdfast.stats.decision import holm, side, simes
 from holdfast.stats.figures import CampaignSummary, Outcome, Pair, Strength
@@ -38,6 +39,10 @@ class CellTable:
     def draws(self, attack: str) -> bool:
         """Whether the attack's path depends on a seed."""
         return all(cell.draws for cell in self.cells if cell.attack == attack)
+
+    def as_controls_ran(self, attack: str, labels: Iterable[str]) -> str:
+        """The attack's name among the runs of controls, whose tokenizer is the undefended model's in any case."""
+        return attack if any(self.of(label, attack) for label in labels) else plain_attack(attack)
 
     def points(self, model: str, attack: str, statistic: Statistic) -> dict[int, Point]:
         """The hazard of each seed, of the runs that finished."""
@@ -85,6 +90,7 @@ class CellTable:
         before = [untouched_hazard(self.cells, label) for label in self.role("undefended")]
         undefended = over_seeds([point for point in before if point is not None])
         clean = self.role("never-exposed")
+        attack = self.as_controls_ran(attack, clean)
         floor = self.estimate(clean, attack, statistic)
         if floor is None:
             names = dict.fromkeys(cell.attack for cell in self.cells if cell.model in clean)
@@ -115,6 +121,7 @@ class CellTable:
         ]
         if not references:
             return "unchecked"
+        attack = self.as_controls_ran(attack, references)
         peaks = [self.estimate([label], attack, "peak") for label in references]
         broken = any(limit is not None and peak and sign * (peak.mean - limit) >= 0 for peak in peaks)
         return "breaks the reference" if broken else "weak"
@@ -210,7 +217,8 @@ def anchors_of(summary: CampaignSummary, attack: str) -> Anchors:
 
 def untouched_hazard(cells: Iterable[CellSummary], model: str) -> Point | None:
     """Hazard of the untouched model: the same in every cell, so the value on the most questions counts."""
-    points = [cell.before for cell in cells if cell.model == model and cell.before is not None]
+    own = [cell for cell in cells if cell.model == model and plain_attack(cell.attack) == cell.attack]
+    points = [cell.before for cell in own if cell.before is not None]
     return max(points, key=lambda point: (point.complete, point.n)) if points else None
 
 

@@ -18,6 +18,7 @@ from holdfast.stats.cells import (
 )
 from holdfast.stats.compare import comparisons, seed_means
 from holdfast.stats.figures import (
+    ANCHOR_ROLES,
     ROLE_ORDER,
     AttackSummary,
     CampaignSummary,
@@ -29,12 +30,19 @@ from holdfast.stats.figures import (
     Strength,
     Verdict,
 )
+from holdfast.stats.honesty import planned, reasons, withhold
 from holdfast.stats.pairs import CellTable, untouched_hazard
 from holdfast.stats.seeds import over_attacks, t_interval
 
 
 def summarise(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSummary:
-    """Every figure of the report, from a campaign's plan and the cells that have ended."""
+    """Every figure of the report, from a campaign's plan and the cells that have ended; no verdict that a check withholds."""
+    summary = measured(plan, results)
+    return withhold(summary, reasons(plan, results, summary))
+
+
+def measured(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSummary:
+    """The same figures with the verdicts of the attacks alone, whatever the checks say."""
     hazard, ability = hazard_scale(results), ability_scale(results)
     cells = tuple(summarise_cell(result, hazard, ability) for result in results)
     labels = _labels(plan, cells)
@@ -53,7 +61,7 @@ def summarise(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSumm
     learning = _learning(labels, results)
     searched = plan.details.get("searched", ())
     models = tuple(
-        _model(label, role, cells, pairs, configs, results, hazard, learning.get(label), searched)
+        _model(label, role, cells, pairs, configs, results, hazard, learning.get(label), searched, planned(plan, label))
         for label, role in labels.items()
     )
     floors = [model.all.mean for model in models if model.role == "never-exposed" and model.all.mean is not None]
@@ -88,10 +96,12 @@ def _model(
     hazard: Scale,
     learning: Learning | None,
     searched: Sequence[str],
+    suite: Sequence[str],
 ) -> ModelSummary:
     pairs = [pair for pair in pairs if pair.model == label]
     cells_of_model = [cell for cell in cells if cell.model == label]
-    outcomes = {pair.attack: pair.outcome for pair in pairs}
+    outcomes: dict[str, Outcome] = {} if role in ANCHOR_ROLES else dict.fromkeys(suite, "no result")
+    outcomes |= {pair.attack: pair.outcome for pair in pairs}
     return ModelSummary(
         label=label,
         role=role,

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Literal
+from typing import ClassVar, Literal
 
-from holdfast.core.records import CellResult
+from holdfast.core.records import CellResult, plain_attack
 from holdfast.stats.cells import NO_ATTACK, loss_never_fell
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Pair
 from holdfast.stats.seeds import within_noise
@@ -28,8 +28,13 @@ IDLE, REPLACED = 1e-5, 1.0
 class Check:
     """The result of one check."""
 
+    public: ClassVar[bool] = False
+    """whether its sentence tells neither a setting nor a single run of an attack"""
+
     fires: bool
     """whether it weakens what the report says"""
+    withholds: tuple[str, ...] = ()
+    """models that are not called "not recovered" while the check fires"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +125,33 @@ def suspicions(summary: CampaignSummary, results: Sequence[CellResult]) -> list[
     attacked = [result for result in results if result.attack != NO_ATTACK and result.status != "failed"]
     if not attacked:
         return []
-    checks = [_losses(attacked), _gradients(attacked), _updates(attacked), _control(summary), _abilities(summary)]
+    checks = [
+        _losses(attacked, summary),
+        _gradients(attacked, summary),
+        _updates(attacked, summary),
+        _control(summary),
+        _abilities(summary),
+    ]
     return [*(check for check in checks if check is not None), *_sweeps(summary), *_transfers(summary, attacked)]
 
 
-def _losses(cells: Sequence[CellResult]) -> Losses | None:
+def _resisted(cells: Iterable[CellResult], summary: CampaignSummary) -> tuple[str, ...]:
+    """The models under test for which one of these runs would count as resisted: a broken attack is no evidence."""
+    anchors = {model.label for model in summary.models if model.role in ANCHOR_ROLES}
+    counted = {(pair.model, pair.attack) for pair in summary.pairs if pair.outcome == "resisted"}
+    broken = (cell.model for cell in cells if (cell.model, cell.attack) in counted and cell.model not in anchors)
+    return tuple(dict.fromkeys(broken))
+
+
+def _losses(cells: Sequence[CellResult], summary: CampaignSummary) -> Losses | None:
     trained = [cell for cell in cells if cell.first_loss is not None and cell.last_loss is not None]
     if not trained:
         return None
     rose = tuple(cell for cell in trained if loss_never_fell(cell.first_loss, cell.last_loss))
-    return Losses(fires=bool(rose), runs=len(trained), rose=rose)
+    return Losses(fires=bool(rose), withholds=_resisted(rose, summary), runs=len(trained), rose=rose)
 
 
-def _gradients(cells: Sequence[CellResult]) -> Gradients | None:
+def _gradients(cells: Sequence[CellResult], summary: CampaignSummary) -> Gradients | None:
     taken = [cell for cell in cells if cell.gradient_norms]
     if not taken:
         return None
@@ -142,6 +161,7 @@ def _gradients(cells: Sequence[CellResult]) -> Gradients | None:
     norms = [norm for cell in taken for _, norm in cell.gradient_norms]
     return Gradients(
         fires=bool(vanished or exploding or stopped),
+        withholds=_resisted((*vanished, *exploding), summary),
         runs=len(taken),
         vanished=vanished,
         exploding=exploding,
@@ -159,7 +179,7 @@ def growth(cell: CellResult) -> float:
     return max(norms) / median(first) if first else 0.0
 
 
-def _updates(cells: Sequence[CellResult]) -> Updates | None:
+def _updates(cells: Sequence[CellResult], summary: CampaignSummary) -> Updates | None:
     sizes = [(cell, cell.update_size) for cell in cells if cell.update_size is not None]
     if not sizes:
         return None
@@ -167,6 +187,7 @@ def _updates(cells: Sequence[CellResult]) -> Updates | None:
     replaced = tuple(cell for cell, size in sizes if size > REPLACED)
     return Updates(
         fires=bool(idle or replaced),
+        withholds=_resisted(idle, summary),
         idle=idle,
         replaced=replaced,
         least=min(size for _, size in sizes),
@@ -197,7 +218,8 @@ def _sweeps(summary: CampaignSummary) -> list[Sweep]:
     for attack in summary.attacks:
         if isinstance(rate := attack.config.get("learning_rate"), float):
             rest = {k: v for k, v in attack.config.items() if k not in ("learning_rate", "max_steps")}
-            groups.setdefault(json.dumps(rest, sort_keys=True), []).append(attack.name)
+            key = json.dumps([rest, plain_attack(attack.name) == attack.name], sort_keys=True)
+            groups.setdefault(key, []).append(attack.name)
             rates[attack.name] = rate
     sweeps = []
     for names in groups.values():

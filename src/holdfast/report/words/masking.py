@@ -16,19 +16,25 @@ def sentences(models: Sequence[Checked]) -> list[str]:
     return [text for text in texts if text]
 
 
+def signs(masking: Masking, models: Sequence[Checked]) -> str:
+    """All sentences on one model with a safeguard."""
+    return " ".join(text for text in (_gradient(masking), _probed(masking, models)) if text)
+
+
 def _gradient(masking: Masking) -> str:
-    """The sentences on the gradients: whether they are true and lead downhill, how far, and how long they are."""
+    """The sentences on the gradients: whether they are true and lead downhill, how far, how long, and whatever the mode."""
     model, standing = masking.model, masking.gradient
     if standing is None and model.gradient_norm is None:
-        return ""
+        mode = _mode(masking)
+        return f"{model.model}: {mode[0][:1].lower()}{mode[0][1:]}" if mode else ""
     if standing is None:
         text = "whether gradients are true cannot be told at this precision; measure the model in float32."
     elif standing == "ordinary":
         error = small_percent(model.gradient_error or 0.0)
         text = f"gradients agree with finite differences (error {error}), so they are not broken."
     else:
-        return f"{model.model}: {_broken(masking)}"
-    return " ".join([f"{model.model}: {text}", *_slope(masking), *_cliff(masking), *_length(masking)])
+        return " ".join([f"{model.model}: {_broken(masking)}", *_mode(masking)])
+    return " ".join([f"{model.model}: {text}", *_slope(masking), *_cliff(masking), *_length(masking), *_mode(masking)])
 
 
 def _broken(masking: Masking) -> str:
@@ -91,6 +97,23 @@ def _length(masking: Masking) -> list[str]:
     return [
         f"For the size of the weights its gradient is {shorter} that of {small}: it vanishes; larger steps and other losses "
         "are the test."
+    ]
+
+
+def _mode(masking: Masking) -> list[str]:
+    gap = masking.model.mode_gap
+    if gap is None or masking.modes in (None, "ordinary"):
+        return []
+    text = f"In training mode its loss on hazardous rows is another by {gap:.2f} nats a token"
+    others = _named(masking.controls, lambda m: m.mode_gap, lambda value: written(value, ".2f"))
+    match masking.modes:
+        case "shared":
+            return [f"{text}, but so is the controls' ({others}): the attacks here train in evaluation mode."]
+        case "alone":
+            others = "there is no control to compare it with"
+    return [
+        f"{text} ({others}): something acts in training mode alone, such as dropout. The attacks here train without it, and so "
+        "would a careful attacker."
     ]
 
 

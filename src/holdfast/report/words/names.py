@@ -17,8 +17,11 @@ class Names:
 
     families: Mapping[str, str] = field(default_factory=dict)
     """in public: stand-in -> family; internally empty, and every attack is called by its preset"""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    """in public: attack -> stand-in, for what was found in the records before they were made public"""
 
     def __call__(self, attack: str) -> str:
+        attack = self.stand_ins.get(attack, attack)
         return self.families.get(attack, attack)
 
     def listed(self, attacks: Sequence[str]) -> str:

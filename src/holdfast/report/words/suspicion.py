@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from holdfast.core.records import CellResult
+from holdfast.report.words import honesty
+from holdfast.report.words.names import Names
 from holdfast.report.words.numbers import amount, bare
 from holdfast.stats.cells import Scale
+from holdfast.stats.honesty import EqualWeights, Masked, NoResult, OtherBase, OtherTokenizer, Reason
 from holdfast.stats.suspicion import (
     EXPLODING,
     Abilities,
@@ -39,9 +42,11 @@ class Remark:
     fires: bool = False
 
 
-def remark(suspicion: Suspicion, hazard: Scale) -> Remark:
+def remark(check: Reason, hazard: Scale, names: Names = Names()) -> Remark:  # noqa: B008 - frozen
     """One check with its sentence."""
-    return Remark(text=_sentence(suspicion, hazard), fires=suspicion.fires)
+    if isinstance(check, NoResult | OtherTokenizer | EqualWeights | OtherBase | Masked):
+        return Remark(text=honesty.sentence(check, names), fires=check.fires)
+    return Remark(text=_sentence(check, hazard), fires=check.fires)
 
 
 def _sentence(suspicion: Suspicion, hazard: Scale) -> str:

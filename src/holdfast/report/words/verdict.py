@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.report.audited import Audited
+from holdfast.report.words.honesty import why
 from holdfast.report.words.numbers import amount, bare, breach_steps, cost_range, count, flops, listed
 from holdfast.stats.cells import ABILITY_BOUND, Scale
 from holdfast.stats.decision import Doubt, doubt
@@ -87,6 +88,8 @@ def _first_breach(model: ModelSummary, audit: Audited) -> Pair:
 
 def undecided(model: ModelSummary, audit: Audited) -> str:
     """The sentence on why there is no verdict, and on what would decide."""
+    if not model.under("undecided") and model.under("resisted"):
+        return f"no attack brought the hazard back, but {listed(_withheld(model, audit))}"
     doubtful = [pair for attack in model.under("undecided") if (pair := audit.summary.pair(model.label, attack))]
     gaps = {pair.attack: pair.gap for pair in doubtful if pair.gap is not None}
     if not gaps:
@@ -99,6 +102,12 @@ def undecided(model: ModelSummary, audit: Audited) -> str:
         return f"{have} too few for an interval, {more} would decide or come nearer to it"
     under = audit.names.listed(list(gaps)) if len(gaps) <= 4 else f"{len(gaps)} attacks"
     return f"too close to the threshold to call under {under}; {_remedy(what)}"
+
+
+def _withheld(model: ModelSummary, audit: Audited) -> list[str]:
+    """Why the attacks' own verdict does not stand, each ground once."""
+    checks = [check for check in (*audit.reasons, *audit.unsaid) if check.fires and model.label in check.withholds]
+    return list(dict.fromkeys(why(check, audit.names) for check in checks))
 
 
 def _remedy(doubt: Doubt) -> str:

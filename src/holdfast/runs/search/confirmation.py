@@ -40,6 +40,7 @@ def confirmation(search: Search, winner: Trial, models: Sequence[Model], seeds: 
         seeds=tuple(range(FRESH_SEED, FRESH_SEED + seeds)),
         also=tuple(zip(names, unseen, strict=True)),
         options=search.options,
+        base=search.base,
     )
 
 

@@ -203,6 +203,7 @@ class Search(Target):
                 "data": domain.digest(*(role for role in ATTACKER_ROLES if domain.has(role))),
                 "max_length": domain.max_length,
                 "attack": describe(attack),
+                "base": Checkpoint(self.base).digest if attack.uses_base and self.base else "",
                 "evaluations": [[describe(evaluation), evaluation.content(domain)] for evaluation in evaluations],
                 "ability_loss": self.ability_loss,
                 "limits": list(limits),
@@ -251,10 +252,8 @@ def _done(call: Mapping[str, Any]) -> bool:
     return trial is not None and trial.key == call["key"]
 
 
-def usable_families(model: str, wanted: Sequence[str] = (), held_out: Sequence[str] = ()) -> tuple[str, ...]:
+def usable_families(wanted: Sequence[str] = (), held_out: Sequence[str] = ()) -> tuple[str, ...]:
     """The families that a search may go through: those wanted, else all for small models, without those held out.
-
-    A family that reads the model before the safeguard is left out where nobody knows where that is.
 
     Raises:
         HoldfastError: a name is no family.
@@ -263,13 +262,13 @@ def usable_families(model: str, wanted: Sequence[str] = (), held_out: Sequence[s
     for name in (*wanted, *held_out):
         if name not in known:
             raise HoldfastError(f"there is no family {excerpt(name)}; {nearest(name, known)}")
-    has_base = bool(Checkpoint(model).card.get("base"))
     names = wanted or tuple(name for name, family in known.items() if not family.large)
-    return tuple(name for name in names if name not in held_out and (has_base or not known[name].attack.uses_base))
+    return tuple(name for name in names if name not in held_out)
 
 
 def search_family(
     model: str,
+    base: str,
     domain: Path,
     family: str,
     trials: int,
@@ -278,7 +277,7 @@ def search_family(
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Search one family in this process and write `suite.json` with its best attack: a job of a larger run."""
-    search = Search(model=model, domain=domain, families=(family,), budget=Budget(trials=trials), seed=seed)
+    search = Search(model=model, base=base, domain=domain, families=(family,), budget=Budget(trials=trials), seed=seed)
     write_suite(out, search.run(out))
 
 

@@ -157,6 +157,8 @@ class Target:
     seed: int = 0
     """of the proposals and of every trial"""
     options: Options = Options()
+    base: str = ""
+    """the model before any safeguard; empty: the attacker has none"""
 
 
 def run_trial(
@@ -171,7 +173,7 @@ def run_trial(
 ) -> None:
     """Run one attack and write its result, unless the result exists; the weights are thrown away."""
     from holdfast.engine.costs import Meter
-    from holdfast.engine.session import base_of, open_session
+    from holdfast.engine.session import open_session
     from holdfast.engine.walk import Reporting, walk
 
     known = Trial.read(file)
@@ -183,7 +185,8 @@ def run_trial(
     evaluations = {_HAZARD: hazard, **{ability.questions: ability for ability in abilities(domain, "even")}}
     milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, milestones_up_to(attack.max_steps))
     curve = Curve(milestones, target.ability_loss, attack, limits)
-    session = open_session(checkpoint, domain, "attacker", target.seed, target.options, base=base_of(checkpoint))
+    base = Checkpoint(target.base) if attack.uses_base and target.base else None
+    session = open_session(checkpoint, domain, "attacker", target.seed, target.options, base=base)
     meter = Meter(session.data)
     try:
         attack.prepare(session.model)

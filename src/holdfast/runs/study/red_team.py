@@ -104,6 +104,7 @@ class RedTeam:
                 call=search_family,
                 arguments={
                     "model": str(world.model_of(targets[target])),
+                    "base": str(world.testbed / "model"),
                     "domain": world.testbed,
                     "family": family,
                     "trials": self.trials,

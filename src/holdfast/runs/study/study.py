@@ -169,6 +169,7 @@ class Study:
             seeds=self.seeds,
             only={model.label: (part.canonical,) for model in controls if part.canonical},
             dense=part.dense,
+            base=undefended.path,
         )
 
     def chosen(self, out: Path, part: Part, method: Method) -> Trial:
