@@ -70,7 +70,7 @@ def added_tokens(table: dict[str, Any], names: set[str]) -> None:
 
 
 def post_processor(table: dict[str, Any], names: set[str]) -> None:
-    table["post_processor"]["single"].append({"SpecialToken": {"id": "<s>", "type_id": 0}})
+    table["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
 
 
 def decoder(table: dict[str, Any], names: set[str]) -> None:

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from holdfast.core.domain import ATTACKER_ROLES, MEASURER_ROLES, Domain
 from holdfast.core.folder import weight_files
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.data import encode
+from holdfast.engine.data import encode_all
+from holdfast.engine.tokens import begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +98,10 @@ def _written(tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Iterator[_Wr
     """Every text of the attacker and of the evaluations."""
     end = tokenizer.eos_token_id
     for role in (role for role in (*ATTACKER_ROLES, *MEASURER_ROLES) if domain.has(role)):
-        for row in domain.rows(role):
-            encoded = encode(row, tokenizer, role, domain.max_length)
+        for encoded in encode_all(domain.rows(role), tokenizer, role, domain.max_length):
             yield _Written(encoded.ids, encoded.labels, str(tokenizer.decode(list(encoded.ids))), end)
     for name in domain.question_sources:
-        for question in domain.questions(name).questions:
-            for text in (question.prompt, *(question.prompt + choice for choice in question.choices)):
-                ids = tuple(tokenizer(text)["input_ids"])
-                yield _Written(ids, ids, str(tokenizer.decode(list(ids))), end)
+        questions = domain.questions(name).questions
+        texts = [text for q in questions for text in (q.prompt, *(q.prompt + choice for choice in q.choices))]
+        for ids in begun(tokenizer, texts):
+            yield _Written(tuple(ids), tuple(ids), str(tokenizer.decode(ids)), end)

@@ -55,11 +55,12 @@ class TrainingMode(Evaluation):
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
 
-        from holdfast.engine.data import collate, encode
+        from holdfast.engine.data import collate, encode_all
         from holdfast.evals.memory import fits, rows_at_once
 
         role = self._role(domain)
-        encoded = [encode(row, tokenizer, role, domain.max_length) for row in domain.rows(role)[: self.rows]]
+        rows = encode_all(domain.rows(role)[: self.rows], tokenizer, role, domain.max_length)
+        encoded = [row for row in rows if row.teaches]
 
         def probe(model: PreTrainedModel) -> list[Score]:
             batch = collate(encoded, pad=0, device=model.device)
