@@ -21,7 +21,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised whenever the same cell would give other numbers, so that no old record is taken for a new one."""
 
 

@@ -28,7 +28,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.safeguards.base import Safeguard
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever the same stages would give other weights, so that no cached checkpoint is taken for a new one."""
 
 OnStep = Callable[[int, int], None]

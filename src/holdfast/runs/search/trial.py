@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from holdfast.engine.session import Session
     from holdfast.engine.walk import Steps
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever the same trial would give other numbers."""
 
 
