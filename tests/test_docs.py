@@ -227,7 +227,7 @@ def test_the_script_of_getting_started(tiny_testbed: SmallTestbed, tmp_path: Pat
     subprocess.run([sys.executable, "study.py"], cwd=tmp_path, check=True, timeout=300)
     assert "full-adamw-1e-3" in (tmp_path / "runs" / "study.html").read_text(encoding="utf-8")
     _, results = read_campaign(tmp_path / "runs" / "study")
-    assert len(results) == 2 * (1 + 3) + 2 * 2
+    assert len(results) == 2 * (1 + 3) + 2 * 3
     assert {result.status for result in results} == {"finished"}
 
 
