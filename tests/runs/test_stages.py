@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from holdfast.core.presets import describe, pick
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
+from holdfast.engine.precision import stored_precision
 from holdfast.engine.run import Run
 from holdfast.runs.stages import Recipe, build, is_built
 from holdfast.safeguards.parts.adversary import Adversary
@@ -301,6 +303,50 @@ def test_a_model_counts_as_built_while_its_weights_are_those_of_its_card(
     assert not is_built(recipe, out)
 
 
+@pytest.fixture
+def in_bfloat16(tiny_testbed: SmallTestbed, tmp_path: Path) -> Checkpoint:
+    folder = tmp_path / "bfloat16"
+    shutil.copytree(tiny_testbed.model.path, folder)
+    tiny_testbed.model.load(dtype="bfloat16").save_pretrained(folder)
+    return Checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(("saved_as", "kept"), [(None, "bfloat16"), ("float32", "float32")])
+def test_a_safeguarded_model_keeps_the_precision_of_its_files_unless_told_otherwise(
+    saved_as: Any, kept: str, in_bfloat16: Checkpoint, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_testbed, model=in_bfloat16, stages=BOTH[:1], saved_as=saved_as)
+    out, _ = built(recipe, tmp_path / "out")
+    assert set(stored_precision(out.folder, "float32").values()) == {kept}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == kept
+
+
+def test_the_precision_of_the_saved_weights_is_part_of_the_key_where_it_is_not_that_of_the_run(
+    in_bfloat16: Checkpoint, tiny_testbed: SmallTestbed
+) -> None:
+    plain = recipe_of(tiny_testbed)
+    assert replace(plain, saved_as="float32").keys() == plain.keys()
+    assert not set(replace(plain, saved_as="bfloat16").keys()) & set(plain.keys())
+    recipe = recipe_of(tiny_testbed, model=in_bfloat16)
+    assert not set(replace(recipe, saved_as="float32").keys()) & set(recipe.keys())
+
+
+def test_a_model_that_does_not_come_back_as_it_was_leaves_no_checkpoint(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PreTrainedModel.save_pretrained
+
+    def save(self: PreTrainedModel, folder: Path, **options: Any) -> None:
+        plain(self, folder, **options)
+        bit_flipped(Path(folder))
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    with pytest.raises(HoldfastError, match="is not the same when it is saved and loaded again"):
+        build(recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "out")
+    assert not names(own_cache / "stages")
+    assert not (tmp_path / "out").exists()
+
+
 # Kills
 
 
@@ -487,7 +533,9 @@ def test_a_stage_on_a_safeguarded_model_compares_with_the_true_original(
     monkeypatch.setattr(Checkpoint, "load", seen)
     stacked, steps = built(recipe_of(tiny_testbed, model=first, stages=BOTH[1:]), tmp_path / "second")
     original = str(Path(tiny_testbed.model.path).resolve())
+    *loaded, saved = loaded
     assert loaded == [first.path, original]
+    assert Path(saved).parent == Path(os.environ["HOLDFAST_CACHE"]) / "stages", "what was saved is read back"
     assert steps == [(step, 3) for step in range(4)]
     assert stacked.card["base"] == {"path": original, "digest": tiny_testbed.model.digest}
     assert stacked.card["model"] == {"path": first.path, "digest": first.digest}

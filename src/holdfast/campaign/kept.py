@@ -8,8 +8,9 @@ from typing import Any
 from holdfast.campaign.cells import Cell
 from holdfast.core.files import atomic_folder
 from holdfast.core.types import HoldfastError
-from holdfast.engine.checkpoint import save_checkpoint
+from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.engine.low_rank import merge_adapters, own_weights
+from holdfast.engine.precision import stored_precision
 
 
 def kept_folder(out: Path, key: str) -> Path:
@@ -46,4 +47,6 @@ def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     folder = kept_folder(out, key)
     if not folder.is_dir():
         with atomic_folder(folder, mode=0o700) as temporary:
-            save_checkpoint(model, tokenizer, temporary, card, readme)
+            precision = stored_precision(Checkpoint(cell.model.path).folder, cell.options.dtype)
+            trusted = cell.options.trust_remote_code
+            save_checkpoint(model, tokenizer, temporary, card, readme, precision, trusted)

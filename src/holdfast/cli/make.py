@@ -14,12 +14,14 @@ from holdfast.cli.options import (
     OutOption,
     PrecisionOption,
     RemoteCodeOption,
+    SavedPrecisionOption,
     SeedOption,
     SetOption,
     StatusOption,
     ThreadsOption,
     WorkersOption,
     run_options,
+    saved_precision,
     start_torch,
 )
 from holdfast.cli.say import finish
@@ -90,6 +92,7 @@ def safeguard(
     settings: SetOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
+    save_dtype: SavedPrecisionOption = None,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
 ) -> None:
@@ -124,6 +127,7 @@ def safeguard(
         base=Checkpoint(base) if base else None,
         seed=seed,
         options=run_options(device, dtype, trust_remote_code),
+        saved_as=saved_precision(save_dtype),
     )
     finished = is_built(recipe, out)
     if not finished:

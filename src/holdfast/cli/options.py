@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from holdfast.core.options import Options
+    from holdfast.core.types import Precision
 
 THREADS = max(64, os.cpu_count() or 1)
 """Far more than this kill the process while it starts them."""
@@ -42,6 +43,12 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N
 
 
 PrecisionOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16: the weights' precision.")]
+
+
+SavedPrecisionOption = Annotated[
+    Optional[str],
+    typer.Option("--save-dtype", help="Precision of the saved weights; by default that of MODEL's files."),
+]
 
 
 RemoteCodeOption = Annotated[
@@ -131,6 +138,12 @@ def check_device(device: str, dtype: str) -> None:
             f"there is no device {excerpt(device)} here; give --device cpu"
             + (f" or {', '.join(known)}" if known else "")
         )
+
+
+def saved_precision(save_dtype: str | None) -> Precision | None:
+    if save_dtype not in (None, "float32", "bfloat16", "float16"):
+        fail(f"--save-dtype {save_dtype} is not known; give float32, bfloat16 or float16")
+    return save_dtype  # type: ignore[return-value]
 
 
 def run_options(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,8 @@ from holdfast.core.folder import (
 )
 from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, Precision
+from holdfast.engine.precision import held_in
+from holdfast.engine.read_back import difference, shapes_differ, tokenizers_differ
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Checkpoint:
         """
         folder = self.folder
         files = weight_files(folder)
+        dequantised = _dequantised(folder)
         if trust_remote_code:
             check_code(folder)
         shards = [path for path in files if path.suffix == ".safetensors"]
@@ -127,12 +131,15 @@ class Checkpoint:
         for path in shards:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    if file.get_slice(name).get_dtype().startswith("F8"):
-                        raise HoldfastError(
-                            f"the weights in {folder} are kept as float8 ({name}), which cannot be changed; save the model "
-                            "with dequantised weights"
-                        )
-                    if not torch.isfinite(file.get_tensor(name)).all():
+                    tensor = file.get_tensor(name)
+                    if tensor.is_floating_point() and tensor.itemsize == 1:
+                        if not dequantised:
+                            raise HoldfastError(
+                                f"the weights in {folder} are kept as float8 ({name}), which cannot be changed; save the model "
+                                "with dequantised weights"
+                            )
+                        tensor = tensor.float()
+                    if not torch.isfinite(tensor).all():
                         raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
         self.load_tokenizer(trust_remote_code)
 
@@ -150,6 +157,7 @@ class Checkpoint:
         if trust_remote_code:
             check_code(folder)
         loading: dict[str, Any]
+        dequantised = _dequantised(folder)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             with _quiet():
@@ -159,6 +167,7 @@ class Checkpoint:
                     dtype=getattr(torch, dtype),
                     # Over a few tokens plain attention is faster on a CPU than the fused kernel.
                     attn_implementation="eager" if _is_tiny(config) and str(device) == "cpu" else None,
+                    quantization_config=dequantised,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, with their names
                     trust_remote_code=trust_remote_code,
@@ -176,6 +185,11 @@ class Checkpoint:
             raise HoldfastError(
                 f"the weights in {folder} do not fit its config.json: {name} has shape {list(shape)}, not {list(wanted)}; "
                 "restore the checkpoint"
+            )
+        if dequantised is not None:
+            model = model.to(getattr(torch, dtype))  # transformers leaves some in the precision that the config names
+            model._weight_conversions = (
+                None  # with these, save_pretrained would quantise, or name plain weights as quantised
             )
         check_finite(model, f"the weights in {folder}")
         return cast(PreTrainedModel, model.train(False).to(device))
@@ -227,17 +241,35 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
 
 
 def save_checkpoint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: Mapping[str, Any], readme: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: Mapping[str, Any],
+    readme: str,
+    precision: Mapping[str, Precision] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Write weights (safetensors), tokenizer and both halves of the card into `folder`.
+    """Write weights (safetensors), tokenizer and both halves of the card into `folder`, and read them back.
+
+    Args:
+        model: its weights are rounded to `precision`.
+        tokenizer: of the model.
+        folder: where to write.
+        card: what made the model.
+        readme: the same for people.
+        precision: of the saved weights, by name, as `stored_precision` gives it; None: the model's own.
+        trust_remote_code: the model may come with code of its own.
 
     Raises:
         NonFinite: a weight is not finite; nothing is written.
+        HoldfastError: what was written does not load as the same model.
     """
-    check_finite(model, "the model to be saved")
-    with _quiet(), os_errors(folder):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    with nullcontext() if precision is None else held_in(model, precision):
+        check_finite(model, "the model to be saved")
+        with _quiet(), os_errors(folder):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    _read_back(model, tokenizer, folder, trust_remote_code)
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", readme)
     mode = stat.S_IMODE((folder / CARD).stat().st_mode)  # the user's; safetensors and tokenizers choose their own
@@ -246,8 +278,66 @@ def save_checkpoint(
             path.chmod(mode)
 
 
+def check_savable(model: PreTrainedModel, trust_remote_code: bool = False) -> None:
+    """Compare with a fresh model of the same config, so that a long run does not end with weights that cannot be loaded.
+
+    Raises:
+        HoldfastError: a model that is loaded from this config has other weights, or there is no such model.
+    """
+    try:
+        with torch.device("meta"), _quiet():
+            fresh: Any = AutoModelForCausalLM.from_config(
+                copy.deepcopy(model.config), trust_remote_code=trust_remote_code
+            )  # type: ignore[no-untyped-call]
+        off = shapes_differ(model, fresh)
+    except Exception as error:  # as in `load`
+        off = _first_line(error)
+    if off is not None:
+        raise HoldfastError(
+            f"a {type(model).__name__} that is saved cannot be loaded again ({off}); give its language model alone"
+        )
+
+
+def _read_back(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
+) -> None:
+    written, precision = Checkpoint(str(folder)), cast(Precision, str(model.dtype).removeprefix("torch."))
+    with torch.random.fork_rng(devices=[]):  # loading may draw
+        try:
+            off = tokenizers_differ(tokenizer, written.load_tokenizer(trust_remote_code))
+            off = off or difference(model, written.load("cpu", precision, trust_remote_code))
+        except HoldfastError as error:
+            off = str(error)
+    if off is not None:
+        raise HoldfastError(
+            f"this {type(model).__name__} is not the same when it is saved and loaded again ({off}), so that nothing was "
+            "kept; save the model that you start from with plain weights, by save_pretrained, and begin again"
+        )
+
+
 def _content(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def _dequantised(folder: Path) -> Any:
+    """How the weights of a quantised model become plain ones; None for a model that is not quantised.
+
+    Raises:
+        HoldfastError: the model is quantised in a way that transformers does not undo on every device.
+    """
+    quantised = read_config(folder).get("quantization_config")
+    if not quantised:
+        return None
+    from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
+
+    undone = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if method not in undone:
+        raise HoldfastError(
+            f"the weights in {folder} are quantised ({method}), and holdfast trains plain weights; give the model that was "
+            f"quantised, or one in {' or '.join(undone)}"
+        )
+    return undone[method](dequantize=True)
 
 
 def _is_tiny(config: Any) -> bool:

@@ -193,7 +193,10 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
         for name, weight, change in _as_saved(model):
             now = weight.float() if change is None else weight.float() + change.float()
             if name in saved:
-                was = saved[name].get_tensor(name).to(weight.device, weight.dtype).float()
+                tensor = saved[name].get_tensor(name)
+                if tensor.itemsize == 1:  # quantised: its scale stands elsewhere
+                    continue
+                was = tensor.to(weight.device, weight.dtype).float()
                 moved += float((now - was).square().sum())
                 before += float(was.square().sum())
             elif name.endswith(".bias"):

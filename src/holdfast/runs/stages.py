@@ -24,8 +24,9 @@ from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
-from holdfast.core.types import HoldfastError
-from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
+from holdfast.core.types import HoldfastError, Precision
+from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
+from holdfast.engine.precision import stored_precision
 from holdfast.safeguards.base import Safeguard
 
 PROTOCOL = 5
@@ -50,6 +51,8 @@ class Recipe:
     seed: int = 0
     options: Options = Options()
     """device, precision, remote code"""
+    saved_as: Precision | None = None
+    """the precision of the saved weights; None: that of the model's files, weight by weight"""
 
     def original(self) -> Checkpoint:
         """The model before the first safeguard.
@@ -84,6 +87,11 @@ class Recipe:
         domain, tokenizer = Domain.open(self.domain), self.model.load_tokenizer(self.options.trust_remote_code)
         return [count_cut(domain, tokenizer, role) for role in DEFENDER_ROLES if domain.has(role)]
 
+    def saved(self) -> dict[str, Precision]:
+        """The precision of the saved weights by name: that of the model's files, or what was asked for instead."""
+        stored = stored_precision(self.model.folder, self.options.dtype)
+        return dict.fromkeys(stored, self.saved_as) if self.saved_as else stored
+
     def keys(self) -> list[str]:
         """One key per prefix of the stages."""
         domain = Domain.open(self.domain)
@@ -100,6 +108,9 @@ class Recipe:
             "device": self.options.device.partition(":")[0],
             **self.model.runs_code(self.options.trust_remote_code),
         }
+        # What few recipes have stands in the key only where they have it, so that what was cached before stays known.
+        if (saved := sorted(set(self.saved().values()))) != [self.options.dtype]:
+            made_of["saved"] = saved
         described = [describe(safeguard) for _, safeguard in self.stages]
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]
 
@@ -186,6 +197,7 @@ def _train(
     session = open_session(
         source, domain, "defender", recipe.seed, recipe.options, base=recipe.original(), initial=source
     )
+    check_savable(session.model, recipe.options.trust_remote_code)
     meter, last, state = Meter(session.data), LastLosses(), folder.with_suffix(".part")
     reporting = Reporting(on_step=lambda step, total: on_step(step), total=safeguard.outer_steps)
     walk(session, safeguard, meter, last, reporting, Resumable(path=state, key=key))
@@ -209,7 +221,15 @@ def _train(
         "stages": [*(source.card["stages"] if index else recipe.model.card.get("stages", [])), stage],
     }
     with new_entry(folder) as temporary:
-        save_checkpoint(session.model, session.tokenizer, temporary, card, _readme(card))
+        save_checkpoint(
+            session.model,
+            session.tokenizer,
+            temporary,
+            card,
+            _readme(card),
+            recipe.saved(),
+            recipe.options.trust_remote_code,
+        )
 
 
 def _readme(card: dict[str, Any]) -> str:
