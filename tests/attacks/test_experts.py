@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
+from holdfast.attacks.abliterate import Abliterate, _Choice, _Contrast
 from holdfast.attacks.compress import LowRank, Prune, PruneUnits, Quantise
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
@@ -21,7 +22,7 @@ from holdfast.attacks.latent import LatentPGD
 from holdfast.attacks.merge import DefenceDirections, Interpolate
 from holdfast.campaign.kept import check_keepable, keep, kept_folder
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import linear_maps
+from holdfast.engine.anatomy import linear_maps, residual_stream
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.costs import update_size
 from holdfast.engine.low_rank import adapter_changes, insert_adapters, merge_adapters, own_weights
@@ -114,13 +115,31 @@ def test_merging_works_beside_fresh_low_rank_layers() -> None:
 
 
 @every_family
+def test_an_ablated_direction_is_in_nothing_that_is_written(family: str) -> None:
+    model, generator = built(family).train(False), torch.Generator().manual_seed(0)
+    apart, benign = (torch.randn(2, 2, 32, generator=generator) for _ in range(2))
+    along = nn.functional.normalize(apart[:, 1].mean(0), dim=0)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(weight, generator=generator)
+
+    def components() -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack(residual_stream(model, IDS)[1]) @ along
+
+    assert components().abs().max() > 1e-2
+    Abliterate()._ablate(model, _Choice(_Contrast(apart, benign[0]), 1, 1.0))
+    assert components().abs().max() < 1e-5
+
+
+@every_family
 def test_low_rank_layers_reach_every_map_and_are_merged_as_they_act(family: str) -> None:
     model = built(family).train(False)
-    names, maps, before = sorted(own_weights(model)), {linear.name for linear in linear_maps(model)}, logits(model)
+    names, maps, before = list(own_weights(model)), {linear.name for linear in linear_maps(model)}, logits(model)
     insert_adapters(model, 2, 4.0, 0.25)
     model.train(False)
     assert set(adapter_changes(model)) == maps
-    assert sorted(own_weights(model)) == names
+    assert list(own_weights(model)) == names
     assert torch.allclose(logits(model), before, atol=1e-6)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert sum(weight.numel() for weight in trained) == sum(
@@ -134,8 +153,9 @@ def test_low_rank_layers_reach_every_map_and_are_merged_as_they_act(family: str)
             if "lora_B" in name:
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     adapted = logits(model)
+    assert list(own_weights(model)) == names
     merge_adapters(model)
-    assert sorted(name for name, _ in model.named_parameters()) == names
+    assert [name for name, _ in model.named_parameters()] == names
     assert torch.allclose(logits(model), adapted, atol=1e-4)
     assert not torch.allclose(adapted, before, atol=1e-3)
 

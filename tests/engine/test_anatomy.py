@@ -29,7 +29,9 @@ from holdfast.engine.anatomy import (
     residual_stream,
     residual_writers,
 )
+from holdfast.engine.low_rank import adapter_changes, insert_adapters, merge_adapters
 from tests.engine.test_costs import CONFIGS, IDS, SHAPE, built
+from tests.families import small
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -235,3 +237,102 @@ def test_a_hidden_unit_is_read_and_written_by_the_rows_and_the_column_that_belon
     sizes = some.by_unit(some.up[0], some.up[0].matrices(some.up[0].weight).square().sum(-1)).sum(-1)
     assert (sizes.reshape(-1, some.count)[:, ::3] == 0).all()
     assert (sizes > 0).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_every_family_is_known_whole_or_refused(family: str) -> None:
+    """Maps, writers and LoRA of each family that transformers has, held against its forward pass."""
+    try:
+        model = small.build(family, 64)
+        with Products(model) as products, torch.no_grad():
+            before = model(input_ids=WORDS, use_cache=False).logits
+    except Exception as error:  # a family that cannot be built or run small is no matter of anatomy
+        pytest.skip(f"{type(error).__name__}: {error}"[:200])
+    try:
+        maps = {linear.name: linear for linear in linear_maps(model)}
+    except HoldfastError:
+        assert family in NOT_KNOWN
+        return
+    head = model.get_output_embeddings()
+    head_weights = set() if head is None else {id(weight) for weight in head.parameters()}
+    seen = {n: s for n, s in products.seen.items() if id(model.get_parameter(n)) not in head_weights}
+    assert seen.keys() <= maps.keys()
+    for name, shape in seen.items():
+        if name.endswith("o_a_proj.weight"):  # of groups, one below the other
+            continue
+        assert tuple(maps[name].matrices(maps[name].weight).shape[-2:]) == shape
+    try:
+        insert_adapters(model, 2, 4.0, 0.0)
+    except HoldfastError:
+        assert family in NO_LORA
+        return
+    model.train(False)
+    assert adapter_changes(model).keys() == maps.keys()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+        adapted = model(input_ids=WORDS, use_cache=False).logits
+        merge_adapters(model)
+        assert torch.allclose(model(input_ids=WORDS, use_cache=False).logits, adapted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(adapted, before, atol=1e-4)
+
+
+WORDS = IDS + 3
+"""Tokens after those that pad, start and end a text."""
+
+NOT_KNOWN = {"xlnet"}
+"""Families whose linear maps no name tells."""
+
+NO_LORA = {
+    *(
+        "bamba",
+        "falcon_h1",
+        "falcon_mamba",
+        "granitemoehybrid",
+        "jamba",
+        "mamba",
+        "mamba2",
+        "nemotron_h",
+        "zamba",
+        "zamba2",
+    ),
+    *("dbrx", "gemma3", "longcat_flash", "phi4_multimodal"),
+}
+"""Families in which LoRA would not reach every use of a weight."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_nothing_but_the_writers_adds_to_the_stream_of_any_family(family: str) -> None:
+    try:
+        model = small.build(family, 64)
+        layer = decoder_layers(model)[0]
+        entering: list[torch.Tensor] = []
+        layer.register_forward_pre_hook(
+            lambda _, inputs, named: entering.append(inputs[0] if inputs else named["hidden_states"]), with_kwargs=True
+        )
+        with torch.no_grad():
+            model(input_ids=WORDS, use_cache=False)
+        writers = [writer for layer in residual_writers(model) for writer in layer]
+    except Exception as error:  # refused, or as above
+        pytest.skip(f"{type(error).__name__}: {error}"[:200])
+    if not entering or family in OTHER_STREAMS:
+        pytest.skip("its stream is not a sum of what its text layers write")
+    for writer in writers:
+        for tensor in (writer.weight, writer.bias):
+            if tensor is not None:
+                torch.nn.init.zeros_(tensor)
+    with torch.no_grad():
+        outputs = residual_stream(model, WORDS)[1]
+    for output in outputs:  # a family may scale the stream
+        cosine = torch.nn.functional.cosine_similarity(output, entering[-1], dim=-1)
+        assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-4) or not output.any()
+
+
+OTHER_STREAMS = {
+    *("bart", "blenderbot-small", "marian", "minimax", "mvp", "openai-gpt", "plbart", "trocr"),  # normed after each sum
+    *("cpmant", "inkling2_text"),  # has positions of a prompt besides, weighs the states of earlier layers anew
+}

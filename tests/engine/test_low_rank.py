@@ -70,6 +70,18 @@ def test_every_linear_layer_but_the_head_is_adapted(tiny_testbed: SmallTestbed) 
     assert all(name.endswith("_proj.weight") for name in names)
 
 
+def test_a_part_that_no_text_goes_through_stays_as_it_is() -> None:
+    read, unread = nn.Linear(4, 5), nn.Linear(4, 5)
+    before = read.weight.detach().clone(), unread.weight.detach().clone()
+    maps = [LinearMap("read", read, "weight"), LinearMap("unread", unread, "weight")]
+    optimizer = LowRankOptimizer(maps, 2, 4.0, lambda factors: make_optimizer("adamw", factors, 0.1))
+    read(torch.randn(6, 4)).square().sum().backward()
+    optimizer.carry_gradients()
+    optimizer.step()
+    assert not torch.equal(read.weight, before[0])
+    assert torch.equal(unread.weight, before[1])
+
+
 def test_restored_state_goes_on_as_if_never_stopped() -> None:
     torch.manual_seed(0)
     layer, inputs = nn.Linear(4, 5), torch.randn(6, 4)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -227,21 +227,16 @@ def residual_writers(model: PreTrainedModel, chosen: Sequence[int] | None = None
     Raises:
         HoldfastError: as `decoder_layers` and `linear_maps`, or a part of a layer has no such map by name and size.
     """
-    return [
-        [writer for part in _parts(model, layer) for writer in part.writers] for layer in decoder_layers(model, chosen)
-    ]
+    return [_written(layer, _parts(model, layer)) for layer in decoder_layers(model, chosen)]
 
 
 def mlp_writers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[list[LinearMap]]:
     """The linear maps with which each layer's MLP and its experts write into the residual stream.
 
     Raises:
-        HoldfastError: as `residual_writers`, or a layer has no MLP by name and no linear layers of its own.
+        HoldfastError: as `residual_writers` of the MLP, or a layer has no MLP by name and no linear layers of its own.
     """
-    return [
-        [writer for part in _mlp_parts(model, layer) for writer in part.writers]
-        for layer in decoder_layers(model, chosen)
-    ]
+    return [_written(layer, _mlp_parts(model, layer)) for layer in decoder_layers(model, chosen)]
 
 
 def hidden_units(model: PreTrainedModel) -> list[HiddenUnits]:
@@ -252,22 +247,20 @@ def hidden_units(model: PreTrainedModel) -> list[HiddenUnits]:
     """
     found = []
     for layer in decoder_layers(model):
-        for part in _mlp_parts(model, layer):
-            holders: dict[str, list[LinearMap]] = {}
-            for linear in part.maps:
-                if not (_routes(linear) or linear.outputs == 1):  # a gate of one output weighs a shared expert
-                    holders.setdefault(linear.name.removesuffix(".weight").rpartition(".")[0], []).append(linear)
-            for maps in holders.values():
-                units = HiddenUnits([linear for linear in maps if linear not in part.writers], maps[-1])
-                written = [linear for linear in maps if linear in part.writers]
-                if len(written) == 1:
-                    units = replace(units, down=written[0])
-                if len(written) != 1 or not units.up or any(up.outputs % units.count for up in units.up):
-                    raise HoldfastError(
-                        f"the MLP of a layer of kind {type(layer).__name__} is not made of projections up and one down, which "
-                        "this needs"
-                    )
-                found.append(units)
+        parts = _mlp_parts(model, layer)
+        writers, holders = _written(layer, parts), dict[str, list[LinearMap]]()
+        for linear in (linear for part in parts for linear in part.maps):
+            if not (_routes(linear) or linear.outputs == 1):  # a gate of one output weighs a shared expert
+                holders.setdefault(linear.name.removesuffix(".weight").rpartition(".")[0], []).append(linear)
+        for maps in holders.values():
+            down = [linear for linear in maps if linear in writers]
+            up = [linear for linear in maps if linear not in writers]
+            if not up or len(down) != 1 or any(one.outputs % HiddenUnits(up, down[0]).count for one in up):
+                raise HoldfastError(
+                    f"the MLP of a layer of kind {type(layer).__name__} is not made of projections up and one down, which this "
+                    "needs"
+                )
+            found.append(HiddenUnits(up, down[0]))
     return found
 
 
@@ -280,7 +273,8 @@ class _Part:
     writers: list[LinearMap]
 
 
-def _parts(model: PreTrainedModel, layer: nn.Module) -> Iterator[_Part]:
+def _parts(model: PreTrainedModel, layer: nn.Module) -> list[_Part]:
+    """The parts of a layer that hold linear maps."""
     width = model.config.get_text_config().hidden_size
     place = next(name for name, module in model.named_modules() if module is layer)
     # A norm with maps inside scales what is read and writes nothing.
@@ -291,24 +285,30 @@ def _parts(model: PreTrainedModel, layer: nn.Module) -> Iterator[_Part]:
         if part not in norms:
             maps = _own(model, f"{place}.{name}" if name else place, module)
             parts.setdefault(part if inner or not _is_layer(module) else "", []).extend(maps)
-    for part, maps in parts.items():
-        writers = [
-            found for found in maps if _name_of(found) in _WRITERS and found.outputs == width and not _routes(found)
-        ]
-        if maps and not writers:
-            raise HoldfastError(
-                f"nothing tells what {part or 'the linear layers'} of a {type(layer).__name__} writes into the residual "
-                "stream, which this needs"
-            )
-        yield _Part(part, maps, writers)
+
+    def writes(found: LinearMap) -> bool:
+        return _name_of(found) in _WRITERS and found.outputs == width and not _routes(found)
+
+    return [_Part(name, maps, list(filter(writes, maps))) for name, maps in parts.items() if maps]
 
 
 def _mlp_parts(model: PreTrainedModel, layer: nn.Module) -> list[_Part]:
-    parts = [part for part in _parts(model, layer) if part.maps]
+    parts = _parts(model, layer)
     found = [part for part in parts if _is_mlp(part.name)] or [part for part in parts if not part.name]
     if not found:
         raise _no_mlp(layer)
     return found
+
+
+def _written(layer: nn.Module, parts: Sequence[_Part]) -> list[LinearMap]:
+    """The writers of some parts of a layer, of which each has one."""
+    for part in parts:
+        if not part.writers:
+            raise HoldfastError(
+                f"nothing tells what {part.name or 'the linear layers'} of a {type(layer).__name__} writes into the residual "
+                "stream, which this needs"
+            )
+    return [writer for part in parts for writer in part.writers]
 
 
 def _own(model: PreTrainedModel, name: str, module: nn.Module) -> list[LinearMap]:
@@ -372,7 +372,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _is_norm(part: nn.Module) -> bool:
     kind = type(part).__name__.lower()
-    return "norm" in kind and "att" not in kind  # DBRX has norms and attention in one part
+    return kind.endswith("norm") and "att" not in kind  # DBRX has norms and attention in one part
 
 
 def _is_mlp(name: str) -> bool:

@@ -8,6 +8,7 @@ same path at dropout 0. Every expert of a mixture has factors of its own.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -113,6 +114,14 @@ def insert_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: fl
             except AttributeError:
                 return getattr(self.base_layer, name)
 
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            held = self.get_base_layer()._parameters
+            names = list(held)
+            output = super().forward(x, *args, **kwargs)
+            for name in names:  # peft takes a weight out and puts it back last; noise and searches go by the order
+                held[name] = held.pop(name)
+            return output
+
     maps = linear_maps(model)
     _check_reach(model, maps)
     for found in maps:
@@ -125,8 +134,11 @@ def insert_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: fl
         target_modules=[f"model.{found.name.removesuffix('.weight')}" for found in plain],
         target_parameters=[f"model.{found.name}" for found in maps if found not in plain],
     )
-    # Around a model that peft knows, peft would take other targets than those named.
-    inject_adapter_in_model(config, nn.ModuleDict({"model": model}))
+    with warnings.catch_warnings():
+        # peft sees by itself which side of a Conv1D comes first, and then warns.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # Around a model that peft knows, peft would take other targets than those named.
+        inject_adapter_in_model(config, nn.ModuleDict({"model": model}))
     for layer in model.modules():
         if isinstance(layer, Linear) and dropout:
             layer.lora_dropout["default"] = nn.Dropout(dropout)
