@@ -28,6 +28,7 @@ from transformers import (
 
 from holdfast.cli.app import main
 from holdfast.core.records import SCHEMA, CampaignPlan, CellResult
+from holdfast.runs.standing import Standing
 from tests.cli.test_cli import run_here
 from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
@@ -213,6 +214,7 @@ MODELS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "a config of another size": (
         config(hidden_size=48, head_dim=12), ("do not fit its config.json", "lm_head.weight", "[255, 48]", "restore")
     ),
+    "a dropout that is no share": (config(attention_dropout=2.0), ("attention_dropout is 2.0", "from 0 to 1")),
     "a shard that is missing": (without_a_shard, ("cannot be loaded", "model-00002-of-00002.safetensors")),
     "fewer positions than a row has": (few_positions, ("only 8 positions", "max_length = 16", "domain.toml")),
     "an unknown architecture": (config(model_type="perpetuum"), ("cannot be loaded", "perpetuum")),
@@ -371,13 +373,15 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
         lambda p: safeguard(p, "--set", "random-mapping.outer_stepps=3"), ("'outer_stepps'", "did you mean outer_steps")
     ),
     "a setting of another type": (
-        lambda p: safeguard(p, "--set", "random-mapping.outer_steps=few"), ("outer_steps=few", "integer")
+        lambda p: safeguard(p, "--set", "random-mapping.outer_steps=few"), ("random-mapping.outer_steps", "integer", '"few"')
     ),
-    "a setting that is nested": (lambda p: safeguard(p, "--set", "random-mapping.retain=1"), ("nested", "Python")),
+    "a setting that is nested": (lambda p: safeguard(p, "--set", "random-mapping.retain=1"), ("'retain'", "did you mean")),
     "a setting that is infinite": (
-        lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=1e400"), ("learning_rate=1e400", "finite")
+        lambda p: attack(p, "--set", "full-adamw-1e-3.learning_rate=1e400"), ("learning_rate", "finite")
     ),
-    "an optimizer there is not": (lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lamb"), ("optimizer=lamb", "'adamw'")),
+    "an optimizer there is not": (
+        lambda p: attack(p, "--set", "full-adamw-1e-3.optimizer=lamb"), ("optimizer", "'adamw'", '"lamb"')
+    ),
     "milestones that are none": (lambda p: attack(p, "--milestones", "0,many"), ("--milestones 0,many", "0,8,64,512")),
     "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
     "an unknown precision": (lambda p: evaluate(p, "--dtype", "int3"), ("--dtype int3", "float32")),
@@ -427,7 +431,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "weight_decay=-1", "forget_weight=-1",
     ),
     "tar": (
-        "outer_steps=0", "inner_steps=0", "every=0", "every=99", "adversaries=()", "adversaries_per_step=0",
+        "outer_steps=0", "inner_steps=0", "every=0", "every=99", "adversaries_per_step=0",
         "tamper_resistance_batch_size=0", "retain_batch_size=0", "micro_batch=0", "outer_learning_rate=0",
         "tamper_resistance_weight=-1", "retain_weight=-1", "outer_warmup_steps=-1", "outer_weight_decay=-1",
     ),
@@ -447,7 +451,7 @@ def test_a_setting_out_of_range(preset: str, setting: str, place: Place, capsys:
     verb = attack(place, preset=preset) if preset.startswith("full") else safeguard(place)
     words = [word.replace("random-mapping", preset) for word in verb]
     sentence = sentence_of(place, capsys, [*words, "--set", f"{preset}.{setting}"])
-    named = {"inner_steps": "inner_steps (0)", "adversaries": "at least one adversary"}
+    named = {"inner_steps": "inner_steps (0)"}
     field = setting.partition("=")[0]
     assert named.get(field, field) in sentence
     assert re.search("must|needs|use ", sentence), sentence
@@ -532,6 +536,18 @@ def test_the_run_of_another_seed(place: Place, capsys: pytest.CaptureFixture[str
     sentence = sentence_of(place, capsys, ["demo", "--out", str(place.out), "--seed", "0"])
     assert "seed 7" in sentence
     assert "--out" in sentence
+
+
+@pytest.mark.situation("hostile input", "a place for the output")
+def test_the_search_of_another_model(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trials would stand beside those of this model."""
+    Standing(what="search", settings={"model": "another", "domain": "d"}).write(place.out)
+    (place.out / "trials").mkdir()
+    (place.out / "trials" / "of-another.json").write_text("{}")
+    shutil.copytree(place.model, place.folder / "other")
+    common = ["--model", str(place.model), "--domain", str(place.domain), "--out", str(place.out)]
+    sentence = sentence_of(place, capsys, ["search", *common, "--undefended", str(place.folder / "other")])
+    assert f"{place.out} holds the search (model another, domain d); give another --out" in sentence
 
 
 @pytest.mark.situation("damaged file", "a model's folder")

@@ -146,7 +146,7 @@ def test_a_damaged_file_is_read_or_refused(
         return
     sentence = answered(place, capsys, command(place))
     if sentence and path.is_file():
-        named = {"rows": "forget.jsonl", "questions": "hazard.jsonl", "weights": "model"}.get(kind, path.name)
+        named = {"rows": "forget", "questions": "hazard", "weights": "model"}.get(kind, path.name)
         assert named in sentence or str(path.parent) in sentence, sentence
 
 

@@ -313,6 +313,17 @@ def test_the_norm_of_no_gradient_is_none(tiny_testbed: SmallTestbed) -> None:
     assert gradient_norm(model) == pytest.approx(2.0 * next(model.parameters()).numel() ** 0.5)
 
 
+def test_a_device_without_statistics_fails_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: str) -> None:
+        raise RuntimeError("this allocator keeps no statistics")
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", refuse)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    assert Memory("cuda").peak() is None
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", refuse)
+    assert Memory("cuda").peak() is None
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets a peak")
 def test_a_peak_of_memory_is_that_of_the_work_since() -> None:
     del_me = torch.ones(64 * 1024 * 1024 // 4)

@@ -105,7 +105,8 @@ class Checkpoint:
 
         Raises:
             HoldfastError: as `load_tokenizer` and `check_sizes`; there are no safetensors weights, they are damaged, the
-                architecture is unknown, it has learned positions, fewer than `max_length`, or its weights are float8.
+                architecture is unknown, it has learned positions, fewer than `max_length`, a dropout is no share, or its weights
+                are float8.
             NonFinite: a weight is not finite.
         """
         folder = self.folder
@@ -128,6 +129,11 @@ class Checkpoint:
             raise HoldfastError(
                 f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
             )
+        for name, share in vars(config).items():
+            if "drop" in name and isinstance(share, (int, float)) and not 0 <= share <= 1:
+                raise HoldfastError(
+                    f"the model in {folder} cannot be trained: its config's {name} is {share}, which is not from 0 to 1"
+                )
         for path in shards:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
