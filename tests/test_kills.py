@@ -120,7 +120,7 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
     kill_at_random(tiny_testbed.folder, out, kills, seed)
     assert all(outcome.error is None for outcome in start(str(tiny_testbed.folder), str(undisturbed)))
     cells = CampaignPlan.read(out).cells
-    assert len(set(cells)) == len(cells) == 2 * (1 + 3) + 2 * 4 * 2
+    assert len(set(cells)) == len(cells) == 2 * (1 + 4) + 2 * 4 * 2
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert left == {"campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
     for cell in cells:
