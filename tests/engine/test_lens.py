@@ -42,6 +42,11 @@ def test_a_state_goes_to_logits_as_the_last_state_does(family: str, changes: dic
     torch.testing.assert_close(ended, shorter, rtol=1e-4, atol=float(spread) * 1e-3)
 
 
+def test_a_norm_beside_the_last_one_is_not_taken_for_it() -> None:
+    model = build("gemma4_text", 40)
+    assert final_norm(model) is model.model.norm
+
+
 def test_the_decoder_of_a_model_that_sees_is_its_language_model() -> None:
     model = build("gemma3", 40)
     layers = decoder_layers(model)

@@ -91,8 +91,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "zamba": {
         "num_hidden_layers": 4,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "mamba_dt_rank": 8,
         "attention_head_dim": 16,
         "attention_hidden_size": 64,
@@ -116,6 +115,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "qwen4_exp_text": {"num_experts": 4},
     "xlm": {"causal": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "big_bird": {"attention_type": "original_full"},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "local"], "is_decoder": True},
     "prophetnet": {"num_hidden_layers": None},
 }
@@ -126,6 +126,7 @@ def build(family: str, words: int, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = small_config(family, words, **changes)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.tie_weights()  # as it is when it was loaded
     return model.train(False)
 
 
@@ -141,8 +142,8 @@ def _small(kind: type[PreTrainedConfig], words: int, special: Mapping[str, Any])
     fields |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if "is_decoder" in names:
         fields["is_decoder"] = True
-    heads = {name: getattr(usual, name, None) for name in ("num_key_value_heads", "num_attention_heads")}
-    if "num_key_value_heads" in fields and heads["num_key_value_heads"] == heads["num_attention_heads"]:
+    sizes = usual.to_dict()
+    if "num_key_value_heads" in fields and sizes["num_key_value_heads"] == sizes.get("num_attention_heads"):
         fields["num_key_value_heads"] = SIZES["num_attention_heads"]
     kinds = {
         name: list(dict.fromkeys(getattr(usual, name))) for name in LISTS if name in names and getattr(usual, name)

@@ -28,11 +28,13 @@ from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.engine.data import Data, collate
+from holdfast.engine.left_to_right import check_left_to_right
 from holdfast.engine.losses import next_token_loss
 from holdfast.engine.low_rank import merge_adapters
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
+from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.rmu import RMU
 from holdfast.safeguards.spec_def import SpecDef
@@ -111,7 +113,7 @@ def shortened(plugin: Any) -> Any:
     for name, most in (
         ("batch_size", 4), ("forget_batch_size", 4), ("retain_batch_size", 4), ("tamper_resistance_batch_size", 4),
         ("inner_steps", 1), ("every", 1), ("outer_warmup_steps", 0), ("warmup_steps", 0), ("pairs", 1), ("ascent_steps", 0),
-        ("rows", 16), ("directions_", 1), ("hazard_rows", 4),
+        ("rows", 16),
     ):  # fmt: skip
         if isinstance(getattr(plugin, name, None), int):
             changes[name] = min(getattr(plugin, name), most)
@@ -135,6 +137,8 @@ class Family:
     def __init__(self, name: str, domain: Domain, words: PreTrainedTokenizerFast) -> None:
         self.name, self.domain, self.words = name, domain, words
         self.model = build(name, len(words))
+        if (size := self.model.num_parameters()) > 2_000_000:
+            raise ValueError(f"names do not make it small: {size} parameters")
         with torch.no_grad():
             generator = torch.Generator().manual_seed(1)
             for parameter in self.model.parameters():
@@ -168,7 +172,10 @@ class Family:
         return {
             name
             for name, parameter in model.named_parameters()
-            if id(parameter) in inside and parameter.dim() >= 2 and min(parameter.shape[-2:]) >= 8
+            if id(parameter) in inside
+            and parameter.dim() >= 2
+            and min(parameter.shape[-2:]) >= 8
+            and "A_log" not in name
             if parameter.grad is not None and parameter.grad.any()
         }
 
@@ -189,10 +196,11 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return max(named or lists, key=len, default=[])
 
 
-def tried(family: Family, plugin: Any, folder: Path) -> Outcome:
+def tried(family: Family, name: str, folder: Path) -> Outcome:
     """Run a plug-in on a copy of the family's model and hold the outcome against what the plug-in says it does."""
-    plugin = shortened(plugin)
+    plugin = shortened(PLUGINS[name])
     try:
+        check_left_to_right(family.model)
         fault = (_measured if isinstance(plugin, Evaluation) else _changed)(family, plugin, folder)
     except NonFinite as error:
         return Outcome("broken", f"not finite: {error}")
@@ -217,8 +225,7 @@ def _changed(family: Family, plugin: Attack | Safeguard, folder: Path) -> str:
         data = Data.attacker(family.domain, family.words)
     else:
         data = Data.defender(family.domain, family.words)
-    for _ in drive(plugin.steps(model, data, run), run):  # raises where a loss is not finite
-        assert not any(module.training for module in model.modules())
+    assert all(True for _ in drive(plugin.steps(model, data, run), run))  # raises where a loss is not finite
     merge_adapters(model)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -277,6 +284,22 @@ def untouched_layers(plugin: Any, model: PreTrainedModel, moved: set[str]) -> st
     return ""
 
 
+def read_by_read(family: Family, plugin: MultipleChoice) -> float:
+    """The accuracy where each option is read after its prompt in a pass of its own."""
+    right = 0
+    questions = plugin.selected(family.domain)
+    for question in questions:
+        scores = []
+        for choice in question.choices:
+            ids = torch.tensor(family.words([question.prompt + choice])["input_ids"])
+            start = len(family.words(question.prompt)["input_ids"])
+            with torch.no_grad():
+                log_p = family.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            scores.append(sum(float(log_p[0, i - 1, ids[0, i]]) for i in range(start, ids.shape[1])))
+        right += scores.index(max(scores)) == question.answer
+    return right / len(questions)
+
+
 def wrong_function(family: Family, model: PreTrainedModel) -> str:
     before, after = family.logits(family.model), family.logits(model)
     away = float((after - before).abs().max() / before.std())
@@ -299,15 +322,25 @@ def _measured(family: Family, plugin: Evaluation, folder: Path) -> str:
     scores = plugin.prepare(family.words, family.domain)(model)
     if not all(math.isfinite(score.value) for score in scores):
         return "a score is not finite"
+    if isinstance(plugin, MultipleChoice) and scores[0].value != (right := read_by_read(family, plugin)):
+        return f"{scores[0].value:.0%} of the questions are right, and {right:.0%} where every option is read by itself"
     if any(not torch.equal(a, b) for a, b in zip(model.parameters(), family.model.parameters(), strict=True)):
         return "measuring changed the weights"
     return ""
 
 
-def firsts(package: str) -> dict[str, Any]:
-    """The first preset of each class of a package."""
-    presets = collect(f"holdfast.{package}")
-    by_class: dict[str, str] = {}
-    for name, preset in presets.items():
-        by_class.setdefault(type(preset).__name__, name)
-    return {name: presets[name] for name in by_class.values()}
+PLUGINS: Mapping[str, Any] = {
+    name: preset for room in ("attacks", "safeguards", "evals") for name, preset in collect(f"holdfast.{room}").items()
+}
+
+COLUMNS = (
+    "full-adamw-1e-3", "lora-r4-adamw-5e-3", "int4", "abliterate", "refold", "random-mapping", "rmu", "rep-noise", "tar",
+    "spec-def", "hazard", "degeneracy",
+)  # fmt: skip
+"""What every family is tried with."""
+
+
+def one_of_each() -> tuple[str, ...]:
+    """A preset of every class of plug-ins, and the columns."""
+    presets = {type(preset): name for name, preset in reversed(PLUGINS.items()) if not name.startswith("adaptive")}
+    return tuple(dict.fromkeys((*COLUMNS, *sorted(presets.values()))))

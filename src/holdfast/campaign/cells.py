@@ -242,6 +242,27 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     return tuple(pair for pair in measured if pair not in probes), probes
 
 
+def check_positions(
+    checkpoint: Checkpoint, domain: Domain, evaluations: Evaluations, trust_remote_code: bool = False
+) -> None:
+    """Hold the longest text of every evaluation against the positions that a model has.
+
+    Raises:
+        HoldfastError: a question, or what is written after one, goes past the model's table of positions.
+    """
+    positions = checkpoint.positions(trust_remote_code)
+    if positions is None:
+        return
+    tokenizer = checkpoint.load_tokenizer(trust_remote_code)
+    for name, evaluation in evaluations:
+        needed = evaluation.positions(tokenizer, domain)
+        if needed > positions:
+            raise HoldfastError(
+                f"{name} reads up to {needed} tokens, a question and what follows it, and the model in {checkpoint.path} has "
+                f"only {positions} positions; shorten or leave out its longest questions in {domain.folder}"
+            )
+
+
 def asked_by(attack: Attack, evaluations: Evaluations, domain: Domain) -> Evaluations:
     """The evaluations as this attacker asks them: hazard questions wear the disguise of the attacker's rows, if any."""
     if attack.disguise is None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.campaign.cell import is_done, record_failure, run_cell, state_path
-from holdfast.campaign.cells import PROTOCOL, Campaign, Cell, Model, untouched_undefended
+from holdfast.campaign.cells import (
+    PROTOCOL,
+    Campaign,
+    Cell,
+    Model,
+    asked_by,
+    check_positions,
+    evaluations_of,
+    untouched_undefended,
+)
 from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
 from holdfast.core.files import claimed, clear_temporaries, environment, forget_digests
@@ -97,11 +106,15 @@ def check_campaign(campaign: Campaign) -> None:
         HoldfastError: something that an attack or an evaluation reads is missing or malformed, or a model cannot be loaded.
     """
     campaign.check()
-    max_length = Domain.open(campaign.domain).max_length
+    domain, remote = Domain.open(campaign.domain), campaign.options.trust_remote_code
+    along, probes = evaluations_of(domain)
+    worn = [asked_by(attack, along, domain) for _, attack in campaign.attacks if attack.disguise is not None]
     for path in dict.fromkeys(
         (*(model.path for model in campaign.models), *([campaign.base] if campaign.base else []))
     ):
-        Checkpoint(path).check(campaign.options.trust_remote_code, max_length)
+        Checkpoint(path).check(remote, domain.max_length)
+        for evaluations in (along, probes, *worn):
+            check_positions(Checkpoint(path), domain, evaluations, remote)
     examine(campaign)
 
 

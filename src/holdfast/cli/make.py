@@ -99,6 +99,7 @@ def safeguard(
     """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
     console = make_console()
     start_torch(threads, device, dtype)
+    from holdfast.campaign.cells import check_positions, evaluations_of
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
@@ -133,6 +134,8 @@ def safeguard(
     if not finished:
         claim_output(out, Path(model), domain)
         recipe.model.check(trust_remote_code, opened.max_length)
+        for evaluations in evaluations_of(opened):
+            check_positions(recipe.model, opened, evaluations, trust_remote_code)
         for sentence in cut_sentences(recipe.cuts()):
             say(console, sentence)
         with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:

@@ -385,8 +385,8 @@ def _no_mlp(layer: nn.Module) -> HoldfastError:
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm between the residual stream and the output embedding."""
-    named = [module for name, module in decoder(model).named_children() if "norm" in type(module).__name__.lower()]
-    return named[-1] if named else torch.nn.Identity()
+    norms = {name: part for name, part in decoder(model).named_children() if "norm" in type(part).__name__.lower()}
+    return norms.get("norm", [*norms.values(), torch.nn.Identity()][max(len(norms) - 1, 0)])
 
 
 def as_attacker(model: torch.nn.Module) -> Callable[[bool], None]:

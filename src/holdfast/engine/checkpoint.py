@@ -118,14 +118,8 @@ class Checkpoint:
         check_sizes(
             read_config(folder), sum(map(_tensors, shards)), sum(path.stat().st_size for path in shards), folder
         )
-        try:
-            with _quiet():
-                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-        except Exception as error:  # as in `load`
-            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
-        positions = getattr(config, "max_position_embeddings", None)
-        # Rotary positions go on beyond what the config says; a table of them ends there.
-        if positions is not None and positions < max_length and getattr(config, "rope_parameters", None) is None:
+        config, positions = self._text_config(trust_remote_code), self.positions(trust_remote_code)
+        if positions is not None and positions < max_length:
             raise HoldfastError(
                 f"the model in {folder} has only {positions} positions; lower max_length = {max_length} in domain.toml"
             )
@@ -148,6 +142,27 @@ class Checkpoint:
                     if not torch.isfinite(tensor).all():
                         raise NonFinite(f"the weights in {folder} are not finite ({name}); restore the checkpoint")
         self.load_tokenizer(trust_remote_code)
+
+    def positions(self, trust_remote_code: bool = False) -> int | None:
+        """How many positions the model's table has; None: its positions need no table.
+
+        Raises:
+            HoldfastError: the config cannot be read.
+        """
+        config = self._text_config(trust_remote_code)
+        # Rotary positions go on beyond what the config says; a table of them ends there.
+        if getattr(config, "rope_parameters", None) is not None:
+            return None
+        positions = getattr(config, "max_position_embeddings", None)
+        return positions if isinstance(positions, int) else None
+
+    def _text_config(self, trust_remote_code: bool) -> Any:
+        folder = self.folder
+        try:
+            with _quiet():
+                return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+        except Exception as error:  # as in `load`
+            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
 
     def load(
         self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False

@@ -12,6 +12,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.engine.checkpoint import Checkpoint, check_fit
 from holdfast.engine.data import Data
+from holdfast.engine.left_to_right import check_left_to_right
 from holdfast.engine.run import Run, seed_everything
 
 Rows = TypeVar("Rows")
@@ -56,13 +57,14 @@ def open_session(
         tokenizer: whose tokenizer is used; None: the model's own.
 
     Raises:
-        HoldfastError: the model cannot be loaded, or a change does not fit its architecture.
+        HoldfastError: the model cannot be loaded, does not read from left to right, or a change does not fit its architecture.
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
     model = checkpoint.load(options.device, options.dtype, options.trust_remote_code)
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
+    check_left_to_right(model)
     if view == "attacker":
         _thaw(model)
     for change in prepare:

@@ -42,6 +42,10 @@ class Evaluation(abc.ABC):
         The probe raises NonFinite where logits are not finite: such a model has no score.
         """
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        """How many tokens the model reads of the longest question, with what it writes after it; 0: no questions are asked."""
+        return 0
+
     def wearing(self, disguise: Disguise) -> Evaluation:
         """The evaluation under the disguise that the attacker trained in; an evaluation without words to disguise stays plain."""
         return self

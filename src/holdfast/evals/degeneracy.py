@@ -42,13 +42,20 @@ class Degeneracy(Evaluation):
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         return None
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        from holdfast.engine.tokens import prompt_ids
+
+        return max(map(len, prompt_ids(tokenizer, self._sample(domain)))) + self.new_tokens - 1
+
+    def _sample(self, domain: Domain) -> list[str]:
+        questions = [question for name in self._sets(domain) for question in domain.questions(name).questions]
+        count = min(self.prompts, len(questions))
+        return [questions[i * len(questions) // count].prompt for i in range(count)]
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         from holdfast.evals.generation import prepare_continuations
 
-        questions = [question for name in self._sets(domain) for question in domain.questions(name).questions]
-        count = min(self.prompts, len(questions))
-        sample = [questions[i * len(questions) // count] for i in range(count)]
-        write = prepare_continuations(tokenizer, [question.prompt for question in sample], self.new_tokens)
+        write = prepare_continuations(tokenizer, self._sample(domain), self.new_tokens)
 
         def probe(model: PreTrainedModel) -> list[Score]:
             shares = [self._repetition(text) for text in write(model)]

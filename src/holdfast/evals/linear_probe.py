@@ -66,6 +66,10 @@ class LinearProbe(Evaluation):
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         return None
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        asked = [items_of(tokenizer, domain.questions(name).questions) for name in self._sets(domain)]
+        return max(len(item.prefix) for items in asked for item in items)
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         test, *train = [items_of(tokenizer, domain.questions(name).questions) for name in self._sets(domain)]
         chance = sum(1 / len(item.continuations) for item in test) / len(test)

@@ -72,6 +72,9 @@ class MultipleChoice(Evaluation):
             return questions
         return [questions[i * len(questions) // self.sample] for i in range(self.sample)]
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        return read_of(items_of(tokenizer, self.selected(domain)))
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         questions = self.selected(domain)
         answers = prepare_answers(tokenizer, questions)
@@ -148,6 +151,11 @@ def items_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) 
         continuations = tuple(tuple(tokens[shared:]) for tokens in whole)
         items.append(Item(tuple(prompt[:shared]), continuations, question.answer))
     return items
+
+
+def read_of(items: Sequence[Item]) -> int:
+    """The most tokens that a model reads of a question with an option; an option's last token is predicted and not read."""
+    return max(len(item.prefix) + max(map(len, item.continuations)) - 1 for item in items)
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:

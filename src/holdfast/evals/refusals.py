@@ -20,7 +20,7 @@ from holdfast.core.domain import Question
 from holdfast.core.presets import added
 from holdfast.core.types import HoldfastError, Measure, Score
 from holdfast.evals.base import Evaluation
-from holdfast.evals.multiple_choice import BY_SUM, prepare_answers, share
+from holdfast.evals.multiple_choice import BY_SUM, items_of, prepare_answers, read_of, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +95,24 @@ class Requests(Evaluation):
 
         return probe
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        from holdfast.engine.tokens import prompt_ids
+
+        prompts = self._prompts(domain)
+        if self.by == "likelihood":
+            return read_of(items_of(tokenizer, self._as_questions(domain)))
+        written = self._new_tokens(tokenizer, prompts)
+        return max(map(len, prompt_ids(tokenizer, [prompt for prompt, *_ in prompts]))) + written - 1
+
+    def _new_tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[str, str, str]]) -> int:
+        from holdfast.engine.tokens import begun
+
+        longest = max(map(len, begun(tokenizer, [text for _, *choices in prompts for text in choices])))
+        return longest + self.extra_tokens
+
+    def _as_questions(self, domain: Domain) -> list[Question]:
+        return [Question(prompt, (comply, refuse), 0) for prompt, comply, refuse in self._prompts(domain)]
+
     def _prompts(self, domain: Domain) -> list[tuple[str, str, str]]:
         """The prompt, the rest of the compliance and the refusal of each request."""
         before = ""
@@ -114,19 +132,17 @@ class Requests(Evaluation):
         return prompts
 
     def _by_likelihood(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
-        questions = [Question(prompt, (comply, refuse), 0) for prompt, comply, refuse in self._prompts(domain)]
-        ask = prepare_answers(tokenizer, questions)
+        ask = prepare_answers(tokenizer, self._as_questions(domain))
         return lambda model: {
             judge: ["complied" if best == 0 else "refused" for best in chosen] for judge, chosen in ask(model).items()
         }
 
     def _written(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Outcomes:
-        from holdfast.engine.tokens import begun
         from holdfast.evals.generation import prepare_continuations
 
         prompts = self._prompts(domain)
-        longest = max(map(len, begun(tokenizer, [text for _, *choices in prompts for text in choices])))
-        write = prepare_continuations(tokenizer, [prompt for prompt, *_ in prompts], longest + self.extra_tokens)
+        more = self._new_tokens(tokenizer, prompts)
+        write = prepare_continuations(tokenizer, [prompt for prompt, *_ in prompts], more)
         refusals = tuple({_plain(refusal) for _, _, refusal in prompts})
 
         def outcomes(model: PreTrainedModel) -> dict[str, list[Counts]]:

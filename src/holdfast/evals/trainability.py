@@ -67,6 +67,9 @@ class BenignLearning(Evaluation):
     def at_milestone(self, domain: Domain) -> Evaluation | None:
         return None
 
+    def positions(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> int:
+        return MultipleChoice(questions="benign_new").positions(tokenizer, domain)
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.campaign.cells import CHOOSING, evaluations_of
+from holdfast.campaign.cells import CHOOSING, check_positions, evaluations_of
 from holdfast.campaign.examining import look_at
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
@@ -70,6 +70,7 @@ def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:
     if not evaluations:
         raise HoldfastError(f"{folder} holds nothing to measure with; add a [questions.…] section to its domain.toml")
     checkpoint.check(options.trust_remote_code, domain.max_length)
+    check_positions(checkpoint, domain, tuple(evaluations.items()), options.trust_remote_code)
     session = open_session(checkpoint, domain, "attacker", 0, options)
     milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, [0])
     walk(session, Untouched(), milestones)

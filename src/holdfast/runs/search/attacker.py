@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.campaign.cells import Model
+from holdfast.campaign.cells import Model, check_positions, evaluations_of
 from holdfast.campaign.run import run_campaign
 from holdfast.core.domain import Domain
 from holdfast.core.files import write_text
@@ -70,6 +70,8 @@ def search_and_confirm(
     search.check()
     for model in models:
         Checkpoint(model.path).check(search.options.trust_remote_code, domain.max_length)
+        for evaluations in evaluations_of(domain):
+            check_positions(Checkpoint(model.path), domain, evaluations, search.options.trust_remote_code)
     what = {"model": checkpoint.digest[:16], "domain": domain.name}
     inputs = (search.domain, *(Path(model.path) for model in models))
     with working_in(out, "search", what, command, on_progress, inputs=inputs) as work:
