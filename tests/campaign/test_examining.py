@@ -108,6 +108,16 @@ def test_a_search_stops_before_its_first_trial_too(tiny_testbed: SmallTestbed, c
         search.check()
 
 
+def test_rows_that_nobody_reads_are_looked_at_again_when_they_have_changed(
+    tiny_testbed: SmallTestbed, changed: Changed
+) -> None:
+    folder = changed({})
+    assert look_at(Domain.open(folder), [tiny_testbed.model], ["attack"]).overlaps
+    shutil.copy(folder / "data" / "attack.jsonl", folder / "data" / "forget.jsonl")
+    found = look_at(Domain.open(folder), [tiny_testbed.model], ["attack"]).overlaps
+    assert {"forget", "attack"} in [{overlap.one, overlap.other} for overlap in found]
+
+
 def test_cut_rows_are_counted_by_role(tiny_testbed: SmallTestbed, changed: Changed) -> None:
     texts = [{"text": "the river " * size} for size in (2, 3, 20, 30)]
     domain = Domain.open(changed({"data/attack": texts}))

@@ -19,6 +19,7 @@ from holdfast.report.audited import Audited
 from holdfast.report.audited import audited as read
 from holdfast.report.blocks import Chapter, bullets
 from holdfast.report.card import write_card
+from holdfast.report.first_page import first_page
 from holdfast.report.page import Report, build_report
 from holdfast.report.section import section
 from holdfast.report.table import Entry, Table
@@ -341,3 +342,32 @@ def test_a_browser_opens_the_page(internal: Report, width: int, tmp_path: Path) 
     ).stdout
     assert "was breached by defence-directions-4" in dom
     assert dom.count("<svg") == internal.html.read_text(encoding="utf-8").count("<svg")
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_what_the_attacker_holds_of_the_questions_is_on_the_first_page(public: bool) -> None:
+    campaign, results = whole()
+    given = {"one": "questions hazard", "other": "attack", "same": 300, "near": 0, "of": 300}
+    data = {**campaign.details["data"], "overlaps": [given]}
+    told = first_page(read(replace(campaign, details={**campaign.details, "data": data}), results, public=public), "x")
+    says = "300 of 300 questions of hazard are answered by rows of attack"
+    assert f"hazardous data of his own ({says})" in told.threat[0]
+    assert any(flag.startswith(says) for flag in told.flags)
+    clean = first_page(read(campaign, results, public=public), "x")
+    assert "(none that the questions ask about)" in clean.threat[0]
+
+
+def test_a_hazard_that_hangs_on_how_options_are_judged_is_flagged() -> None:
+    campaign, results = whole()
+
+    def judged(result: CellResult, per_token: float) -> CellResult:
+        more = [
+            replace(r, metric="accuracy_per_token", value=per_token * r.value)
+            for r in result.records
+            if r.evaluation == "hazard"
+        ]
+        return replace(result, records=[*result.records, *more])
+
+    for per_token, flagged in ((0.4, True), (0.95, False)):
+        flags = first_page(read(campaign, [judged(result, per_token) for result in results]), "x").flags
+        assert any("scores 100 % by whole log-probabilities" in flag for flag in flags) == flagged

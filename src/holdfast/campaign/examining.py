@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.domain import ATTACKER_VIEW, MEASURER_ROLES, Domain
 from holdfast.core.files import digest
-from holdfast.core.findings import Cut, Findings, RunTogether
-from holdfast.core.overlaps import overlaps
+from holdfast.core.findings import Cut, Findings, RunTogether, questions_of
+from holdfast.core.overlaps import overlaps, readable
 from holdfast.engine.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -45,19 +45,14 @@ def look_at(domain: Domain, models: Sequence[Checkpoint], attacked: Sequence[str
     read = [*attacked, *(role for role in MEASURER_ROLES if domain.has(role))]
     tokenizers = {model.tokenizer_digest: model for model in models}
     questions = {name: domain.questions(name) for name in domain.question_sources}
-    files = [role for role, source in domain.sources.items() if "file" in source and role not in read]
-    key = digest(
-        [
-            str(domain.folder), domain.max_length, domain.digest(*read), files, sorted(tokenizers),
-            {name: asked.digest for name, asked in questions.items()},
-        ]
-    )  # fmt: skip
+    rows = readable(domain, read)
+    content = [domain.digest(*rows), {name: asked.digest for name, asked in questions.items()}]
+    key = digest([*content, read, domain.max_length, sorted(tokenizers)])
     if key not in _examined:
-        compared, shared = overlaps(domain, read)
         cuts = [_cuts(domain, model, read, remote) for model in tokenizers.values()]
         _examined[key] = Findings(
-            compared=list(compared),
-            overlaps=shared,
+            compared=[*rows, *map(questions_of, questions)],
+            overlaps=overlaps(domain, rows),
             cuts=[most for of_role in zip(*cuts, strict=True) if (most := max(of_role, key=_loss)).cut],
             run_together=[
                 RunTogether(questions=name, count=asked.glued, of=len(asked.questions))

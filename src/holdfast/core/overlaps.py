@@ -36,33 +36,38 @@ _MARKERS = re.compile(
 Words = tuple[str, ...]
 
 
-def overlaps(domain: Domain, needed: Sequence[str]) -> tuple[tuple[str, ...], list[Overlap]]:
-    """The sets of a domain that were compared, and every two of them that have something in common.
-
-    Args:
-        domain: of which all question sets are compared, and the roles that are files.
-        needed: roles that are compared wherever they come from.
+def readable(domain: Domain, needed: Sequence[str]) -> list[str]:
+    """The roles whose rows can be compared: the needed ones, and all others that are files and well formed.
 
     Raises:
-        HoldfastError: the rows of a needed role or the questions are malformed.
+        HoldfastError: the rows of a needed role are missing or malformed.
     """
-    rows = {role: _Rows([_words(_text(row)) for row in held]) for role, held in _readable(domain, needed)}
+    roles = []
+    for role in (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES):
+        if role in needed:
+            domain.rows(role)
+            roles.append(role)
+        elif "file" in domain.sources.get(role, {}):
+            try:
+                domain.rows(role)
+            except HoldfastError:  # nobody asked for these rows, so nothing is claimed of them
+                continue
+            roles.append(role)
+    return roles
+
+
+def overlaps(domain: Domain, roles: Sequence[str]) -> list[Overlap]:
+    """Every two of a domain's roles and question sets that have something in common.
+
+    Raises:
+        HoldfastError: the rows of a role or the questions are malformed.
+    """
+    rows = {role: _Rows([_words(_text(row)) for row in domain.rows(role)]) for role in roles}
     asked = {name: domain.questions(name).questions for name in domain.question_sources}
     found = [_rows_in_rows(one, other, rows) for one, other in _pairs(list(rows))]
     found += [_asked_in_rows(name, role, asked[name], rows[role]) for name in asked for role in rows]
     found += [_asked_twice(one, other, asked) for one, other in _pairs(list(asked))]
-    return (*rows, *map(questions_of, asked)), [overlap for overlap in found if overlap.same or overlap.near]
-
-
-def _readable(domain: Domain, needed: Sequence[str]) -> Iterator[tuple[str, Sequence[Row]]]:
-    for role in (*DEFENDER_ROLES, *ATTACKER_ROLES, *MEASURER_ROLES):
-        if role in needed:
-            yield role, domain.rows(role)
-        elif "file" in domain.sources.get(role, {}):
-            try:
-                yield role, domain.rows(role)
-            except HoldfastError:  # nobody asked for these rows, so nothing is claimed of them
-                continue
+    return [overlap for overlap in found if overlap.same or overlap.near]
 
 
 class _Rows:
