@@ -588,6 +588,35 @@ def test_an_id_out_of_reach_is_refused_in_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_hub_id_is_fetched_once_with_its_code_and_the_weights_that_are_loaded_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, snapshot, calls = tmp_path / "hub", tmp_path / "snapshots" / "c0ffee", list[str | None]()
+    sharded(hub)
+    (hub / "modeling.py").write_text(CODE)
+    rewrite_json(hub / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    (hub / "LICENSE").write_text("mine")
+    save_file({"a": torch.zeros(1)}, hub / "consolidated.safetensors")
+
+    def fetch(name: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
+        calls.append(revision)
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for pattern in allow_patterns:
+            for path in hub.glob(pattern):
+                shutil.copy(path, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    checkpoint = Checkpoint("somebody/a-model-of-this-test")
+    assert checkpoint.digest == Checkpoint(str(hub)).digest
+    assert type(checkpoint.load(trust_remote_code=True)).__name__ == "Model"
+    checkpoint.load_tokenizer()
+    assert calls == [None, "c0ffee"]
+    assert {path.name for path in hub.iterdir()} - {path.name for path in snapshot.iterdir()} == {
+        "consolidated.safetensors"
+    }
+
+
 @every_architecture
 def test_hidden_states_are_those_of_output_hidden_states(make: Callable[[], PreTrainedModel]) -> None:
     model = make()

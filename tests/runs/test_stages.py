@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import holdfast.engine.walk
@@ -345,6 +346,46 @@ def test_a_model_that_does_not_come_back_as_it_was_leaves_no_checkpoint(
         build(recipe_of(tiny_testbed, stages=BOTH[:1]), tmp_path / "out")
     assert not names(own_cache / "stages")
     assert not (tmp_path / "out").exists()
+
+
+def test_licence_policy_processor_and_origin_go_with_a_safeguarded_model_from_its_own_folder(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    outs = []
+    for name in ("first", "second"):
+        model = tmp_path / name
+        shutil.copytree(tiny_testbed.model.path, model)
+        (model / "README.md").write_text(
+            f"---\nlicense: other\nlicense_name: {name}\nbase_model: owner/{name}\n---\n# M\n"
+        )
+        for path in ("LICENSE", "USE_POLICY.md", "preprocessor_config.json"):
+            (model / path).write_text(name)
+        for path in ("pytorch_model.bin", "model.gguf", "trainer_state.json", ".hidden"):
+            (model / path).write_text(name)
+        (model / "NOTICE").symlink_to(tmp_path / "secret")
+        (tmp_path / "secret").write_text("secret")
+        out, _ = built(recipe_of(tiny_testbed, model=Checkpoint(str(model)), stages=BOTH[:1]), tmp_path / f"{name}-out")
+        outs.append(out)
+        folder = Path(out.path)
+        assert [(folder / path).read_text() for path in ("LICENSE", "USE_POLICY.md", "preprocessor_config.json")] == [
+            name
+        ] * 3
+        assert not {"pytorch_model.bin", "model.gguf", "trainer_state.json", ".hidden", "NOTICE"} & set(names(folder))
+        head = ModelCard.load(folder / "README.md").data.to_dict()
+        assert (head["license"], head["license_name"], head["base_model"]) == ("other", name, f"owner/{name}")
+        assert head["tags"] == ["holdfast", "tamper-resistance"]
+    assert outs[0].card["key"] == outs[1].card["key"], "the second came from the cache"
+
+
+def test_a_readme_whose_head_cannot_be_read_is_refused_before_training(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_testbed.model.path, model)
+    (model / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(HoldfastError, match=r"the head of .*README\.md cannot be read .*; mend the file or remove it"):
+        build(recipe_of(tiny_testbed, model=Checkpoint(str(model))), tmp_path / "out")
+    assert not names(own_cache / "stages")
 
 
 # Kills

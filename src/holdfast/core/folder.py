@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Required
@@ -26,6 +27,9 @@ _TOKENIZER = (
     "added_tokens.json", "chat_template*", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 """The names under which tokenizers keep what they load."""
+
+_COMPANIONS = ("", ".md", ".txt", ".json", ".jinja", ".pdf")
+_LEFT = (CARD, "README.md", INDEX, "pytorch_model.bin.index.json", "adapter_config.json", "trainer_state.json")
 
 _ENVIRONMENT = ("is_local", "local_files_only")
 """What transformers writes into a tokenizer's config about the process that loaded the tokenizer."""
@@ -141,6 +145,24 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has no safetensors weights; holdfast never loads pickles: "
             "convert them with save_pretrained(..., safe_serialization=True)"
         )
+    shards = shard_names(folder)
+    for name in shards:
+        if not (folder / name).is_file():
+            raise HoldfastError(
+                f"the model in {folder} cannot be loaded: it has no {line(name)}; restore the checkpoint"
+            )
+    return [index, *(folder / name for name in shards)]
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The files of weights that the index names; none where there is no index.
+
+    Raises:
+        HoldfastError: the index is damaged, or it names what is outside the folder or no safetensors file.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return []
     try:
         shards = sorted(set(_INDEX.validate_python(_json_object(index))["weight_map"].values()))
     except ValueError as error:
@@ -150,11 +172,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise HoldfastError(f"{index} names {line(name)}, which is outside its folder; restore the checkpoint")
         if not name.endswith(".safetensors"):  # transformers would unpickle it
             raise HoldfastError(f"{index} names {line(name)}, which is no safetensors file; convert the weights")
-        if not (folder / name).is_file():
-            raise HoldfastError(
-                f"the model in {folder} cannot be loaded: it has no {line(name)}; restore the checkpoint"
-            )
-    return [index, *(folder / name for name in shards)]
+    return shards
 
 
 def generation_settings(folder: Path) -> dict[str, Any]:
@@ -218,6 +236,30 @@ def tokenizer_content(folder: Path) -> dict[str, str]:
 
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what goes with a model wherever it goes and `target` lacks: licence, use policy, settings of processors, code.
+
+    Weights in other formats, tokenizers, cards, what a trainer leaves and links that lead elsewhere stay behind.
+    """
+    inside = source.resolve()
+    # The hub's cache keeps a snapshot as links into a folder of contents.
+    roots = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
+    beside = [
+        path
+        for path in sorted(source.iterdir())
+        if path.is_file()
+        and path.suffix in _COMPANIONS
+        and not path.name.startswith(".")
+        and path.name not in _LEFT
+        and not any(path.match(pattern) for pattern in _TOKENIZER)
+    ]
+    for path in (*beside, *code_files(source)):
+        copied = target / path.relative_to(source)
+        if not copied.exists() and any(path.resolve().is_relative_to(root) for root in roots):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

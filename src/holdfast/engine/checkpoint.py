@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from holdfast.core.files import digest, file_digest, os_errors, write_text
 from holdfast.core.folder import (
     CARD,
+    SINGLE,
     check_code,
     code_files,
     generation_settings,
     read_card,
     read_config,
+    shard_names,
     tokenizer_content,
     weight_files,
 )
@@ -50,12 +53,10 @@ class Checkpoint:
             return Path(self.path)
         if self.path.count("/") > 1 or self.path.startswith((".", "/", "~")):
             raise HoldfastError(f"there is no model folder {self.path}; give a Hugging Face folder or a hub id")
-        from huggingface_hub import snapshot_download
-
         try:
-            return Path(
-                snapshot_download(self.path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-            )
+            return _snapshot(self.path)
+        except HoldfastError:
+            raise
         except Exception as error:  # the hub client has a dozen ways to fail; the user needs one sentence
             raise HoldfastError(
                 f"{self.path} is neither a model folder nor a hub id within reach ({type(error).__name__})"
@@ -259,6 +260,24 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
             f"the tokenizer in {tokenizer.name_or_path or folder} has token ids up to {largest} and the model only "
             f"{embeddings} embeddings; they do not belong together"
         )
+
+
+_SMALL = (
+    "*.json", "*.jinja", "*.txt", "*.md", "*.pdf", "*.model", "*.tiktoken", "*.py", "LICENSE*", "LICENCE*", "NOTICE*",
+    "COPYING*", "*POLICY*",
+)  # fmt: skip
+"""What is fetched of a hub id beside its weights; code is fetched, and runs where the user trusts it."""
+
+
+@cache
+def _snapshot(name: str) -> Path:
+    """The local copy of a hub id, fetched once a process, with no other weights than those that are loaded."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, allow_patterns=list(_SMALL)))
+    # The folder is named after its commit, so that both parts are of the same one.
+    snapshot_download(name, revision=folder.name, allow_patterns=[SINGLE, *shard_names(folder)])
+    return folder
 
 
 def save_checkpoint(

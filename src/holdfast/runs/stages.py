@@ -18,15 +18,15 @@ from typing import Any
 
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.escape import for_markdown
 from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, only_writer, sweep, write_text
 from holdfast.core.findings import Cut
-from holdfast.core.folder import CARD
+from holdfast.core.folder import CARD, copy_companions
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, Precision
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
 from holdfast.engine.precision import stored_precision
+from holdfast.runs.readme import kept_head, readme
 from holdfast.safeguards.base import Safeguard
 
 PROTOCOL = 5
@@ -126,14 +126,17 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     """
     if out is None:
         return _cached(recipe, on_step)
+    head = kept_head(recipe.model)  # read now, so that a long run does not fail at its end
     with only_writer(out):
         trained = _cached(recipe, on_step)
         with atomic_folder(out) as temporary:
             copy_entry(trained, temporary)
+            copy_companions(recipe.model.folder, temporary)
             # The cache may have been filled from the same contents at other paths.
             made = Checkpoint(str(temporary))
             card = {**made.card, **_made_from(recipe), "digest": made.digest}
             write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
+            write_text(temporary / "README.md", readme(card, head))
     return out
 
 
@@ -226,31 +229,7 @@ def _train(
             session.tokenizer,
             temporary,
             card,
-            _readme(card),
+            readme(card, {}),
             recipe.saved(),
             recipe.options.trust_remote_code,
         )
-
-
-def _readme(card: dict[str, Any]) -> str:
-    stages = for_markdown(" → ".join(stage["preset"] for stage in card["stages"]))
-    data = "".join(f"| `{role}` | `{content[:16]}` |\n" for role, content in card["data"].items())
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [holdfast, tamper-resistance]
----
-
-# A model with a safeguard against tampering
-
-Made by holdfast {card["holdfast"]}: {stages}, on the domain *{for_markdown(card["domain"])}*, seed {card["seed"]}.
-Every setting is in `holdfast.json`.
-
-A safeguard in open weights raises the cost of removing it; it is no guarantee. Measure yours with `holdfast audit`, and
-publish what that finds beside these weights.
-
-| made from | content |
-|---|---|
-| the model | `{card["model"]["digest"][:16]}` |
-| the original model | `{card["base"]["digest"][:16]}` |
-{data}"""
