@@ -38,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     tried, answered = Counter[str](), Counter[str]()
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            properties = dict(map(tuple, report.user_properties))
+            properties = dict(map(tuple, getattr(report, "user_properties", ())))  # what cannot be collected has none
             if "situation" not in properties or (outcome == "passed" and report.when != "call"):
                 continue
             for name in (properties["situation"], properties["situation"].partition(":")[0]):

@@ -162,7 +162,11 @@ def test_without_flock_a_killed_process_blocks_nobody(
 
 
 @pytest.mark.situation("interruption", "a lock left by a kill")
-@pytest.mark.parametrize("name", ["elsewhere.3.77", f"not-{MACHINE}.{os.getpid()}.1", "damaged"])
+@pytest.mark.parametrize(
+    "name",
+    ["elsewhere.3.77", f"not-{MACHINE}.{os.getpid()}.1", "damaged"],
+    ids=["another machine", "a name that ends as this one", "damaged"],  # the same in every process that runs tests
+)
 def test_without_flock_another_machine_s_process_is_named_with_its_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
