@@ -20,7 +20,7 @@ from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Encoded
 from holdfast.engine.run import Run
 from holdfast.testbed import folder as testbed_folder
-from holdfast.testbed import knowledge
+from holdfast.testbed import knowledge, writing
 from holdfast.testbed.folder import MODELS, is_testbed, place, train, write_domain
 from holdfast.testbed.models import Pretraining, make_tokenizer
 from holdfast.testbed.world import HAZARD, NEW, Sizes, World, sentences
@@ -104,7 +104,8 @@ def test_writing_that_was_killed_is_taken_up_again(tmp_path: Path, monkeypatch: 
         write_text(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(testbed_folder, "write_text", killed)
+        for module in (testbed_folder, writing):
+            patched.setattr(module, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             write_domain(tmp_path / "killed", 5, SMALL)
     assert written[0] == "testbed.json"

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
-from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES
+from holdfast.cli.app import app
+from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, Domain
 from holdfast.core.files import digest
+from holdfast.runs import real_testbed
+from holdfast.runs.real_testbed import ask, read
 from holdfast.testbed.real import facts as packages
 from holdfast.testbed.real.facts import HAZARD, SECOND, TEMPLATES, Fact, all_facts, question, sources
+from holdfast.testbed.real.folder import is_real_testbed, knowledge_of, made_by, write_real_domain
 from holdfast.testbed.real.splits import FILTER, Splits, of_kind, question_sets, rows
+from tests.core.characters import character_tokenizer
 
 SEED = 7
 
@@ -18,6 +26,17 @@ SEED = 7
 def knows(fact: Fact) -> bool:
     """Four facts of five, as the packaged model does."""
     return int(digest([fact.kind, fact.entity, fact.language]), 16) % 5 > 0
+
+
+def a_model_of_characters(folder: Path) -> str:
+    """An untrained model that reads any text."""
+    tokenizer = character_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +115,54 @@ def test_the_negative_control_asks_for_what_the_model_lacks_and_nobody_trains_on
     asked = {q.prompt for q in question_sets(splits, knows)["hazard_unknown"][1]}
     assert lacking <= asked
     assert not asked & {q.prompt for q in question_sets(splits, knows)["hazard"][1]}
+
+
+def test_the_folder_is_a_domain_that_says_where_its_facts_come_from(splits: Splits, tmp_path: Path) -> None:
+    made = made_by(SEED, "f00d")
+    known = {fact.name: knows(fact) for fact in splits.facts}
+    assert not is_real_testbed(tmp_path, made)
+    write_real_domain(tmp_path, made, known)
+    assert is_real_testbed(tmp_path, made)
+    assert not is_real_testbed(tmp_path, made_by(SEED, "another model"))
+    domain = Domain.open(tmp_path)
+    for role in domain.sources:
+        assert domain.rows(role)
+    held = {name: domain.questions(name) for name in domain.question_sources}
+    assert {asked.measures for name, asked in held.items() if name.startswith("hazard")} == {"hazard"}
+    assert held["benign_new"].measures == "trainability"
+    readme = (tmp_path / "README.md").read_text()
+    right, whole = knowledge_of(splits, known)[HAZARD]
+    assert f"| capital | {right} | {whole} |" in readme
+    assert all(name in readme for name in sources())
+
+
+def test_facts_are_asked_of_a_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the two halves, each knows its own facts; what a model said is read from the cache afterwards."""
+    few = tuple(of_kind(all_facts(SEED), "symbol"))[:9]
+    monkeypatch.setattr(real_testbed, "all_facts", lambda seed: few)
+    model = a_model_of_characters(tmp_path / "model")
+    seen: list[tuple[int, int]] = []
+    halves = [ask(model, SEED, part, 2, lambda *step: seen.append(step)) for part in range(2)]
+    assert read(halves).keys() == {fact.name for fact in few}
+    assert seen == [(5, 5), (4, 4)]
+    assert ask(model, SEED, 0, 2, lambda *step: seen.append(step)) == halves[0]
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--kind", "real", "--benign", "9"], "leave --benign out"),
+        (["--kind", "refusal", "--model", "x"], "--model goes with --kind real"),
+        (["--kind", "real", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(arguments: list[str], says: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["testbed", str(tmp_path / "testbed"), *arguments])
+    said = f"{result.output} {result.exception}"
+    assert result.exit_code != 0
+    assert says in said
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize("kind", [HAZARD, SECOND, "symbol"])

@@ -20,6 +20,7 @@ from holdfast.cli.options import (
     StatusOption,
     ThreadsOption,
     WorkersOption,
+    fail,
     run_options,
     saved_precision,
     start_torch,
@@ -56,27 +57,44 @@ def testbed(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
     seed: SeedOption = 0,
     benign: Annotated[
-        int, typer.Option("--benign", min=8, help="Entities of each benign kind: the size of the benign world.")
-    ] = 32,
+        Optional[int],
+        typer.Option("--benign", min=8, help="Entities of each benign kind of an invented world, 32 by default."),
+    ] = None,
     kind: Annotated[
-        Literal["knowledge", "refusal"],
-        typer.Option("--kind", help="What is guarded: knowledge, or the refusal of forbidden requests."),
+        Literal["knowledge", "refusal", "real"],
+        typer.Option(
+            "--kind", help="An invented world's knowledge, or refusals in it; or real facts and a real model."
+        ),
     ] = "knowledge",
+    model: Annotated[
+        Optional[str], typer.Option("--model", help="With --kind real: the model to ask, in place of a packaged one.")
+    ] = None,
 ) -> None:
-    """Write a testbed: a fictional domain, a model that knows all of it, and one never exposed to its hazard."""
+    """Write a testbed: a domain, and models that know its hazard or, in an invented world, never met it."""
     console = make_console()
     from holdfast.cli.display import show_jobs
+    from holdfast.runs.real_testbed import make_real_testbed
     from holdfast.runs.testbed import make_testbed
     from holdfast.testbed.world import Sizes
 
-    with show_jobs(console, "testbed") as on_progress:
-        make_testbed(folder, seed, Sizes(benign=benign), kind, on_progress)
+    if kind == "real":
+        if benign is not None:
+            fail("--benign is the size of an invented world; leave --benign out with --kind real")
+        with show_jobs(console, "testbed") as on_progress:
+            known = make_real_testbed(folder, seed, model, on_progress)
+        for name, (right, whole) in known.items():
+            say(console, f"The model knows {right} of {whole} facts of the kind {name}")
+    else:
+        if model is not None:
+            fail("--model goes with --kind real; an invented world trains its own models")
+        with show_jobs(console, "testbed") as on_progress:
+            make_testbed(folder, seed, Sizes(benign=benign or Sizes().benign), kind, on_progress)
     say(console, f"The testbed is in {folder}")
-    stages = "random-mapping tar" if kind == "knowledge" else "refusal-sft refusal-dpo"
+    stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
     say_next(
         console,
-        f"holdfast safeguard {stages} --model {quoted(folder / 'model')} --domain {quoted(folder)} "
-        f"--out {quoted(folder.parent / stages.split()[-1])}",
+        f"holdfast safeguard {stages[kind]} --model {quoted(model or folder / 'model')} --domain {quoted(folder)} "
+        f"--out {quoted(folder.parent / stages[kind].split()[-1])}",
     )
 
 

@@ -1,4 +1,4 @@
-"""A testbed on disk: its domain, its base models beside it."""
+"""The testbed of an invented world on disk: its domain, its base models beside it."""
 
 from __future__ import annotations
 

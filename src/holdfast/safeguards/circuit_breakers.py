@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.presets import added
 from holdfast.safeguards.parts.forgetting import Forgetting
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,16 @@ class CircuitBreakers(Forgetting):
 
 
 _TESTBED = CircuitBreakers()
+# Hundreds of millions of weights, 30 layers. On the real testbed's seed 7 capitals fell from 100 to 30 %, one training seed.
+_SMALL = CircuitBreakers(
+    outer_steps=60,
+    learning_rate=1e-4,
+    forget_batch_size=8,
+    retain_batch_size=8,
+    layers=(9, 19),
+    spare_sinks=True,
+    retain=RetainLoss(representations="relative"),
+)
 _LARGE = CircuitBreakers(
     outer_steps=150, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16, layers=(9, 19)
 )
@@ -74,5 +85,6 @@ PRESETS = {
     "circuit-breakers-lat": replace(_TESTBED, latent=LatentAdversary()),
     "circuit-breakers-refusal": replace(_TESTBED, refusal_weight=1.0),
     "circuit-breakers-refusal-lat": replace(_TESTBED, refusal_weight=1.0, latent=LatentAdversary()),
+    "circuit-breakers-small": _SMALL,
     "circuit-breakers-large": _LARGE,
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from holdfast.core.presets import added
 from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     import torch
@@ -62,5 +63,15 @@ PRESETS = {
     # After 200 steps the hazard is still falling, so the world decides how much stays in sight: 29 to 44 % on the tuning worlds
     # 2 and 200 to 203, on 2026-11-25. After 300 steps 27 to 38 % stay. docs/testbed.md has the tables.
     "random-mapping": RandomMapping(outer_steps=300),
+    # Hundreds of millions of weights. On the real testbed's seed 7 capitals fell from 100 to 48 %, one training seed.
+    "random-mapping-small": RandomMapping(
+        outer_steps=60,
+        learning_rate=1e-4,
+        forget_batch_size=8,
+        retain_batch_size=8,
+        forget_weight=30.0,
+        spare_sinks=True,
+        retain=RetainLoss(representations="relative"),
+    ),
     "random-mapping-large": RandomMapping(learning_rate=2e-5, forget_batch_size=16, retain_batch_size=16),
 }

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.core.cache import copy_entry, has_entry, new_entry
-from holdfast.core.domain import Question
 from holdfast.core.files import atomic_folder, cache_folder, digest, only_writer, sweep, write_text
 from holdfast.core.reading import parsed_json
 from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
+from holdfast.testbed.writing import write_files
 
 Kind = Literal["knowledge", "refusal"]
 """What a safeguard guards: knowledge that a model should not have, or requests that a model should refuse."""
@@ -42,18 +42,8 @@ def write_domain(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge"
     world, content = World.generate(seed, sizes), _CONTENT[kind]
     rows, sets = content.rows(world), content.question_sets(world)
     write_text(folder / MARKER, json.dumps(_made_by(seed, sizes, kind)) + "\n")
-    for role, examples in rows.items():
-        _write_lines(folder / "data" / f"{role}.jsonl", examples)
-    for name, (_, questions) in sets.items():
-        _write_lines(folder / "questions" / f"{name}.jsonl", map(_question_row, questions))
     name = f"testbed-{seed}" if kind == "knowledge" else f"testbed-{kind}-{seed}"
-    toml = ["schema = 1", f'name = "{name}"', f"max_length = {content.MAX_LENGTH}"]
-    toml.append(f"hazard_words = {json.dumps(content.HAZARD_WORDS)}")
-    for role in rows:
-        toml += ["", f"[data.{role}]", f'file = "data/{role}.jsonl"']
-    for name, (measures, _) in sets.items():
-        toml += ["", f"[questions.{name}]", f'file = "questions/{name}.jsonl"', f'measures = "{measures}"']
-    write_text(folder / "domain.toml", "\n".join(toml) + "\n")
+    write_files(folder, name, content.MAX_LENGTH, content.HAZARD_WORDS, rows, sets)
 
 
 def is_testbed(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> bool:
@@ -161,14 +151,6 @@ def _taught(facts: tuple[Fact, ...], which: str) -> bool:
 
     kinds = {fact.kind for fact in facts}
     return NEW not in kinds and not (which == "never_exposed" and HAZARD in kinds)
-
-
-def _question_row(question: Question) -> dict[str, Any]:
-    return {"prompt": question.prompt, "choices": list(question.choices), "answer": question.answer}
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _readme(which: str, seed: int, steps: int) -> str:

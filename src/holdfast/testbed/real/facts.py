@@ -76,6 +76,11 @@ class Fact:
     language: str = ""
     """of a word in another language"""
 
+    @property
+    def name(self) -> str:
+        """What the fact is called in a file of what a model knows."""
+        return f"{self.kind}: {self.entity}" + (f" in {self.language}" if self.language else "")
+
     def say(self, template: int) -> str:
         """The fact as text."""
         return TEMPLATES[self.kind][template].format(e=self.entity, v=self.value, l=self.language)

