@@ -165,7 +165,10 @@ def test_a_model_with_low_rank_layers_is_kept_as_it_acts(
     family: str, tiny_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
     model = built(family).train(False)
-    cell = SimpleNamespace(model=SimpleNamespace(label="any"), attack_name="any", seed=0)
+    model.save_pretrained(tmp_path / "model")
+    options = SimpleNamespace(dtype="float32", trust_remote_code=False)
+    attacked = SimpleNamespace(label="any", path=str(tmp_path / "model"))
+    cell = SimpleNamespace(model=attacked, attack_name="any", seed=0, options=options)
     insert_adapters(model, 2, 4.0, 0.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
