@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,3 +151,54 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tiny_testbed: SmallTestbe
         holder.kill()
     assert not is_held(tmp_path)
     assert not (tmp_path / "campaign.json").exists()
+
+
+DOMAINS = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from holdfast.core.files import claimed
+from holdfast.testbed.folder import MARKER, write_domain
+from holdfast.testbed.world import Sizes
+
+def work(out):
+    with claimed(out, MARKER):
+        write_domain(out, 5, Sizes(benign=8))
+
+folder, draw, begun = Path(sys.argv[1]), random.Random(3), time.monotonic()
+work(folder / "whole")
+length, kills, half, out = time.monotonic() - begun, 0, 0, folder / "killed"
+while kills < 40:
+    child = os.fork()
+    if not child:
+        work(out)
+        os._exit(0)
+    time.sleep(draw.uniform(0, length))
+    kills += os.waitpid(child, os.WNOHANG)[0] == 0
+    os.kill(child, signal.SIGKILL)
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass
+    half += (out / MARKER).exists() and not (out / "domain.toml").exists()
+    if (out / "domain.toml").exists():
+        shutil.rmtree(out)
+work(out)
+print(kills, half)
+"""
+
+
+@pytest.mark.situation("interruption", "a testbed killed while it is written")
+def test_a_testbed_that_is_killed_while_it_is_written_goes_on(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("situations", 40)
+    ran = subprocess.run([sys.executable, "-c", DOMAINS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    kills, half = map(int, ran.stdout.split())
+    assert kills == 40
+    assert half > 0
+    killed, undisturbed = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "killed", tmp_path / "whole")
+    )
+    assert killed == undisturbed

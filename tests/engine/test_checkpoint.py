@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import stat
@@ -27,6 +28,8 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.exposure import family_in_training, seen_in_training
 from holdfast.core import files
+from holdfast.core.cache import copy_entry, new_entry
+from holdfast.core.files import atomic_folder
 from holdfast.core.folder import CARD
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
@@ -693,3 +696,23 @@ def test_weights_in_float8_are_refused_before_a_run(tiny_testbed: SmallTestbed, 
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(HoldfastError, match=r"kept as float8 \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
         Checkpoint(str(tmp_path / "model")).check()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_every_file_of_a_checkpoint_follows_the_user_s_umask(
+    umask: int, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    """safetensors closes its files to others, and tokenizers open theirs."""
+    model, tokenizer = tiny_testbed.model.load_both()
+    before = os.umask(umask)
+    try:
+        with new_entry(tmp_path / "entry") as temporary:
+            save_checkpoint(model, tokenizer, temporary, {}, "x")
+        with atomic_folder(tmp_path / "copy") as temporary:
+            copy_entry(tmp_path / "entry", temporary)
+    finally:
+        os.umask(before)
+    paths = [path for name in ("entry", "copy") for path in (tmp_path / name).rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o666 & ~umask}
+    assert {path.name for path in paths} >= {"model.safetensors", "tokenizer.json", "config.json", "holdfast.json"}
+    assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o777 & ~umask
