@@ -173,12 +173,10 @@ while kills < 40:
         work(out)
         os._exit(0)
     time.sleep(draw.uniform(0, length))
-    kills += os.waitpid(child, os.WNOHANG)[0] == 0
-    os.kill(child, signal.SIGKILL)
-    try:
+    if os.waitpid(child, os.WNOHANG)[0] == 0:
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    except ChildProcessError:
-        pass
+        kills += 1
     half += (out / MARKER).exists() and not (out / "domain.toml").exists()
     if (out / "domain.toml").exists():
         shutil.rmtree(out)
