@@ -120,6 +120,7 @@ def run_audit(testbed: SmallTestbed, folder: Path, monkeypatch: pytest.MonkeyPat
         if name != "plain":
             shutil.copytree(folder / "plain", folder / name)
             trick.change(folder / name, Path(testbed.model.path))
+            config(trick=name)(folder / name, folder)  # an audit refuses one model twice
     monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     along = holdfast.campaign.cells.evaluations_of
 
