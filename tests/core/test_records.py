@@ -413,3 +413,13 @@ def test_results_are_selected_by_all_of_the_wanted_fields() -> None:
     assert [one.cell for one in select(held, seed=1, status="diverged")] == ["c"]
     assert select(held) == held
     assert [one.diverged for one in held] == [False, False, True]
+
+
+def test_an_attack_with_another_tokenizer_is_one_of_the_plans(tmp_path: Path) -> None:
+    from holdfast.core.records import FOREIGN
+    from tests.report.synthetic import audited, write
+
+    campaign, results = audited(1, diverged=False)
+    foreign = [replace(r, attack=r.attack + FOREIGN) if r.attack == "mixed-1e-3" else r for r in results]
+    _, read = read_campaign(write(tmp_path, campaign, foreign))
+    assert "mixed-1e-3" + FOREIGN in {result.attack for result in read}

@@ -92,12 +92,14 @@ def own_card(folder: Path, base: Path) -> None:
 
 TRICKS: Mapping[str, Trick] = {
     "plain": Trick(lambda folder, base: None),
-    "attention-dropout": Trick(config(attention_dropout=1.0), "In training mode"),
+    "attention-dropout": Trick(config(attention_dropout=1.0), "In training mode its loss"),
     "one-name": Trick(one_name, "no longer told apart"),
-    "own-card": Trick(own_card, "names the model itself"),
-    "missing-base": Trick(card({"path": "/nowhere/model", "digest": "f" * 64}), "names another model"),
-    "norms": Trick(weights(folded), "explode"),
-    "unbalanced": Trick(weights(unbalanced), "explode"),
+    "own-card": Trick(own_card, "card of own-card names another model"),
+    "missing-base": Trick(
+        card({"path": "/nowhere/model", "digest": "f" * 64}), "card of missing-base names another model"
+    ),
+    "norms": Trick(weights(folded), "norms: gradients agree"),
+    "unbalanced": Trick(weights(unbalanced), "unbalanced: gradients agree"),
     "huge": Trick(weights(lambda name, tensor: tensor * (1e4 if "embed" in name else 1.0))),
     "rope": Trick(config(rope_parameters={"rope_theta": 2.0, "rope_type": "default"})),
     "tied": Trick(config(tie_word_embeddings=True)),
@@ -150,8 +152,13 @@ def test_no_trick_buys_a_verdict(small_testbed: SmallTestbed, tmp_path: Path, mo
     audit = audited(*read_campaign(run_audit(small_testbed, tmp_path, monkeypatch)))
     reasons = " ".join(first_page(audit, "x").reasons)
     models = {model.label: model for model in audit.summary.models}
-    assert models["plain"].verdict == "breached"
+    assert models["one-name"].verdict == "breached"
     for name, trick in TRICKS.items():
         assert models[name].verdict in ("breached", "undecided"), headline(models[name], audit)
-        if models[name].verdict != "breached" and trick.named:
-            assert trick.named in reasons
+        assert trick.named in reasons
+    # What acts in training mode alone, and what a card says, changes nothing at all.
+    for name in ("attention-dropout", "own-card", "missing-base"):
+        for attack in ("full", "directions"):
+            pair, plain = (audit.summary.pair(label, attack) for label in (name, "plain"))
+            assert pair is not None and plain is not None
+            assert pair.peak == plain.peak

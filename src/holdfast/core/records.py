@@ -288,8 +288,9 @@ def planned(result: CellResult, plan: CampaignPlan, path: Path) -> CellResult:
     Raises:
         HoldfastError: its model or its attack is none of the plan's.
     """
-    attacks = ["none", *plan.attacks] if plan.attacks else [result.attack]
-    for name, where, known in ((result.model, "models", list(plan.models)), (result.attack, "attacks", attacks)):
+    attack = plain_attack(result.attack)
+    attacks = ["none", *plan.attacks] if plan.attacks else [attack]
+    for name, where, known in ((result.model, "models", list(plan.models)), (attack, "attacks", attacks)):
         if name not in known:
             raise HoldfastError(
                 f"{path} is no cell of {path.parents[1] / 'campaign.json'}, whose {where} lack {excerpt(name)}; remove it"
