@@ -160,5 +160,6 @@ def test_no_trick_buys_a_verdict(small_testbed: SmallTestbed, tmp_path: Path, mo
     for name in ("attention-dropout", "own-card", "missing-base"):
         for attack in ("full", "directions"):
             pair, plain = (audit.summary.pair(label, attack) for label in (name, "plain"))
-            assert pair is not None and plain is not None
+            assert pair is not None
+            assert plain is not None
             assert pair.peak == plain.peak
