@@ -31,12 +31,15 @@ REFUSED = (
 )  # fmt: skip
 
 
+VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
 def status(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["audit", "--status", str(folder)]) == 0
     suggested = capsys.readouterr().out.rstrip().rpartition("Next: ")[2]
     assert "\x1b" not in suggested
     _, verb, *words = shlex.split(suggested)
-    typer.main.get_command(app).commands[verb].make_context(verb, words)  # type: ignore[attr-defined]
+    VERBS[verb].make_context(verb, words)
     return suggested
 
 
@@ -68,6 +71,6 @@ def test_a_part_of_a_run_goes_on_with_the_whole(tmp_path: Path) -> None:
     Standing(what="search", command="", waiting=1).write(tmp_path / "search")
     command = f"holdfast search {GIVEN} --out elsewhere"
     for folder in (tmp_path / "search", tmp_path / "search" / "confirmation"):
-        assert again(command, folder) == f"holdfast search {GIVEN} --out {tmp_path / 'search'}"
-    assert again(command, tmp_path / "other") is None
+        assert again(command, folder, VERBS) == f"holdfast search {GIVEN} --out {tmp_path / 'search'}"
+    assert again(command, tmp_path / "other", VERBS) is None
     assert json.loads((tmp_path / "search" / "run.json").read_text())["what"] == "search"

@@ -7,6 +7,7 @@ options, and only what they take is written down again.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ _LEFT_OUT = ("status", "plan", "estimate", "trust_remote_code")
 """Options that only ask, and the permission to run a model's code, which nobody gives by pasting."""
 
 
-def again(command: str, folder: Path) -> str | None:
-    """The command that goes on with the run in `folder`; None where what is stored is no command that works in a folder."""
-    from typer.main import get_command
+def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
+    """The command that goes on with the run in `folder`; None where what is stored is no command that works in a folder.
 
-    from holdfast.cli.app import app
+    Args:
+        command: as the folder says it was given.
+        folder: asked about.
+        verbs: holdfast's commands by name; their options are the grammar.
+    """
     from holdfast.runs.standing import MARKER
 
     try:
@@ -30,7 +34,7 @@ def again(command: str, folder: Path) -> str | None:
         return None
     if program != "holdfast" or verb not in _VERBS or not all(word.isprintable() for word in words):
         return None
-    known: Any = get_command(app).commands[verb]  # type: ignore[attr-defined]
+    known = verbs[verb]
     try:
         values, rest, _ = known.make_parser(known.context_class(known)).parse_args(words)
     except Exception:  # the parser has many ways to refuse

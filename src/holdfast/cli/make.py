@@ -20,13 +20,12 @@ from holdfast.cli.options import (
     StatusOption,
     ThreadsOption,
     WorkersOption,
-    fail,
     run_options,
     saved_precision,
     start_torch,
 )
 from holdfast.cli.say import finish
-from holdfast.cli.terminal import make_console, quoted, say, say_next, this_command
+from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
 
 
 def demo(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+from holdfast.cli.terminal import fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,10 +86,13 @@ MilestonesOption = Annotated[
 ]
 
 
-def _status(folder: Optional[Path]) -> None:
+def _status(context: typer.Context, folder: Optional[Path]) -> None:
     from holdfast.cli.say import show_status
 
-    show_status(folder)
+    if folder is None:
+        return
+    verbs: Any = context.find_root().command
+    show_status(folder, verbs.commands)
 
 
 StatusOption = Annotated[
@@ -110,12 +115,6 @@ ResumableOption = Annotated[
         "--resumable-attacks", help="Keep an attack's state on disk while it runs, so that it survives a kill."
     ),
 ]
-
-
-def fail(text: str) -> NoReturn:
-    from holdfast.core.types import HoldfastError
-
-    raise HoldfastError(text)
 
 
 def start_torch(threads: int, device: str, dtype: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from holdfast.cli.options import fail
-from holdfast.cli.terminal import literal, make_console, quoted, say, say_next
+from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,19 +23,22 @@ WIDE = 110
 """columns of a terminal from which the verdict table names the worst attacks too"""
 
 
-def show_status(folder: Optional[Path]) -> None:
-    """Print how the run in a folder stands, and end the command, so that no other option is needed."""
-    if folder is None:
-        return
+def show_status(folder: Path, verbs: Mapping[str, Any]) -> NoReturn:
+    """Print how the run in a folder stands, and end the command, so that no other option is needed.
+
+    Args:
+        folder: that a run works in or has worked in.
+        verbs: holdfast's commands by name.
+    """
     from holdfast.runs.standing import MARKER
 
     console = make_console()
     show = _show_standing if (folder / MARKER).is_file() else _show_progress
-    say_next(console, show(console, folder))
+    say_next(console, show(console, folder, verbs))
     raise typer.Exit
 
 
-def _show_standing(console: Console, folder: Path) -> str:
+def _show_standing(console: Console, folder: Path, verbs: Mapping[str, Any]) -> str:
     """Print how a demo, a study or a search stands; return the command to continue with."""
     from holdfast.cli.again import again
     from holdfast.core.locks import is_held
@@ -48,11 +51,11 @@ def _show_standing(console: Console, folder: Path) -> str:
         working=is_held(folder),
     ):  # fmt: skip
         say(console, sentence)
-    goes_on = again(run.command, folder) if run.waiting or run.running or run.failed else None
+    goes_on = again(run.command, folder, verbs) if run.waiting or run.running or run.failed else None
     return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
-def _show_progress(console: Console, folder: Path) -> str:
+def _show_progress(console: Console, folder: Path, verbs: Mapping[str, Any]) -> str:
     """Print how an audit stands; return the command to continue with."""
     from holdfast.cli.again import again
     from holdfast.core.locks import is_held
@@ -64,7 +67,7 @@ def _show_progress(console: Console, folder: Path) -> str:
     print_table(console, status_table(progress))
     for sentence in status(progress, running=is_held(folder)):
         say(console, sentence)
-    goes_on = again(progress.command, folder) if progress.all.left else None
+    goes_on = again(progress.command, folder, verbs) if progress.all.left else None
     return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from holdfast.cli.options import fail
-from holdfast.cli.terminal import literal, make_console, quoted, say, say_next
+from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
 
 
 def report(

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from holdfast.core.escape import for_shell, for_terminal
 
@@ -78,3 +78,9 @@ def quoted(word: Path | str) -> str:
 
 def this_command() -> str:
     return " ".join(map(quoted, ["holdfast", *sys.argv[1:]]))
+
+
+def fail(text: str) -> NoReturn:
+    from holdfast.core.types import HoldfastError
+
+    raise HoldfastError(text)
