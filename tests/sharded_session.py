@@ -98,7 +98,7 @@ def main(rank: int, port: int, folder: Path, out: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     run_all(folder, fsdp, out / "split")
     whole = data.collate
-    data.collate = lambda rows, pad, device, rank, ranks: whole(rows, pad, device)  # type: ignore[misc, assignment]
+    data.collate = lambda rows, pad, device, *places: whole(rows, pad, device)  # type: ignore[assignment]
     run_all(folder, fsdp, out / "identical", IDENTICAL)
     dist.barrier()  # gloo aborts a rank whose peer has hung up on it
     dist.destroy_process_group()

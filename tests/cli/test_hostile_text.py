@@ -173,6 +173,8 @@ def _testbed(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
 
 def _safeguard(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     patch.setattr("holdfast.core.domain.Domain.open", lambda folder: SimpleNamespace(max_length=8))
+    patch.setattr("holdfast.campaign.cells.evaluations_of", lambda *_, **__: ((), ()))
+    patch.setattr("holdfast.campaign.cells.check_positions", lambda *_: None)
     patch.setattr(Recipe, "keys", lambda self: ["key"])
     patch.setattr(Recipe, "cuts", lambda self: [Cut(role=text, rows=2, cut=1, empty=0)])
     patch.setattr("holdfast.engine.checkpoint.Checkpoint.check", lambda *_: None)

@@ -352,7 +352,7 @@ def test_what_the_attacker_holds_of_the_questions_is_on_the_first_page(public: b
     told = first_page(read(replace(campaign, details={**campaign.details, "data": data}), results, public=public), "x")
     says = "300 of 300 questions of hazard are answered by rows of attack"
     assert f"hazardous data of his own ({says})" in told.threat[0]
-    assert any(flag.startswith(says) for flag in told.flags)
+    assert any(flag.startswith(says) for flag in told.reasons)
     clean = first_page(read(campaign, results, public=public), "x")
     assert "(none that the questions ask about)" in clean.threat[0]
 
@@ -369,5 +369,5 @@ def test_a_hazard_that_hangs_on_how_options_are_judged_is_flagged() -> None:
         return replace(result, records=[*result.records, *more])
 
     for per_token, flagged in ((0.4, True), (0.95, False)):
-        flags = first_page(read(campaign, [judged(result, per_token) for result in results]), "x").flags
+        flags = first_page(read(campaign, [judged(result, per_token) for result in results]), "x").reasons
         assert any("scores 100 % by whole log-probabilities" in flag for flag in flags) == flagged
