@@ -32,6 +32,7 @@ from holdfast.core.folder import (
 )
 from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, Precision
+from holdfast.engine.attention import chosen_attention, named_attention
 from holdfast.engine.precision import held_in
 from holdfast.engine.read_back import difference, shapes_differ, tokenizers_differ
 
@@ -75,7 +76,11 @@ class Checkpoint:
         config = read_config(folder)
         config.pop("transformers_version", None)
         # What few models have stands here only where they have it, so that what was recorded before stays known.
-        more = {"generation": generation_settings(folder), "code": _content(folder, code_files(folder))}
+        more = {
+            "generation": generation_settings(folder),
+            "code": _content(folder, code_files(folder)),
+            "attention": named_attention(config),
+        }
         content = [config, _content(folder, weight_files(folder)), {name: part for name, part in more.items() if part}]
         return digest(content if content[-1] else content[:2])
 
@@ -187,8 +192,7 @@ class Checkpoint:
                     folder,
                     config=config,
                     dtype=getattr(torch, dtype),
-                    # Over a few tokens plain attention is faster on a CPU than the fused kernel.
-                    attn_implementation="eager" if _is_tiny(config) and str(device) == "cpu" else None,
+                    **chosen_attention(folder, named_attention(read_config(folder)), device, dtype, _is_tiny(config)),
                     quantization_config=dequantised,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, with their names
