@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.finetune import FineTune
 from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.run import run_campaign
+from holdfast.core.files import file_digest
 from holdfast.core.locks import is_held
 from holdfast.core.options import Options
 from holdfast.core.records import CampaignPlan, CellResult, cell_path
@@ -120,7 +123,7 @@ def test_whatever_is_killed_no_record_is_lost_or_doubled(
     kill_at_random(tiny_testbed.folder, out, kills, seed)
     assert all(outcome.error is None for outcome in start(str(tiny_testbed.folder), str(undisturbed)))
     cells = CampaignPlan.read(out).cells
-    assert len(set(cells)) == len(cells) == 2 * (1 + 4) + 2 * 4 * 2
+    assert len(set(cells)) == len(cells) == 2 * (1 + 3) + 2 * 4 * 2
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert left == {"campaign.json", *(f"cells/{cell}.jsonl" for cell in cells)}
     for cell in cells:
@@ -200,3 +203,56 @@ def test_a_testbed_that_is_killed_while_it_is_written_goes_on(
         for folder in (tmp_path / "killed", tmp_path / "whole")
     )
     assert killed == undisturbed
+
+
+# As many as fit into about two minutes a verb on one core.
+KILLS = {"testbed": 20, "safeguard": 20, "attack": 30, "search": 8, "audit": 8}
+_TIMES = ("seconds", "evaluation_seconds", "environment", "peak_memory", "command", "path")
+
+
+def plain(value: Any) -> Any:
+    """JSON without times, memory and places."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items() if name not in _TIMES}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    """What a command left, by the name of the file: weights to the last bit, records and plans without their times."""
+    files: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in (".json", ".jsonl"):
+            files[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()] if (
+                path.suffix == ".jsonl"
+            ) else plain(json.loads(path.read_text()))  # fmt: skip
+        else:
+            pages = path.suffix in (".html", ".md", ".svg", ".parquet")  # they hold times
+            files[name] = None if pages else file_digest(path)
+        if name in ("report.json", "confirmation/report.json", "run.json"):
+            files[name] = None
+    return files
+
+
+def survive(verb: str, kills: int, testbed: SmallTestbed, folder: Path) -> None:
+    code = [sys.executable, "-m", "tests.kill_often", str(testbed.folder), verb, str(kills), str(kills)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    ran = subprocess.run(code, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    log = (folder / "killed.log").read_text() if (folder / "killed.log").exists() else ""
+    assert ran.returncode == 0, ran.stderr + log[-2000:]
+    assert f"{kills} kills" in ran.stdout
+    assert "Traceback" not in log
+    assert "holdfast: " not in log  # no start was refused
+    assert whole(folder / "killed") == whole(folder / "whole")
+    names = {path.name for path in folder.rglob("*")}
+    assert not {name for name in names if name.endswith((".holdfast", ".lock", ".part"))}
+
+
+@pytest.mark.slow
+@pytest.mark.situation("interruption", "a command killed at random")
+@pytest.mark.parametrize("verb", KILLS)
+def test_a_command_that_is_killed_often_goes_on_to_the_same_end(
+    verb: str, tiny_testbed: SmallTestbed, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("situations", KILLS[verb])
+    survive(verb, KILLS[verb], tiny_testbed, tmp_path)
