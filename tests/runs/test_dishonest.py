@@ -94,7 +94,7 @@ TRICKS: Mapping[str, Trick] = {
     "plain": Trick(lambda folder, base: None),
     "attention-dropout": Trick(config(attention_dropout=1.0), "In training mode its loss"),
     "one-name": Trick(one_name, "no longer told apart"),
-    "own-card": Trick(own_card, "card of own-card names another model"),
+    "own-card": Trick(own_card, "card of own-card names the model itself"),
     "missing-base": Trick(
         card({"path": "/nowhere/model", "digest": "f" * 64}), "card of missing-base names another model"
     ),
@@ -121,8 +121,8 @@ def run_audit(testbed: SmallTestbed, folder: Path, monkeypatch: pytest.MonkeyPat
     for name, trick in TRICKS.items():
         if name != "plain":
             shutil.copytree(folder / "plain", folder / name)
-            trick.change(folder / name, Path(testbed.model.path))
             config(trick=name)(folder / name, folder)  # an audit refuses one model twice
+            trick.change(folder / name, Path(testbed.model.path))
     monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     along = holdfast.campaign.cells.evaluations_of
 
