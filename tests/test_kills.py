@@ -206,7 +206,7 @@ def test_a_testbed_that_is_killed_while_it_is_written_goes_on(
 
 
 # As many as fit into about two minutes a verb on one core.
-KILLS = {"testbed": 20, "safeguard": 20, "attack": 30, "search": 8, "audit": 8}
+KILLS = {"testbed": 20, "safeguard": 20, "attack": 30, "search": 8, "audit": 8, "demo": 3}
 _TIMES = ("seconds", "evaluation_seconds", "environment", "peak_memory", "command", "path")
 
 
