@@ -12,11 +12,12 @@ from torch import nn
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.engine.anatomy import LinearMap, linear_maps
-from holdfast.engine.low_rank import LowRankOptimizer
+from holdfast.engine.low_rank import LowRankOptimizer, insert_adapters
 from holdfast.engine.optimizers import make_optimizer
 from holdfast.engine.run import Run
 from tests.attacks.walk import fresh
 from tests.conftest import SmallTestbed
+from tests.families.small import build
 
 BASE = FineTune(lora_rank=4, lora_alpha=8.0, learning_rate=5e-3, batch_size=8, max_steps=5)
 
@@ -108,3 +109,14 @@ def test_restored_state_goes_on_as_if_never_stopped() -> None:
         step(layer, optimizer)
         step(other, restored)
         assert torch.equal(layer.weight, other.weight)
+
+
+def test_what_a_recurrent_layer_keeps_stays_in_the_layer() -> None:
+    """It resets that by writing to a module that LoRA wraps: what stood there of another batch was read as its own."""
+    model = build("recurrent_gemma", 20)
+    ids = torch.arange(12).view(4, 3)
+    with torch.no_grad():
+        expected = [model(input_ids=rows, use_cache=False).logits for rows in (ids, ids[:2])]
+        insert_adapters(model, 2, 4.0, 0.0)
+        logits = [model(input_ids=rows, use_cache=False).logits for rows in (ids, ids[:2])]
+    torch.testing.assert_close(logits, expected)

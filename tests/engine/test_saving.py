@@ -18,6 +18,7 @@ from holdfast.engine.costs import update_size
 from holdfast.engine.precision import OTHERS, stored_precision
 from tests.core.characters import character_tokenizer
 from tests.engine.test_checkpoint import llama, logits, rewrite_json, rewrite_weights, saved
+from tests.families.small import build
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -128,6 +129,16 @@ def test_reading_back_draws_nothing(tmp_path: Path) -> None:
     torch.manual_seed(3)
     saved(tmp_path, model)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_part_that_transformers_does_not_load_alone_is_refused_in_one_short_sentence(tmp_path: Path) -> None:
+    model = build("mllama", 40)
+    cause = r"\(transformers has no causal language model for a MllamaTextConfig\)"
+    with pytest.raises(HoldfastError, match=rf"saved and loaded again {cause}") as caught:
+        saved(tmp_path, model)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(HoldfastError, match=rf"that is saved cannot be loaded again {cause}"):
+        check_savable(model)
 
 
 def test_a_model_that_its_config_does_not_describe_is_refused_before_a_run() -> None:

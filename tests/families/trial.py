@@ -28,6 +28,7 @@ from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.engine.data import Data, collate
+from holdfast.engine.differentiable import check_differentiable
 from holdfast.engine.left_to_right import check_left_to_right
 from holdfast.engine.losses import next_token_loss
 from holdfast.engine.low_rank import merge_adapters
@@ -201,6 +202,7 @@ def tried(family: Family, name: str, folder: Path) -> Outcome:
     plugin = shortened(PLUGINS[name])
     try:
         check_left_to_right(family.model)
+        check_differentiable(family.model)
         fault = (_measured if isinstance(plugin, Evaluation) else _changed)(family, plugin, folder)
     except NonFinite as error:
         return Outcome("broken", f"not finite: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -351,7 +352,8 @@ def _read_back(
             off = tokenizers_differ(tokenizer, written.load_tokenizer(trust_remote_code))
             off = off or difference(model, written.load("cpu", precision, trust_remote_code))
         except HoldfastError as error:
-            off = str(error)
+            # The folder is not kept, so that its name says nothing.
+            off = str(error) if error.__cause__ is None else _first_line(error.__cause__)
     if off is not None:
         raise HoldfastError(
             f"this {type(model).__name__} is not the same when it is saved and loaded again ({off}), so that nothing was "
@@ -428,7 +430,9 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of an error's text, and the second where the first only announces it."""
+    if found := re.match(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
+        return f"transformers has no causal language model for a {found[1]}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

@@ -106,13 +106,20 @@ def insert_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: fl
     from peft.tuners.lora import Linear, ParamWrapper
 
     class Wrapper(ParamWrapper):
-        """peft's wrapper of a module whose own weights get LoRA; what the model reads from the module is still found."""
+        """peft's wrapper of a module whose own weights get LoRA; what the model reads and writes there is still the module's."""
 
         def __getattr__(self, name: str) -> Any:
             try:
                 return super().__getattr__(name)
             except AttributeError:
                 return getattr(self.base_layer, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            base = self.get_base_layer()
+            if name in vars(base) and name not in vars(self):
+                setattr(base, name, value)  # as what a recurrent layer keeps
+            else:
+                super().__setattr__(name, value)
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             held = self.get_base_layer()._parameters

@@ -12,6 +12,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.engine.checkpoint import Checkpoint, check_fit
 from holdfast.engine.data import Data
+from holdfast.engine.differentiable import check_differentiable
 from holdfast.engine.left_to_right import check_left_to_right
 from holdfast.engine.run import Run, seed_everything
 
@@ -57,7 +58,8 @@ def open_session(
         tokenizer: whose tokenizer is used; None: the model's own.
 
     Raises:
-        HoldfastError: the model cannot be loaded, does not read from left to right, or a change does not fit its architecture.
+        HoldfastError: the model cannot be loaded, does not read from left to right, has no gradient, or a change does not fit its
+            architecture.
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
@@ -65,6 +67,7 @@ def open_session(
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
     check_left_to_right(model)
+    check_differentiable(model)
     if view == "attacker":
         _thaw(model)
     for change in prepare:
