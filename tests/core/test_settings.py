@@ -169,7 +169,6 @@ def test_a_file_lists_presets_with_settings(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         """
-        about = "two lengths"
         canonical = "full-adamw-1e-3"
         [[attacks]]
         preset = "full-adamw-1e-3"
@@ -189,7 +188,6 @@ def test_a_file_lists_presets_with_settings(tmp_path: Path) -> None:
         "full-adamw-1e-3": plain,
     }
     assert next(iter(suite.plugins)) != suite.canonical == "full-adamw-1e-3"
-    assert suite.about == "two lengths"
     [tar] = read_listing(path, "stages").plugins.values()
     assert (tar.adversaries[0].weight, tar.retain.representations, tar.retain.layers) == (7.5, "relative", (1, 2))
 
@@ -206,6 +204,7 @@ def test_a_file_lists_presets_with_settings(tmp_path: Path) -> None:
         ('[[stages]]\npreset = "tar"\n[[stages]]\npreset = "tar"', "lists tar twice"),
         ('[[stage]]\npreset = "tar"', "stage: no such field"),
         ('[[attacks]]\npreset = "full-adamw-1e-3"', "lists no stages"),
+        ('about = "mine"\n[[stages]]\npreset = "tar"', "about: no such field"),
         ("stages = [", "cannot be read"),
     ],
 )

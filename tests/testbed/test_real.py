@@ -147,6 +147,10 @@ def test_facts_are_asked_of_a_model_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen == [(5, 5), (4, 4)]
     assert ask(model, SEED, 0, 2, lambda *step: seen.append(step)) == halves[0]
     assert len(seen) == 2
+    said = halves[0].read_bytes()
+    for damage in (b"", b"{", b"[]", b'{"symbol: iron": 1}'):
+        halves[0].write_bytes(damage)
+        assert ask(model, SEED, 0, 2).read_bytes() == said
 
 
 @pytest.mark.parametrize(

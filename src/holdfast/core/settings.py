@@ -2,7 +2,6 @@
 
 A path leads into nested plug-ins by field, and into tuples by place: `tar.adversaries.0.learning_rates`. A file has
 
-    about = "what it is for"          # of a suite
     canonical = "full-adamw-1e-4"     # of a suite: the attack that every control goes through
 
     [[attacks]]                       # of a suite; [[stages]] of a safeguard
@@ -86,7 +85,6 @@ class Listing:
 
     plugins: Mapping[str, Any]
     """label -> plug-in, in the file's order"""
-    about: str
     canonical: str
     """the label of the attack that every control goes through; empty: the first"""
 
@@ -95,7 +93,6 @@ class Listing:
 class _File(TypedDict, total=False):
     """The fields of a file; which of the two lists it has, its reader says."""
 
-    about: str
     canonical: str
     stages: list[dict[str, Any]]
     attacks: list[dict[str, Any]]
@@ -133,7 +130,7 @@ def read_listing(path: FilePath, what: Literal["stages", "attacks"]) -> Listing:
         raise HoldfastError(f"{path} lists no {what}; begin each with a line [[{what}]]")
     if canonical and canonical not in plugins:
         raise HoldfastError(f"{path}: the canonical attack is not among those listed; {nearest(canonical, plugins)}")
-    return Listing(plugins, table.get("about", ""), canonical)
+    return Listing(plugins, canonical)
 
 
 def flat(table: Mapping[str, Any]) -> dict[Path, Any]:

@@ -98,7 +98,7 @@ def ask(
     facts, checkpoint = all_facts(seed), Checkpoint(model)
     asked = facts[part::parts]
     path = _path(checkpoint.digest, seed, part, parts)
-    if path.is_file():
+    if _holds(path, [fact.name for fact in asked]):
         return path
     live, tokenizer = checkpoint.load_both()
     known: dict[str, bool] = {}
@@ -119,6 +119,15 @@ def read(files: Sequence[Path]) -> Mapping[str, bool]:
     for path in files:
         known |= parsed_json(path.read_bytes())
     return known
+
+
+def _holds(path: Path, names: Sequence[str]) -> bool:
+    """Whether the file says of each of these facts, and of no other, whether it is known; a damaged file does not."""
+    try:
+        known = parsed_json(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and known.keys() == set(names) and all(isinstance(v, bool) for v in known.values())
 
 
 def _path(model: str, seed: int, part: int, parts: int) -> Path:
