@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "safeguards": {"core", "engine", "attacks", "safeguards"},
     "evals": {"core", "engine", "evals"},
     "testbed": {"core", "engine", "testbed"},
-    "jobs": {"core.memory", "core.types", "jobs"},
+    "jobs": {"core.memory", "core.outside", "core.types", "jobs"},
     "campaign": {"core", "engine", "attacks", "safeguards", "evals", "jobs", "campaign"},
     "stats": {"core.files", "core.records", "core.types", "stats"},
     "report": {

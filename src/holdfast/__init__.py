@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from holdfast.campaign.run import run_campaign
     from holdfast.core.domain import Domain
     from holdfast.core.options import Options
+    from holdfast.core.outside import load_plugins
     from holdfast.core.presets import collect, pick
     from holdfast.core.records import CellResult, Record, read_campaign
     from holdfast.core.types import HoldfastError, NonFinite, Score
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.evals.base import Evaluation
     from holdfast.report.page import build_report
     from holdfast.runs.stages import Recipe, build
-    from holdfast.runs.suites import SUITES
+    from holdfast.runs.suites import SUITES, Suite
     from holdfast.safeguards.base import Safeguard
     from holdfast.safeguards.parts.adversary import Adversary
     from holdfast.safeguards.random_mapping import RandomMapping
@@ -39,6 +40,7 @@ _HOMES = {
     "campaign.run": ("run_campaign",),
     "core.domain": ("Domain",),
     "core.options": ("Options",),
+    "core.outside": ("load_plugins",),
     "core.presets": ("collect", "pick"),
     "core.records": ("CellResult", "Record", "read_campaign"),
     "core.types": ("HoldfastError", "NonFinite", "Score"),
@@ -50,7 +52,7 @@ _HOMES = {
     "evals.base": ("Evaluation",),
     "report.page": ("build_report",),
     "runs.stages": ("Recipe", "build"),
-    "runs.suites": ("SUITES",),
+    "runs.suites": ("SUITES", "Suite"),
     "safeguards.base": ("Safeguard",),
     "safeguards.parts.adversary": ("Adversary",),
     "safeguards.random_mapping": ("RandomMapping",),
@@ -80,10 +82,12 @@ __all__ = [
     "Safeguard",
     "Score",
     "Session",
+    "Suite",
     "build",
     "build_report",
     "collect",
     "drive",
+    "load_plugins",
     "open_session",
     "pick",
     "read_campaign",

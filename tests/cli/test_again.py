@@ -74,3 +74,17 @@ def test_a_part_of_a_run_goes_on_with_the_whole(tmp_path: Path) -> None:
         assert again(command, folder, VERBS) == f"holdfast search {GIVEN} --out {tmp_path / 'search'}"
     assert again(command, tmp_path / "other", VERBS) is None
     assert json.loads((tmp_path / "search" / "run.json").read_text())["what"] == "search"
+
+
+def test_plug_ins_are_carried_on_with_a_word_and_code_in_the_folder_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder from elsewhere may hold code that nobody is to run by pasting a command."""
+    inside = tmp_path / "evil.py"
+    command = f"holdfast audit {GIVEN} --out o --plugins mine.py --plugins {inside} --plugins some.module"
+    plan = CampaignPlan(title="t", domain="d", suite="s", models={}, cells=["c"], details={"command": command})
+    plan.write(tmp_path)
+    assert main(["audit", "--status", str(tmp_path)]) == 0
+    said, _, suggested = capsys.readouterr().out.rstrip().rpartition("Next: ")
+    assert suggested == f"holdfast audit {GIVEN} --out {tmp_path} --plugins mine.py --plugins some.module"
+    assert "The next command runs the plug-ins that it names, which are Python code." in said

@@ -28,6 +28,7 @@ from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.runs.suites import SUITES
 from holdfast.testbed.world import Sizes
 from tests.conftest import SMALL, SmallTestbed
+from tests.outside import write_plugin
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHORT = ("--set", "random-mapping.outer_steps=3")
@@ -282,3 +283,23 @@ def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.C
     assert "about" in run(capsys, "study", "ablations", "--estimate")
     assert main(["study", "ablation", "--estimate"]) != 0
     assert "did you mean ablations" in capsys.readouterr().err
+
+
+def test_the_next_command_carries_plug_ins_on_to_the_verbs_that_take_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from holdfast.cli.terminal import TAKE_PLUGINS
+    from holdfast.core.outside import load_plugins
+
+    assert {verb for verb, known in VERBS.items() if any(p.name == "plugins" for p in known.params)} == set(
+        TAKE_PLUGINS
+    )
+    console = Console(markup=False, soft_wrap=True)
+    load_plugins(str(write_plugin(tmp_path / "my shifts.py")))
+    say_next(console, "holdfast audit --out a")
+    say_next(console, "holdfast report a")
+    load_plugins()
+    say_next(console, "holdfast audit --out a")
+    said = capsys.readouterr().out.splitlines()
+    assert shlex.split(said[0])[-2:] == ["--plugins", str(tmp_path / "my shifts.py")]
+    assert [line.rpartition(" ")[2] for line in said[1:]] == ["a", "a"]

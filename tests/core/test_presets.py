@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.files import digest
 from holdfast.core.presets import (
+    SOURCE,
     Field,
     added,
     collect,
@@ -33,6 +34,7 @@ from holdfast.core.presets import (
     restore,
 )
 from holdfast.core.settings import with_settings
+from holdfast.core.source import code_digest
 from holdfast.core.types import HoldfastError
 
 PACKAGES = ("holdfast.attacks", "holdfast.safeguards", "holdfast.evals")
@@ -83,7 +85,7 @@ def test_a_file_put_into_the_folder_is_all_that_a_plugin_needs(package: Path) ->
 
 def test_two_presets_of_one_name_are_refused_and_both_places_named(package: Path) -> None:
     for module in ("one", "two"):
-        (package / f"{module}.py").write_text("PRESETS = {'same': 1}\n")
+        (package / f"{module}.py").write_text("PRESETS = {'same': object()}\n")
     with pytest.raises(HoldfastError, match=rf"'same' stands in both {package.name}\.one and {package.name}\.two"):
         collect(package.name)
 
@@ -233,8 +235,9 @@ class Grown:
 
 
 def test_a_field_that_was_added_stands_in_a_description_only_where_it_is_set() -> None:
-    assert describe(Grown()) == {"class": "Grown", "old": 1}
-    assert describe(Grown(new=3)) == {"class": "Grown", "old": 1, "new": 3}
+    source = {SOURCE: code_digest(Grown)}
+    assert describe(Grown()) == {"class": "Grown", "old": 1, **source}
+    assert describe(Grown(new=3)) == {"class": "Grown", "old": 1, "new": 3, **source}
     assert [field.value for field in fields(Grown())] == [1, 2]
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class Attack(abc.ABC):
     """A way to remove a safeguard: frozen hyperparameters; all state lives in the call of `steps`."""
 
+    version: ClassVar[int] = 1
+    """raised whenever the same fields give other weights; it enters identities, so that no old result is taken for a new one"""
+
     family: ClassVar[str] = "an attack of another kind"
     """the kind of attack in words; a public report names the family where it may not name settings"""
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.attacks.base import Attack
+from holdfast.core.outside import outside
 from holdfast.core.presets import collect
+from holdfast.core.types import HoldfastError
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,13 @@ class Family:
 
 
 def collect_families() -> Mapping[str, Family]:
-    """Every family of every module of attacks: the folder is the list.
+    """Every family of every module of attacks, and those of plug-ins from outside: the folder is the list.
 
     Raises:
-        HoldfastError: two modules have a family of the same name.
+        HoldfastError: two modules have a family of the same name, or an entry from outside is no family of an attack's fields.
     """
+    for one in outside():
+        for name, family in one.listed("FAMILIES").items():
+            if not isinstance(family, Family) or not isinstance(family.attack, Attack):
+                raise HoldfastError(f"the family {name!r} of {one.home} is no Family of an attack; mend the module")
     return collect("holdfast.attacks", "FAMILIES")

@@ -45,9 +45,11 @@ def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
         return None
     made = ["holdfast", verb]
     for option in sorted(known.params, key=lambda option: option.param_type_name != "argument"):
-        value = str(out) if option.name == "out" else values.get(option.name)
+        value: Any = str(out) if option.name == "out" else values.get(option.name)
         if value is None or option.name in _LEFT_OUT:
             continue
+        if option.name == "plugins":  # code that came with the folder is not run by pasting
+            value = [word for word in value if not Path(word).resolve().is_relative_to(out.resolve())]
         for word in value if option.multiple or isinstance(value, tuple) else [value]:
             made += [option.opts[0]] if option.param_type_name == "option" else []
             made += [] if word is True else [word]

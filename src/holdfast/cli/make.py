@@ -12,6 +12,7 @@ from holdfast.cli.options import (
     DomainOption,
     ModelOption,
     OutOption,
+    PluginsOption,
     PrecisionOption,
     RemoteCodeOption,
     SavedPrecisionOption,
@@ -26,6 +27,7 @@ from holdfast.cli.options import (
 )
 from holdfast.cli.say import finish
 from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
+from holdfast.core.outside import load_plugins
 
 
 def demo(
@@ -33,9 +35,11 @@ def demo(
     seed: SeedOption = 0,
     workers: WorkersOption = 2,
     status: StatusOption = None,
+    plugins: PluginsOption = None,
 ) -> None:
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
     console = make_console()
+    load_plugins(*plugins or ())
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import run_demo
 
@@ -107,6 +111,7 @@ def safeguard(
     ] = None,
     seed: SeedOption = 0,
     settings: SetOption = None,
+    plugins: PluginsOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     save_dtype: SavedPrecisionOption = None,
@@ -115,6 +120,7 @@ def safeguard(
 ) -> None:
     """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
     console = make_console()
+    load_plugins(*plugins or ())
     start_torch(threads, device, dtype)
     from holdfast.campaign.cells import check_positions, evaluations_of
     from holdfast.cli.display import show_steps

@@ -14,6 +14,7 @@ from holdfast.cli.options import (
     MilestonesOption,
     ModelOption,
     OutOption,
+    PluginsOption,
     PrecisionOption,
     RemoteCodeOption,
     ResumableOption,
@@ -29,19 +30,23 @@ from holdfast.cli.options import (
 )
 from holdfast.cli.say import check_cells, confirmed_sentence, cost_sentence, fail_if, finish, show_plan
 from holdfast.cli.terminal import literal, make_console, quoted, say, say_next, this_command
+from holdfast.core.outside import load_plugins
 
 
 def study(
     name: Annotated[
-        str, typer.Argument(metavar="STUDY", help="paper-tables, ablations, red-team or claims.")
+        str,
+        typer.Argument(metavar="STUDY", help="paper-tables, ablations, red-team, claims, or a study of a plug-in's."),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     workers: WorkersOption = 2,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
     status: StatusOption = None,
+    plugins: PluginsOption = None,
 ) -> None:
     """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
     console = make_console()
+    load_plugins(*plugins or ())
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import pick_study, run_study
 
@@ -76,6 +81,7 @@ def attack(
     seed: SeedOption = 0,
     milestones: MilestonesOption = None,
     settings: SetOption = None,
+    plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
     device: DeviceOption = "cpu",
@@ -84,6 +90,7 @@ def attack(
 ) -> None:
     """Run one attack on one model and measure it along the way."""
     console = make_console()
+    load_plugins(*plugins or ())
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
     from holdfast.core.presets import pick
@@ -116,6 +123,7 @@ def evaluate_(
     model: ModelOption,
     domain: DomainOption,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write the scores to this JSON file.")] = None,
+    plugins: PluginsOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     threads: ThreadsOption = 1,
@@ -123,6 +131,7 @@ def evaluate_(
 ) -> None:
     """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
     console = make_console()
+    load_plugins(*plugins or ())
     from rich.table import Table
 
     from holdfast.report.words.data import objections
@@ -196,6 +205,7 @@ def audit(
     workers: WorkersOption = 2,
     milestones: MilestonesOption = None,
     settings: SetOption = None,
+    plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
     device: DeviceOption = "cpu",
@@ -204,6 +214,7 @@ def audit(
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
     console = make_console()
+    load_plugins(*plugins or ())
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
     from holdfast.core.export import write_records
@@ -280,6 +291,7 @@ def search(
     ] = None,
     workers: WorkersOption = 2,
     status: StatusOption = None,
+    plugins: PluginsOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
@@ -287,6 +299,7 @@ def search(
 ) -> None:
     """Search for the attack that recovers most while ability is kept, and confirm it. Stop and restart at will."""
     console = make_console()
+    load_plugins(*plugins or ())
     from rich.table import Table
 
     from holdfast.cli.display import show_jobs

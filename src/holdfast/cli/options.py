@@ -41,6 +41,16 @@ SetOption = Annotated[
 ]
 
 
+PluginsOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--plugins",
+        metavar="FILE_OR_MODULE",
+        help="Load plug-ins from a Python file, a package's folder or a module; repeatable. They are code and run as you.",
+    ),
+]
+
+
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 

@@ -34,7 +34,10 @@ def show_status(folder: Path, verbs: Mapping[str, Any]) -> NoReturn:
 
     console = make_console()
     show = _show_standing if (folder / MARKER).is_file() else _show_progress
-    say_next(console, show(console, folder, verbs))
+    goes_on = show(console, folder, verbs)
+    if "--plugins" in goes_on:
+        say(console, "The next command runs the plug-ins that it names, which are Python code.")
+    say_next(console, goes_on)
     raise typer.Exit
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from holdfast.cli.options import PluginsOption
 from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
+from holdfast.core.outside import load_plugins
 
 
 def report(
@@ -74,9 +76,11 @@ def list_(
     what: Annotated[
         Optional[str], typer.Argument(metavar="[attacks|safeguards|evaluations|suites|PRESET]", help="What to show.")
     ] = None,
+    plugins: PluginsOption = None,
 ) -> None:
     """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
     console = make_console()
+    load_plugins(*plugins or ())
     from inspect import cleandoc
 
     from rich.padding import Padding
@@ -86,7 +90,7 @@ def list_(
     from holdfast.core.domain import nearest
     from holdfast.core.presets import collect, families, fields
     from holdfast.core.reading import excerpt
-    from holdfast.runs.suites import SUITES
+    from holdfast.runs.suites import suites
 
     kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
     presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
@@ -98,7 +102,7 @@ def list_(
                 console.print(Padding(literal("  ".join(names)), (0, 0, 0, 4)))
     if what in (None, "suites"):
         say(console, "suites", "italic")
-        for name, suite in SUITES.items():
+        for name, suite in suites().items():
             console.print(Padding(literal(f"{name}, version {suite.version}: {suite.about}"), (0, 0, 0, 2)))
             attacks = literal(f"{suite.budget}: {', '.join(suite.attacks)}", "dim")
             console.print(Padding(attacks, (0, 0, 0, 4)))

@@ -6,9 +6,10 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -16,7 +17,10 @@ from typing import Any, TypeVar, get_type_hints
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import digest
+from holdfast.core.interface import INTERFACES, check_plugin, room_of
+from holdfast.core.outside import Outside, outside
 from holdfast.core.reading import STRICT, excerpt, line, misfit
+from holdfast.core.source import code_digest
 from holdfast.core.types import HoldfastError
 
 Plugin = TypeVar("Plugin")
@@ -25,7 +29,7 @@ Value = TypeVar("Value")
 Path = tuple[str, ...]
 """Where a field lies in a plug-in and the plug-ins inside it."""
 
-PACKAGES = ("holdfast.attacks", "holdfast.evals", "holdfast.safeguards")
+PACKAGES = tuple(INTERFACES)
 """Where plug-ins live."""
 
 
@@ -39,32 +43,94 @@ class Field:
     doc: str
 
 
-@cache
 def collect(package: str, kind: str = "PRESETS") -> Mapping[str, Any]:
     """Every preset (or what else modules list under `kind`) of every module in a package: the folder is the list.
 
+    What modules from outside list comes with it, a preset where its kind belongs.
+
     Raises:
-        HoldfastError: two modules have an entry of the same name.
+        HoldfastError: two modules have an entry of the same name, or a plug-in from outside is none.
     """
-    presets: dict[str, Any] = {}
-    home: dict[str, str] = {}
-    for module in _modules(package):
-        for name, preset in getattr(module, kind, {}).items():
-            if name in presets:
-                raise HoldfastError(
-                    f"the preset {name!r} stands in both {home[name]} and {module.__name__}; rename one"
-                )
-            presets[name], home[name] = preset, module.__name__
+    return _collected(package, kind, outside() if package in INTERFACES else ())
+
+
+@cache
+def _collected(package: str, kind: str, others: tuple[Outside, ...]) -> Mapping[str, Any]:
+    lists = [(module.__name__, getattr(module, kind, {})) for module in _modules(package)]
+    lists += [(one.home, _presets(one, package) if kind == "PRESETS" else one.listed(kind)) for one in others]
+    entries = merged(lists, _ENTRY.get(kind, "preset"))
+    if kind == "PRESETS" and others:
+        # A description names classes, and is restored by their names.
+        merged(_classes(map(type, entries.values()), others), "class")
+    return entries
+
+
+def _classes(kinds: Iterable[type], others: tuple[Outside, ...]) -> Iterator[tuple[str, dict[str, type]]]:
+    """Each class by its name, with its home: the two names that must not be taken twice."""
+    homes = {one.module.__name__: one.home for one in others}
+    for kind in kinds:
+        yield homes.get(kind.__module__, kind.__module__), {kind.__name__: kind}
+
+
+_ENTRY = {"FAMILIES": "family", "SUITES": "suite", "STUDIES": "study"}
+"""what an entry of a list is called; others are presets"""
+
+
+def merged(lists: Iterable[tuple[str, Mapping[str, Any]]], what: str) -> dict[str, Any]:
+    """The entries of several lists as one.
+
+    Args:
+        lists: (home, entries) each; `home` names the list in a message.
+        what: an entry is, for the message.
+
+    Raises:
+        HoldfastError: two lists have an entry of the same name; a list that repeats another's entry is no second.
+    """
+    entries: dict[str, Any] = {}
+    homes: dict[str, str] = {}
+    for home, listed in lists:
+        for name, entry in listed.items():
+            if name in entries and entries[name] is not entry:
+                raise HoldfastError(f"the {what} {name!r} stands in both {homes[name]} and {home}; rename one")
+            entries.setdefault(name, entry)
+            homes.setdefault(name, home)
+    return entries
+
+
+def _presets(one: Outside, package: str) -> dict[str, Any]:
+    """The presets of a module from outside that are of a package's kind.
+
+    Raises:
+        HoldfastError: one of its presets is no plug-in of any kind.
+    """
+    presets = {}
+    for name, preset in one.listed("PRESETS").items():
+        check_plugin(name, preset, one.home)
+        try:
+            json.dumps(describe(preset), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise HoldfastError(
+                f"a field of the preset {name!r} of {one.home} cannot be written down ({line(str(error))}); give texts, finite "
+                "numbers, None, tuples of these, or dataclasses"
+            ) from error
+        if room_of(preset) == package:
+            presets[name] = preset
     return presets
 
 
 def families(package: str) -> Mapping[str, list[str]]:
-    """The first docstring line of each module of a package -> the names of its presets."""
-    return {
+    """The first docstring line of each module of a package -> the names of its presets; modules from outside last."""
+    ours = {
         (module.__doc__ or module.__name__).splitlines()[0]: list(module.PRESETS)
         for module in _modules(package)
         if hasattr(module, "PRESETS")
     }
+    theirs = {
+        f"{next(iter((one.module.__doc__ or '').splitlines()), '') or 'No description'} ({one.home})": names
+        for one in outside()
+        if (names := list(_presets(one, package)))
+    }
+    return {**ours, **theirs}
 
 
 def _modules(package: str) -> Iterator[ModuleType]:
@@ -106,7 +172,11 @@ def added(default: Value) -> Value:
 def describe(plugin: Any) -> dict[str, Any]:
     """A plug-in as JSON: its class and every field, nested plug-ins likewise. The JSON enters identities and cards.
 
-    An `added` field is left out at its default.
+    An `added` field is left out at its default, and so is version 1. A class from outside holdfast comes with the hash of its
+    source.
+
+    Raises:
+        HoldfastError: a class from outside has no source file.
     """
 
     def plain(value: Any) -> Any:
@@ -121,7 +191,16 @@ def describe(plugin: Any) -> dict[str, Any]:
         for field in dataclasses.fields(plugin)
         if not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
     }
-    return {"class": type(plugin).__name__, **values}
+    kind = type(plugin)
+    if "version" not in values and (version := getattr(kind, "version", 1)) != 1:
+        values["version"] = version
+    if code := code_digest(kind):
+        values[SOURCE] = code
+    return {"class": kind.__name__, **values}
+
+
+SOURCE = "source code"
+"""The key of a description under which the hash of the source stands; no field can have a name of two words."""
 
 
 def restore(package: str, described: Mapping[str, Any], *, older: bool = False) -> Any:
@@ -151,11 +230,15 @@ def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Cal
     name = described.get("class") if isinstance(described, Mapping) else None
     if not isinstance(name, str) or name not in kinds:
         raise HoldfastError(f"there is no class {excerpt(name)} in this holdfast; it was described by another version")
-    values = {field: revived(value) for field, value in described.items() if field != "class"}
+    known = {field.name for field in dataclasses.fields(kinds[name])}
+    values = {
+        field: revived(value)
+        for field, value in described.items()
+        # What a class says of itself is no field: the plug-in is restored as its class is now.
+        if field not in ("class", SOURCE) and not (field == "version" and field not in known)
+    }
     if older:
-        values = {
-            field: values[field] for field in values.keys() & {known.name for known in dataclasses.fields(kinds[name])}
-        }
+        values = {field: values[field] for field in values.keys() & known}
     for field, value in values.items():
         try:
             values[field] = fitting(kinds[name], field, value)
@@ -169,9 +252,13 @@ def _built(kinds: Mapping[str, type], described: Mapping[str, Any], revived: Cal
         raise HoldfastError(f"{name} has other fields in this holdfast ({line(str(error))})") from error
 
 
-@cache
 def _nested_kinds() -> Mapping[str, type]:
     """The class of every preset, and of everything that a preset holds, by name."""
+    return _kinds_within(outside())
+
+
+@cache
+def _kinds_within(others: tuple[Outside, ...]) -> Mapping[str, type]:
 
     def inside(value: Any) -> Iterator[Any]:
         if dataclasses.is_dataclass(value):
@@ -183,7 +270,8 @@ def _nested_kinds() -> Mapping[str, type]:
                 yield from inside(item)
 
     presets = [preset for package in PACKAGES for preset in collect(package).values()]
-    return {type(part).__name__: type(part) for preset in presets for part in inside(preset)}
+    kinds = [type(part) for preset in presets for part in inside(preset)]
+    return merged(_classes(kinds, others), "class")
 
 
 def leaves(plugin: Any) -> dict[Path, Any]:

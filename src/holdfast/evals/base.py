@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from holdfast.core.types import Measure, Score
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(abc.ABC):
     """A frozen description of a measurement; `prepare` reads its data once and returns a probe to call often."""
+
+    version: ClassVar[int] = 1
+    """raised whenever the same fields give other scores; it enters identities, so that no old result is taken for a new one"""
 
     @abc.abstractmethod
     def measures(self, domain: Domain) -> Measure:

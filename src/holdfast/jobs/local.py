@@ -12,12 +12,13 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from holdfast.core.memory import LESS, shortage
+from holdfast.core.outside import load_same, loaded
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 
@@ -74,7 +75,7 @@ class _Worker:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, loaded()), daemon=True)
         with _one_thread():
             self.process.start()
         theirs.close()
@@ -131,8 +132,13 @@ def _one_thread() -> Any:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection) -> None:
-    """Run the loop of a worker: take a job, run the job, report its outcome; end with the coordinator."""
+def _serve(connection: Connection, plugins: Mapping[str, str]) -> None:
+    """Run the loop of a worker: take a job, run the job, report its outcome; end with the coordinator.
+
+    Args:
+        connection: to the coordinator.
+        plugins: what the coordinator has loaded from outside; jobs hold objects of such classes.
+    """
     import signal
 
     import torch
@@ -150,11 +156,23 @@ def _serve(connection: Connection) -> None:
             last = time.monotonic()
             connection.send(("step", done, total))
 
+    missing = ""
+    try:
+        load_same(plugins)
+    except HoldfastError as error:
+        missing = str(error)
     while True:
         try:
             call, arguments = connection.recv()
         except EOFError:
             return
+        except (AttributeError, ImportError) as error:
+            missing = (
+                missing or f"a worker process cannot load what the job is about ({error}); write its class into a file"
+            )
+        if missing:
+            connection.send(("error", missing, ""))
+            continue
         try:
             connection.send(("result", call(**arguments, on_step=on_step)))
         except Exception as error:  # a job's bug must not take the other jobs down

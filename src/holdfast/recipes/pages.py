@@ -81,7 +81,7 @@ def _costs(study: Study, out: Path, part: Part, method: Method) -> dict[int, flo
 
 def methods_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
     """Safeguards beside each other: the page as text, the figures as JSON, the pictures beside them."""
-    values = described.study(study, out, study.trials, {} if name == "ablations" else paper_tables.not_run(study))
+    values = described.study(study, out, study.trials, paper_tables.not_run(study) if name == "paper-tables" else {})
     tables = {part.kind: methods.read_methods(part) for part in values.parts}
     for kind, table in tables.items():
         draw_methods(table, out / f"{kind}.svg", kind)

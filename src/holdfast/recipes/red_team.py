@@ -21,16 +21,15 @@ _METHODS = (
 _HELD_OUT = ("quantisation",)
 """Met by no search and no adversary, and so blind for every model."""
 
-_FAMILIES = tuple(name for name, family in collect_families().items() if not family.large and name not in _HELD_OUT)
-
 
 def short() -> RedTeam:
     """The red team that two cores run within the hour."""
+    families = tuple(name for name, family in collect_families().items() if not family.large and name not in _HELD_OUT)
     return RedTeam(
         title="The red team",
         methods=_METHODS,
         targets=("random-mapping", "tar"),
-        families=_FAMILIES,
+        families=families,
         held_out=_HELD_OUT,
         trials=12,
         tuning_world=TUNING_WORLD,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import write_text
+from holdfast.core.outside import outside
+from holdfast.core.presets import merged
 from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Outcome, Progress
@@ -29,14 +31,21 @@ STUDIES: Mapping[str, Callable[[], Study | RedTeam]] = {
 
 
 def pick_study(name: str) -> Study | RedTeam:
-    """The study of that name.
+    """The study of that name, holdfast's own or of a plug-in from outside.
 
     Raises:
-        HoldfastError: there is none.
+        HoldfastError: there is none, or two modules have a study of the same name.
     """
-    if name not in STUDIES:
-        raise HoldfastError(f"there is no study {excerpt(name)}; {nearest(name, STUDIES)}")
-    return STUDIES[name]()
+    known = merged(
+        [("holdfast.recipes", STUDIES), *((one.home, one.listed("STUDIES")) for one in outside())],
+        "study",
+    )
+    if name not in known:
+        raise HoldfastError(f"there is no study {excerpt(name)}; {nearest(name, known)}")
+    study: Study | RedTeam = known[name]()
+    if not isinstance(study, Study | RedTeam):
+        raise HoldfastError(f"the study {name} is no Study or RedTeam; mend the function that makes the study")
+    return study
 
 
 def run_demo(

@@ -13,7 +13,8 @@ from typing_extensions import TypedDict
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import nearest
 from holdfast.core.files import digest
-from holdfast.core.presets import describe, pick, preset_of, restore
+from holdfast.core.outside import outside
+from holdfast.core.presets import describe, merged, pick, preset_of, restore
 from holdfast.core.reading import LINE, OPEN, excerpt, line, misfit, parsed
 from holdfast.core.settings import read_listing
 from holdfast.core.types import HoldfastError
@@ -232,19 +233,39 @@ SUITES: Mapping[str, Suite] = {
 }
 
 
+def suites() -> Mapping[str, Suite]:
+    """Every suite by name: holdfast's own, and those of plug-ins from outside.
+
+    Raises:
+        HoldfastError: two modules have a suite of the same name, or an entry from outside is no suite of attacks that there are.
+    """
+    lists: list[tuple[str, Mapping[str, Any]]] = [(__name__, SUITES)]
+    for one in outside():
+        for name, suite in one.listed("SUITES").items():
+            if not isinstance(suite, Suite) or not suite.attacks:
+                raise HoldfastError(
+                    f"the suite {excerpt(name)} of {one.home} is no Suite with attacks; give holdfast.Suite"
+                )
+            for attack in (*suite.attacks, *filter(None, [suite.canonical])):
+                pick("holdfast.attacks", attack)
+        lists.append((one.home, one.listed("SUITES")))
+    return merged(lists, "suite")
+
+
 def attacks_of(suite: str) -> dict[str, Attack]:
     """The attacks of a suite, of a TOML file, or of a folder that a search wrote, by name.
 
     Raises:
         HoldfastError: there is no such suite, and no such file or folder.
     """
-    if suite in SUITES:
-        return {name: pick("holdfast.attacks", name) for name in SUITES[suite].attacks}
+    known = suites()
+    if suite in known:
+        return {name: pick("holdfast.attacks", name) for name in known[suite].attacks}
     if _is_listing(suite):
         return dict(read_listing(Path(suite), "attacks").plugins)
     if Path(suite).is_dir():
         return load_suite(Path(suite))
-    raise HoldfastError(f"there is no suite {excerpt(suite)}; {nearest(suite, SUITES)}")
+    raise HoldfastError(f"there is no suite {excerpt(suite)}; {nearest(suite, known)}")
 
 
 def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
@@ -252,7 +273,8 @@ def canonical_of(suite: str, attacks: Mapping[str, Attack]) -> str:
     if _is_listing(suite):
         named = read_listing(Path(suite), "attacks").canonical
     else:
-        named = SUITES[suite].canonical if suite in SUITES else ""
+        known = suites()
+        named = known[suite].canonical if suite in known else ""
     if named in attacks:
         return named
     return next((label for label in attacks if preset_of(label) == named), next(iter(attacks)))
@@ -265,11 +287,15 @@ def called(suite: str, attacks: Mapping[str, Attack] | None = None) -> str:
         suite: its name, a TOML file, or the folder that a search wrote.
         attacks: those that are run, by label; None: the suite as it stands.
     """
-    if suite not in SUITES:
+    known = suites()
+    if suite not in known:
         content = f" ({_content(attacks)})" if attacks else ""
         if _is_listing(suite):
             return f"{Path(suite).stem}, from a file{content}"
         return f"found by search in {Path(suite).name}{content}"
+    if suite not in SUITES:
+        whole = attacks or attacks_of(suite)
+        return f"{suite} (version {known[suite].version}, from a plug-in: {_content(whole)})"
     changed = {label: attack for label, attack in (attacks or {}).items() if preset_of(label) != label}
     count = "1 attack" if len(changed) == 1 else f"{len(changed)} attacks"
     return f"{suite} (version {SUITES[suite].version}" + (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Safeguard(abc.ABC):
     """A way to train or edit a model before its release: frozen hyperparameters; all state lives in the call of `steps`."""
+
+    version: ClassVar[int] = 1
+    """raised whenever the same fields give other weights; it enters identities, so that no old result is taken for a new one"""
 
     outer_steps: int = 200
     """updates of the published weights"""
