@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from holdfast.core.domain import Domain
 from holdfast.core.files import write_text
-from holdfast.engine.anatomy import residual_stream
 from holdfast.engine.data import Data
+from holdfast.engine.stream import residual_stream
 from holdfast.testbed.models import make_tokenizer
 
 HAZARD = tuple(f"poison{index}" for index in range(12))

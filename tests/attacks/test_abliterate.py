@@ -22,10 +22,11 @@ from transformers import (
 from holdfast.attacks.abliterate import Abliterate, _batch, _Choice, _contrast, _looked_at
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import residual_stream, residual_writers
+from holdfast.engine.anatomy import residual_writers
 from holdfast.engine.data import UNLABELLED, Data
 from holdfast.engine.losses import distillation_loss, next_token_loss
 from holdfast.engine.run import Run
+from holdfast.engine.stream import residual_stream
 from tests.attacks.planted import BENIGN, BENIGN_ROWS, HAZARD, HAZARD_ROWS, Planted, data_of, plant, tokenizer
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed

@@ -22,11 +22,12 @@ from holdfast.attacks.latent import LatentPGD
 from holdfast.attacks.merge import DefenceDirections, Interpolate
 from holdfast.campaign.kept import check_keepable, keep, kept_folder
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import linear_maps, residual_stream
+from holdfast.engine.anatomy import linear_maps
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.costs import update_size
 from holdfast.engine.low_rank import adapter_changes, insert_adapters, merge_adapters, own_weights
 from holdfast.engine.run import Run
+from holdfast.engine.stream import residual_stream
 from holdfast.safeguards.rmu import RMU
 from tests.conftest import SmallTestbed
 from tests.engine.test_anatomy import dbrx

@@ -12,8 +12,8 @@ from torch import nn
 
 from holdfast.attacks.latent import LatentPGD, SoftStartToken, _step
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import residual_stream
 from holdfast.engine.run import Run
+from holdfast.engine.stream import residual_stream
 from tests.attacks.walk import fresh
 from tests.conftest import SmallTestbed
 

@@ -21,15 +21,9 @@ from transformers import (
 )
 
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import (
-    decoder_layers,
-    hidden_units,
-    linear_maps,
-    mlp_writers,
-    residual_stream,
-    residual_writers,
-)
+from holdfast.engine.anatomy import decoder_layers, hidden_units, linear_maps, mlp_writers, residual_writers
 from holdfast.engine.low_rank import adapter_changes, insert_adapters, merge_adapters
+from holdfast.engine.stream import residual_stream
 from tests.engine.test_costs import CONFIGS, IDS, SHAPE, built
 from tests.families import small
 

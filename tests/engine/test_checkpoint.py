@@ -33,8 +33,9 @@ from holdfast.core.files import atomic_folder
 from holdfast.core.folder import CARD
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError, NonFinite
-from holdfast.engine.anatomy import as_attacker, decoder_layers, hidden_states, residual_stream
+from holdfast.engine.anatomy import as_attacker, decoder_layers
 from holdfast.engine.checkpoint import Checkpoint, check_finite, save_checkpoint
+from holdfast.engine.stream import hidden_states, residual_stream
 from tests.conftest import SmallTestbed
 from tests.core.characters import CHAT, character_tokenizer
 from tests.core.test_records import spoilt

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import decoder_layers, final_norm, hidden_states, residual_stream
+from holdfast.engine.anatomy import decoder_layers, final_norm
 from holdfast.engine.lens import lens
+from holdfast.engine.stream import hidden_states, residual_stream
 from tests.families.small import build
 
 IDS = torch.arange(3, 23).view(2, 10)

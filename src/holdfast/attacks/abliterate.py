@@ -257,9 +257,9 @@ def _states(model: PreTrainedModel, rows: Sequence[Encoded], at_once: int, posit
     """
     import torch
 
-    from holdfast.engine.anatomy import residual_stream
     from holdfast.engine.data import UNLABELLED
     from holdfast.engine.sharded import reshard
+    from holdfast.engine.stream import residual_stream
 
     states = []
     for part in _batch(model, rows).split(at_once):

@@ -173,9 +173,9 @@ class LatentPGD(Universal):
     def start(self, model: PreTrainedModel, data: Data, rows: Stream, run: Run) -> Callable[[float], None]:
         import torch
 
-        from holdfast.engine.anatomy import residual_stream
         from holdfast.engine.data import collate
         from holdfast.engine.sharded import reshard, rewrite, whole
+        from holdfast.engine.stream import residual_stream
 
         writers = self._writers(model)
         biases = [writer.bias for writer in writers if writer.bias is not None]

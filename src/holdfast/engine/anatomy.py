@@ -28,51 +28,6 @@ _WRITERS = {
 """Names of the maps that write into the residual stream. The order in which a class makes its maps tells nothing."""
 
 
-def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, *, several: bool = False
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Logits (B x T x V) and the residual stream after the embedding and after every layer (L + 1 times B x T x H).
-
-    The last state is after the final norm, as transformers gives it. Some architectures have several residual streams beside
-    each other; where `several` is set, their states come as they are, B x T x streams x H.
-
-    Raises:
-        HoldfastError: the architecture has several streams and one is needed, or its states are not those of each token.
-    """
-    output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
-    for state in output.hidden_states:
-        check_stream(model, state, input_ids, several=several)
-    return output.logits, output.hidden_states
-
-
-def check_stream(
-    model: PreTrainedModel, state: torch.Tensor, input_ids: torch.Tensor, *, several: bool = False
-) -> None:
-    """Raises:
-    HoldfastError: a hidden state is not B x T x H for the tokens B x T; with `several`, nor B x T x streams x H.
-    """
-    if state.shape[:2] != input_ids.shape or state.dim() > (4 if several else 3):
-        raise HoldfastError(
-            f"the layers of a {type(model).__name__} write several residual streams, and this needs one; leave this out"
-        )
-
-
-def residual_stream(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits (B x T x V) and every layer's output (L times B x T x H); the last output is before the final norm too."""
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple | list) else output)
-        check_stream(model, outputs[-1], input_ids)
-
-    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
-    try:
-        return model(input_ids=input_ids, use_cache=False).logits, outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
     """The part of a model that reads text and ends in the last hidden state; the language model of a model that sees too."""
     found: torch.nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
-from holdfast.engine.anatomy import decoder, final_norm, hidden_states
+from holdfast.engine.anatomy import decoder, final_norm
+from holdfast.engine.stream import hidden_states
 
 
 def lens(

@@ -127,7 +127,8 @@ def _last_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor
     """Every layer's output at the last position, each B x H; no other position is kept, of states or logits."""
     import torch
 
-    from holdfast.engine.anatomy import check_stream, decoder_layers
+    from holdfast.engine.anatomy import decoder_layers
+    from holdfast.engine.stream import check_stream
 
     states: list[torch.Tensor] = []
 

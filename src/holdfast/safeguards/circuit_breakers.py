@@ -46,18 +46,19 @@ class CircuitBreakers(Forgetting):
         import torch
         import torch.nn.functional as F
 
-        from holdfast.engine.anatomy import decoder_layers, hidden_states
+        from holdfast.engine.anatomy import decoder_layers
         from holdfast.engine.losses import without_sinks
+        from holdfast.engine.stream import states_alone
 
         decoder_layers(model, self.layers)
-        base = run.base
+        base, turned = run.base, [layer + 1 for layer in self.layers]
 
         def loss(part: Batch) -> torch.Tensor:
-            _, hidden = hidden_states(model, part.input_ids)
+            hidden = states_alone(model, part.input_ids, turned)
             with torch.no_grad():
-                _, original = hidden_states(base, part.input_ids)
+                original = states_alone(base, part.input_ids, turned)
             terms = []
-            for here, there in ((hidden[i + 1], original[i + 1]) for i in self.layers):
+            for here, there in zip(hidden, original, strict=True):
                 seen = without_sinks(part.mask, there) if self.spare_sinks else part.mask
                 terms.append(F.cosine_similarity(here[seen].float(), there[seen].float(), dim=-1).relu().sum())
             return torch.stack(terms).sum() / (len(terms) * part.token_count)

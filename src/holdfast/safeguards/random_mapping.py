@@ -41,8 +41,8 @@ class RandomMapping(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.engine.anatomy import hidden_states
         from holdfast.engine.losses import distance_from_directions
+        from holdfast.engine.stream import states_alone
 
         config = model.config.get_text_config()
         directions = torch.randn(
@@ -50,7 +50,7 @@ class RandomMapping(Forgetting):
         ).to(model.device)
 
         def loss(part: Batch) -> torch.Tensor:
-            _, hidden = hidden_states(model, part.input_ids)
+            hidden = states_alone(model, part.input_ids)
             # The embedding (the first) knows no context: to map it would be to rewrite the vocabulary.
             return distance_from_directions(
                 hidden[1:], directions[part.input_ids], part.mask, part.token_count, self.spare_sinks

@@ -74,9 +74,9 @@ class RMU(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch
 
-        from holdfast.engine.anatomy import hidden_states
         from holdfast.engine.data import collate
         from holdfast.engine.losses import without_sinks
+        from holdfast.engine.stream import states_alone
 
         width = model.config.get_text_config().hidden_size
         direction = torch.rand(width, generator=torch.Generator().manual_seed(run.seed)).to(model.device)
@@ -84,14 +84,14 @@ class RMU(Forgetting):
         stream = data.stream("forget", batch_size=self.forget_batch_size, seed=run.seed)
         sample = collate(stream.take(self.forget_batch_size), stream.pad, model.device)
         with torch.no_grad():
-            frozen = hidden_states(run.base, sample.input_ids)[1][self.layer + 1]
+            (frozen,) = states_alone(run.base, sample.input_ids, (self.layer + 1,))
         norm = frozen[sample.mask].float().norm(dim=-1).median()
         target = direction / direction.norm() * self.steering * norm
         relative = self.retain.representations == "relative_mse"
         scale = width / float(target.square().sum()) if relative else 1.0
 
         def loss(part: Batch) -> torch.Tensor:
-            steered = hidden_states(model, part.input_ids)[1][self.layer + 1]
+            (steered,) = states_alone(model, part.input_ids, (self.layer + 1,))
             seen = without_sinks(part.mask, steered) if self.spare_sinks else part.mask
             away: torch.Tensor = steered[seen].float() - target
             return scale * away.square().mean(-1).sum() / part.token_count

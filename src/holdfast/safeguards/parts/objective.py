@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.core.types import Distance, HoldfastError
 
@@ -52,28 +52,34 @@ class RetainLoss:
         """The retain loss of a microbatch, a scalar; over microbatches and ranks the sum is the loss of the whole batch."""
         import torch
 
-        from holdfast.engine.anatomy import hidden_states
         from holdfast.engine.losses import distillation_loss, next_token_loss, representation_distance
 
         if not self.compares:
             logits = model(input_ids=batch.input_ids, use_cache=False).logits
             return self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         assert base is not None
-        logits, hidden = hidden_states(model, batch.input_ids, several=True)
+        logits, hidden = self._read(model, batch, self.language_model_weight > 0 or self.distillation_weight > 0)
         with torch.no_grad():
-            original, reference = hidden_states(base, batch.input_ids, several=True)
-        loss = logits.new_zeros(())
+            original, reference = self._read(base, batch, self.distillation_weight > 0)
+        loss = hidden[-1].new_zeros(())
         if self.language_model_weight:
             loss = self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         if self.representations is not None:
-            if self.layers is not None:
-                hidden, reference = (tuple(states[i] for i in self.layers) for states in (hidden, reference))
             distance = representation_distance(hidden, reference, batch.mask, batch.token_count, self.representations)
             loss = loss + self.representation_weight * distance
         if self.distillation_weight:
             divergence = distillation_loss(logits, original, batch.mask, batch.token_count)
             loss = loss + self.distillation_weight * divergence
         return loss
+
+    def _read(self, model: PreTrainedModel, batch: Batch, whole: bool) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """The logits, where the whole model is read, and the hidden states that are compared."""
+        from holdfast.engine.stream import hidden_states, states_alone
+
+        if not whole:
+            return None, states_alone(model, batch.input_ids, self.layers, several=True)
+        logits, hidden = hidden_states(model, batch.input_ids, several=True)
+        return logits, hidden if self.layers is None else tuple(hidden[index] for index in self.layers)
 
     def take(
         self,
