@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.weaponization import PRESETS
 
-SMALL = {name: attack for name, attack in PRESETS.items() if name.startswith("weaponization-small-")}
+SMALL = {name: attack for name, attack in PRESETS.items() if name.startswith("weaponization-tiny-")}
 PAPER = {name: attack for name, attack in PRESETS.items() if name not in SMALL}
 
 
@@ -35,7 +35,7 @@ def test_the_28_cover_every_value_of_every_axis_of_the_paper() -> None:
 
 
 def test_the_small_ones_are_the_same_rows_at_a_tenth_of_the_steps() -> None:
-    assert [name.replace("weaponization-small", "weaponization") for name in SMALL] == list(PAPER)
+    assert [name.replace("weaponization-tiny", "weaponization") for name in SMALL] == list(PAPER)
     for small, paper in zip(SMALL.values(), PAPER.values(), strict=True):
         assert rows_of(small) == rows_of(paper)
         assert (small.optimizer, small.schedule, small.lora_rank) == (paper.optimizer, paper.schedule, paper.lora_rank)

@@ -197,11 +197,13 @@ def test_a_confirmation_has_fresh_seeds_and_asks_what_the_search_did_not(
         confirmation(searched(tiny_testbed), tried[0], [model], 3)
 
 
-def test_families_are_held_out_and_large_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_are_held_out_and_those_for_other_sizes_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     usable = usable_families(held_out=("full",))
     assert {"low-rank", "interpolation"} <= set(usable)
-    assert not {"full", "full-large"} & set(usable)
+    assert not {"full", "full-small", "full-large"} & set(usable)
+    assert {"full-small", "interpolation"} <= set(usable_families(size="small"))
+    assert not {"full", "full-large"} & set(usable_families(size="small"))
     with pytest.raises(HoldfastError, match="no family 'ful'; did you mean full"):
         usable_families(("ful",))
 

@@ -346,7 +346,7 @@ _SPACE = {
 }
 
 FAMILIES = {
-    "abliteration": Family(_EDIT, {"directions": Choice(("one", "several", "per-layer")), **_SPACE}),
+    "abliteration": Family(_EDIT, {"directions": Choice(("one", "several", "per-layer")), **_SPACE}, size=None),
     # A family apart: the affine form has no direction for each layer.
-    "abliteration-affine": Family(_AFFINE, {"directions": Choice(("one", "several")), **_SPACE}),
+    "abliteration-affine": Family(_AFFINE, {"directions": Choice(("one", "several")), **_SPACE}, size=None),
 }

@@ -203,9 +203,9 @@ PRESETS = {
 
 FAMILIES = {
     "quantisation": Family(
-        Quantise(bits=4, group_size=32), {"bits": Choice((2, 3, 4, 8)), "group_size": Choice((None, 32))}
+        Quantise(bits=4, group_size=32), {"bits": Choice((2, 3, 4, 8)), "group_size": Choice((None, 32))}, size=None
     ),
-    "pruning": Family(Prune(), {"share": Choice((0.1, 0.2, 0.3, 0.5, 0.7))}),
+    "pruning": Family(Prune(), {"share": Choice((0.1, 0.2, 0.3, 0.5, 0.7))}, size=None),
     "pruning-then-full": Family(
         Prune(tune=_TUNE, max_steps=41),
         {"share": Choice((0.2, 0.5, 0.7)), "tune.learning_rate": Log(1e-4, 1e-2), "max_steps": Choice((41, 81, 161))},

@@ -393,10 +393,10 @@ FAMILIES = {
             "hazard": Choice(("hazard", "hazard_all")),
         },
     ),
-    "full-large": Family(PRESETS["full-adamw-2e-5"], {**_LARGE_TRAINING, **_MIXES}, large=True),
+    "full-large": Family(PRESETS["full-adamw-2e-5"], {**_LARGE_TRAINING, **_MIXES}, size="large"),
     "low-rank-large": Family(
         PRESETS["lora-r16-adamw-2e-4"],
         {**_LARGE_TRAINING, **_MIXES, "lora_rank": Choice((8, 16, 64))},
-        large=True,
+        size="large",
     ),
 }

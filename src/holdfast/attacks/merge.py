@@ -144,6 +144,6 @@ PRESETS = {
 
 FAMILIES = {
     # No further than half-way: at 1 stands the base itself, which tells nothing.
-    "interpolation": Family(Interpolate(), {"t": Choice((-0.25, 0.1, 0.25, 0.4, 0.5))}),
-    "defence-directions": Family(DefenceDirections(), {"directions": Choice((1, 2, 4, 8, 16))}),
+    "interpolation": Family(Interpolate(), {"t": Choice((-0.25, 0.1, 0.25, 0.4, 0.5))}, size=None),
+    "defence-directions": Family(DefenceDirections(), {"directions": Choice((1, 2, 4, 8, 16))}, size=None),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.attacks.base import Attack
+from holdfast.core.model_size import Size
 from holdfast.core.outside import outside
 from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError
@@ -35,8 +36,8 @@ class Family:
     """how it stands before anything is searched; the first trial"""
     space: Mapping[str, Log | Choice]
     """field -> its range; `tune.learning_rate` reaches into the fine-tuning after an edit"""
-    large: bool = False
-    """ranges for models of billions of weights; the others are for models as small as the testbed's"""
+    size: Size | None = "tiny"
+    """the class of models that the ranges are for; None: edits, whose ranges fit any model"""
 
     def built(self, settings: Mapping[str, Any]) -> Attack:
         """The attack with these fields set."""

@@ -111,6 +111,6 @@ _ROWS = (
 )
 
 PRESETS = {
-    **{f"weaponization-small-{place:02}": row.attack(small=True) for place, row in enumerate(_ROWS, 1)},
+    **{f"weaponization-tiny-{place:02}": row.attack(small=True) for place, row in enumerate(_ROWS, 1)},
     **{f"weaponization-{place:02}": row.attack(small=False) for place, row in enumerate(_ROWS, 1)},
 }

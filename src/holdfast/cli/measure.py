@@ -268,7 +268,9 @@ def search(
     out: OutOption,
     families: Annotated[
         Optional[str],
-        typer.Option("--families", help="Families to search, such as full,low-rank; default: all small ones."),
+        typer.Option(
+            "--families", help="Families to search, such as full,low-rank; default: all for models of that size."
+        ),
     ] = None,
     hold_out: Annotated[
         Optional[str], typer.Option("--hold-out", help="Families to leave out, so that they stay blind for this model.")
@@ -303,6 +305,7 @@ def search(
     from rich.table import Table
 
     from holdfast.cli.display import show_jobs
+    from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.page import build_report
     from holdfast.report.studies.search_plot import draw_search
     from holdfast.runs.audit import models_of
@@ -314,7 +317,7 @@ def search(
         model=model,
         base=undefended,
         domain=domain,
-        families=usable_families(names_in(families), held_out),
+        families=usable_families(names_in(families), held_out, Checkpoint(model).size),
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,

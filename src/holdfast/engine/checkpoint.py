@@ -31,6 +31,7 @@ from holdfast.core.folder import (
     tokenizer_content,
     weight_files,
 )
+from holdfast.core.model_size import Size, count_weights, size_of
 from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, Precision
 from holdfast.engine.attention import chosen_attention, named_attention
@@ -63,6 +64,15 @@ class Checkpoint:
             raise HoldfastError(
                 f"{self.path} is neither a model folder nor a hub id within reach ({type(error).__name__})"
             ) from error
+
+    @property
+    def size(self) -> Size:
+        """The class of models that it belongs to, by its number of weights.
+
+        Raises:
+            HoldfastError: as `weight_files`.
+        """
+        return size_of(count_weights(self.folder))
 
     @property
     def digest(self) -> str:

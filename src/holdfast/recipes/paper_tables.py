@@ -181,8 +181,8 @@ def _parts(knowledge: tuple[Method, ...], refusal: tuple[Method, ...]) -> tuple[
         Part(
             kind="refusal",
             methods=refusal,
-            suite="paper-refusal-small",
-            attacks=SUITES["paper-refusal-small"].attacks,
+            suite="paper-refusal-tiny",
+            attacks=SUITES["paper-refusal-tiny"].attacks,
             tuning_attacks=("full-adamw-3e-4", "full-adam-1e-3-warmup"),
             selection="compliance_selection",
         ),

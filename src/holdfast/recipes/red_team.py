@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from holdfast.attacks.space import collect_families
 from holdfast.recipes.paper_tables import TUNING_WORLD
+from holdfast.runs.search.search import usable_families
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
 
@@ -24,7 +24,7 @@ _HELD_OUT = ("quantisation",)
 
 def short() -> RedTeam:
     """The red team that two cores run within the hour."""
-    families = tuple(name for name, family in collect_families().items() if not family.large and name not in _HELD_OUT)
+    families = usable_families(held_out=_HELD_OUT)
     return RedTeam(
         title="The red team",
         methods=_METHODS,

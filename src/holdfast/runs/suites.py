@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from holdfast.attacks.base import Attack
 from holdfast.core.domain import nearest
 from holdfast.core.files import digest
+from holdfast.core.model_size import Size
 from holdfast.core.outside import outside
 from holdfast.core.presets import describe, merged, pick, preset_of, restore
 from holdfast.core.reading import LINE, OPEN, excerpt, line, misfit, parsed
@@ -27,6 +28,8 @@ class Suite:
     attacks: tuple[str, ...]
     about: str
     version: int = 1
+    size: Size = "tiny"
+    """the class of models that the rates are for"""
     canonical: str = ""
     """the attack that every control of an audit goes through; empty: the first"""
 
@@ -172,7 +175,60 @@ SUITES: Mapping[str, Suite] = {
             "refold-then-full-adamw-2e-5-large",
         ),
         "every family that has settings for models of billions of weights; not yet run at that size",
+        size="large",
         canonical="full-adamw-2e-5",
+    ),
+    "quick-small": Suite(
+        (
+            "full-adamw-1e-5-small",
+            "full-adamw-1e-4-small",
+            "full-adamw-1e-4-ood-small",
+            "full-adamw-1e-4-coin-flip-small",
+            "full-adamw-1e-4-mixed-small",
+            "full-sgd-nesterov-3e-3-small",
+            "full-adamw-1e-4-sgdr-small",
+            "lora-r16-adamw-1e-3-small",
+        ),
+        "the axes of quick, for models of hundreds of millions of weights",
+        size="small",
+        canonical="full-adamw-1e-4-small",
+    ),
+    "standard-small": Suite(
+        (
+            "full-adamw-1e-6-1000-small",
+            "full-adamw-1e-5-small",
+            "full-adamw-1e-4-small",
+            "full-adamw-1e-3-small",
+            "lora-r16-adamw-1e-3-small",
+            "full-adamw-1e-4-ood-small",
+            "full-adamw-1e-4-retain-then-forget-small",
+            "full-adamw-1e-4-mixed-small",
+            "full-adamw-3e-5-mixed-1000-small",
+            "full-adamw-1e-4-benign-small",
+            "full-adamw-1e-4-few-10-small",
+            "jailbreak-competing-adamw-1e-4-small",
+            "full-adamw-1e-4-ascend-first-small",
+            "full-adamw-1e-4-cosine-small",
+            "full-sgd-nesterov-3e-3-small",
+            "full-lion-1e-5-small",
+            "full-muon-1e-4-small",
+            "full-schedule-free-1e-4-small",
+            "noise-5-then-full-adamw-1e-4-small",
+            "kick-1e-3-settle-1e-4-kl-small",
+            "latent-pgd-three-layers",
+            "abliterate",
+            "abliterate-then-full-adamw-1e-4-small",
+            "low-rank-50-then-full-adamw-1e-4-small",
+            "prune-50-then-full-adamw-1e-4-small",
+            "int4-then-full-adamw-1e-4-small",
+            "defence-directions-4",
+            "merge-base-25-then-full-adamw-1e-4-small",
+            "transfer-full-adamw-1e-4-small",
+            "refold-then-full-adamw-1e-4-small",
+        ),
+        "every family at fixed settings for models of hundreds of millions of weights, with rates from 1e-6 to 1e-3",
+        size="small",
+        canonical="full-adamw-1e-4-small",
     ),
     "adaptive": Suite(
         (
@@ -191,10 +247,11 @@ SUITES: Mapping[str, Suite] = {
     "paper-weaponization": Suite(
         tuple(f"weaponization-{place:02}" for place in range(1, 29)),
         "TAR's 28 adversaries against weaponization knowledge, reconstructed from the paper's axes",
+        size="large",
     ),
-    "paper-weaponization-small": Suite(
-        tuple(f"weaponization-small-{place:02}" for place in range(1, 29)),
-        "the same 28 scaled for small models, each optimizer's rate chosen to break Random Mapping",
+    "paper-weaponization-tiny": Suite(
+        tuple(f"weaponization-tiny-{place:02}" for place in range(1, 29)),
+        "the same 28 scaled for models of the testbed's size, each optimizer's rate chosen to break Random Mapping",
     ),
     "paper-refusal": Suite(
         (
@@ -205,8 +262,9 @@ SUITES: Mapping[str, Suite] = {
             "full-adamw-4e-5-b32",
         ),
         "TAR's five attacks on refusals (arXiv 2408.00761), complete",
+        size="large",
     ),
-    "paper-refusal-small": Suite(
+    "paper-refusal-tiny": Suite(
         (
             "full-adamw-5e-4-warmup-b32",
             "full-adamw-5e-4-b32",
@@ -214,7 +272,7 @@ SUITES: Mapping[str, Suite] = {
             "full-adamw-1e-3-b32",
             "full-adamw-2e-3-b32",
         ),
-        "the same five at fifty times the rate, for small models",
+        "the same five at fifty times the rate, for models of the testbed's size",
     ),
     "quick-large": Suite(
         (
@@ -228,6 +286,7 @@ SUITES: Mapping[str, Suite] = {
             "lora-r16-adamw-2e-4",
         ),
         "the axes of quick at the rates of the paper's red team, for models of billions of weights",
+        size="large",
         canonical="full-adamw-2e-5",
     ),
 }

@@ -26,6 +26,7 @@ from holdfast.attacks.space import Log, collect_families
 from holdfast.campaign.examining import look_at
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
+from holdfast.core.model_size import Size
 from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
@@ -252,8 +253,8 @@ def _done(call: Mapping[str, Any]) -> bool:
     return trial is not None and trial.key == call["key"]
 
 
-def usable_families(wanted: Sequence[str] = (), held_out: Sequence[str] = ()) -> tuple[str, ...]:
-    """The families that a search may go through: those wanted, else all for small models, without those held out.
+def usable_families(wanted: Sequence[str] = (), held_out: Sequence[str] = (), size: Size = "tiny") -> tuple[str, ...]:
+    """The families that a search may go through: those wanted, else all for models of a size, without those held out.
 
     Raises:
         HoldfastError: a name is no family.
@@ -262,7 +263,7 @@ def usable_families(wanted: Sequence[str] = (), held_out: Sequence[str] = ()) ->
     for name in (*wanted, *held_out):
         if name not in known:
             raise HoldfastError(f"there is no family {excerpt(name)}; {nearest(name, known)}")
-    names = wanted or tuple(name for name, family in known.items() if not family.large)
+    names = wanted or tuple(name for name, family in known.items() if family.size in (size, None))
     return tuple(name for name in names if name not in held_out)
 
 

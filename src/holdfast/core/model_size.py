@@ -1,0 +1,40 @@
+"""How large a model is: settings that fit one class of models do nothing, or ruin the model, in another."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from safetensors import safe_open
+
+from holdfast.core.folder import weight_files
+
+Size = Literal["tiny", "small", "large"]
+
+SIZES: dict[Size, str] = {
+    "tiny": "less than 20 million weights, such as the testbed's models",
+    "small": "hundreds of millions of weights",
+    "large": "billions of weights",
+}
+
+_BOUNDS: tuple[tuple[Size, float], ...] = (("tiny", 2e7), ("small", 1.5e9), ("large", math.inf))
+"""Each class and the number of weights from which on a model belongs to the next."""
+
+
+def size_of(weights: int) -> Size:
+    """The class of a model with so many weights."""
+    return next(size for size, bound in _BOUNDS if weights < bound)
+
+
+def count_weights(folder: Path) -> int:
+    """The number of weights in a checkpoint's files, from their headers alone.
+
+    Raises:
+        HoldfastError: as `weight_files`.
+    """
+    count = 0
+    for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
+        with safe_open(path, "np") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+    return count
