@@ -30,6 +30,7 @@ MAY_IMPORT = {
         "core.escape",
         "core.files",
         "core.findings",
+        "core.losses",
         "core.outputs",
         "core.reading",
         "core.records",

@@ -129,6 +129,10 @@ def test_the_tour(
     made = ("safeguard", "random-mapping", "--model", model, "--domain", domain, "--out", shallow, *SHORT)
     printed = run(capsys, *made)
     assert f"The safeguarded model is in {shallow}\n" in printed
+    assert re.search(r"^Mapping loss 0\.\d+ → 0\.\d+, retain loss .* and weights moved by \d", printed, re.MULTILINE)
+    assert re.search(
+        r"^Hazard \d+ % → \d+ % \(\d+ selection questions, on which nothing is claimed", printed, re.MULTILINE
+    )
     assert next_command(printed)[0] == "audit"
     before = (shallow / "model.safetensors").stat()
     assert "(it was there already)" in run(capsys, *made)

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import holdfast.engine.walk
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.domain import DEFENDER_ROLES
+from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.types import HoldfastError, NonFinite
@@ -413,7 +414,8 @@ def test_a_killed_build_goes_on_to_the_very_same_weights(
         build(recipe, tmp_path / "out", kill_at(last))
     assert not (tmp_path / "out").exists()
     first, second = recipe.keys()
-    assert names(own_cache / "stages") == ([f"{first}.part"] if last <= 4 else sorted([first, f"{second}.part"]))
+    begun = first if last <= 4 else second
+    assert names(own_cache / "stages") == sorted([f"{begun}.losses", f"{begun}.part", *([first] if last > 4 else [])])
     resumed, steps = built(recipe, tmp_path / "out")
     # The step that was not saved is taken again.
     assert steps == [(0 if last <= 4 else 4, 7), *((step, 7) for step in range(last, 8))]
@@ -421,6 +423,7 @@ def test_a_killed_build_goes_on_to_the_very_same_weights(
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
     whole, _ = built(recipe)
     assert resumed.digest == whole.digest
+    assert (resumed.folder / LOSSES).read_bytes() == (whole.folder / LOSSES).read_bytes()
 
 
 def build_until_killed(folder: str) -> None:
@@ -444,13 +447,37 @@ def test_a_build_survives_a_real_kill(
         process.kill()
     recipe = recipe_of(tiny_testbed, stages=BOTH[:1])
     [key] = recipe.keys()
-    assert names(own_cache / "stages") == [f".{key}.lock", f"{key}.part"]
+    assert names(own_cache / "stages") == [f".{key}.lock", f"{key}.losses", f"{key}.part"]
+    with (own_cache / "stages" / f"{key}.losses").open("a") as stream:
+        stream.write('{"stage": 1, "preset": "random-map')  # as a kill within a write leaves it
     resumed, steps = built(recipe)
     assert steps == [(0, 4), (3, 4), (4, 4)]
     assert names(own_cache / "stages") == [key]
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
     whole, _ = built(recipe)
     assert resumed.digest == whole.digest
+    lines = read_lines(resumed.folder / LOSSES)
+    assert [(line.stage, line.preset, line.step) for line in lines] == [
+        (1, "random-mapping", step) for step in range(1, 5)
+    ]
+    assert lines == read_lines(whole.folder / LOSSES)
+    assert lines[-1].losses == resumed.card["stages"][0]["last losses"]
+
+
+def test_the_losses_of_every_stage_go_with_the_model(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    seen: list[Mapping[str, float]] = []
+    build(recipe_of(tiny_testbed), tmp_path / "out", on_losses=lambda losses: seen.append(dict(losses)))
+    lines = read_lines(tmp_path / "out" / LOSSES)
+    assert [(line.stage, line.preset, line.step) for line in lines] == [
+        *((1, "random-mapping", step) for step in range(1, 5)),
+        *((2, "tar", step) for step in range(1, 4)),
+    ]
+    assert [line.losses for line in lines] == seen
+    # A safeguard on top of a safeguarded model goes on counting, and keeps what the model brought.
+    model = Checkpoint(str(tmp_path / "out"))
+    more, _ = built(recipe_of(tiny_testbed, model=model, stages=BOTH[:1]), tmp_path / "more")
+    assert read_lines(more.folder / LOSSES)[: len(lines)] == lines
+    assert [line.stage for line in read_lines(more.folder / LOSSES)[len(lines) :]] == [3] * 4
 
 
 def test_a_part_of_another_recipe_is_not_gone_on_with(tiny_testbed: SmallTestbed, own_cache: Path) -> None:
@@ -459,7 +486,7 @@ def test_a_part_of_another_recipe_is_not_gone_on_with(tiny_testbed: SmallTestbed
         with pytest.raises(Killed):
             build(recipe_of(tiny_testbed), on_step=kill_at(3))
     other = recipe_of(tiny_testbed, seed=1, stages=BOTH[:1])
-    [part] = (own_cache / "stages").iterdir()
+    [part] = (own_cache / "stages").glob("*.part")
     part.rename(part.with_name(f"{other.keys()[0]}.part"))
     _, steps = built(other)
     assert steps == [(step, 4) for step in range(5)]

@@ -15,6 +15,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.files import digest, environment
 from holdfast.core.presets import describe
 from holdfast.core.records import CellResult, cell_path
+from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 
@@ -55,6 +56,19 @@ def run_cell(
     meter = Meter(session.data)
     measuring = Measuring(cell, key, domain, identity, meter, cell_path(out, undefended.id) if undefended else None)
     observers: list[Observer] = [meter, measuring]
+    if cell.options.track:
+        from holdfast.engine.trackers import Tracked
+        from holdfast.engine.tracking import Tracking
+
+        # A model's label is the name of a folder of the user's; its role says enough.
+        what = cell.probe or cell.attack_name
+        run = Tracked(
+            name=f"{what} on {cell.model.role}, seed {cell.seed}", key=key, group="attacks",
+            config={"attack": what, "model": cell.model.role, "seed": cell.seed},
+        )  # fmt: skip
+        observers.append(
+            Tracking(tools=cell.options.track, run=run, folder=tracking_folder(out), scores=measuring.figures)
+        )
     if attack:
         observers.append(Reporting(on_step=on_step, total=attack.max_steps))
     state = state_path(out, key)

@@ -157,6 +157,11 @@ class Measuring:
             for score in scores
         ]
 
+    def figures(self, step: int) -> dict[str, float]:
+        """What was measured at a step, by what it measures, evaluation and metric."""
+        at = (record for record in self.records if record.step == step)
+        return {f"{record.measures}/{record.evaluation}/{record.metric}": record.value for record in at}
+
     @property
     def thinned_losses(self) -> list[tuple[int, float]]:
         """(step, the attacker's loss) at every `stride`-th step."""

@@ -57,6 +57,14 @@ class Milestones:
                 self._ask(step, session)
             yield step, losses
 
+    def figures(self, step: int) -> dict[str, float]:
+        """What was asked at a step, by what it measures, evaluation and metric."""
+        return {
+            f"{self.evaluations[name].measures(self.domain)}/{name}/{score.metric}": score.value
+            for name, scores in self.scores.get(step, {}).items()
+            for score in scores
+        }
+
     def _ask(self, step: int, session: Session[Any]) -> None:
         self.scores[step] = {}
         for name, evaluation in self.evaluations.items():

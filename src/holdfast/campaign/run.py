@@ -23,6 +23,7 @@ from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
 from holdfast.core.files import claimed, clear_temporaries, environment, forget_digests
 from holdfast.core.locks import only_one
+from holdfast.core.losses import LOSSES, POINTS, read_lines, traces
 from holdfast.core.reading import excerpt
 from holdfast.core.records import PLAN, CampaignPlan
 from holdfast.core.types import HoldfastError
@@ -195,6 +196,7 @@ def _provenance(model: Model) -> dict[str, Any]:
             for cost in ("seconds", "tokens", "flops")
         },
         "seed": card.get("seed"),
+        "losses": [asdict(trace) for trace in traces(read_lines(checkpoint.folder / LOSSES), POINTS)],
     }
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from holdfast.cli.terminal import literal, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
     from holdfast.jobs.graph import Progress
-    from holdfast.runs.stages import OnStep
 
 _LOG_SECONDS = 15.0
 
@@ -82,31 +81,54 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
         yield log
 
 
+class Steps:
+    """A display of a run of steps; it is called with steps done and steps in all."""
+
+    def __init__(self, show: Callable[[int, int, str], None]) -> None:
+        self._show = show
+        self._losses = ""
+
+    def __call__(self, done: int, total: int) -> None:
+        self._show(done, total, self._losses)
+
+    def losses(self, losses: Mapping[str, float]) -> None:
+        """Note the losses of the step that is shown next."""
+        from holdfast.report.words.effect import losses_now
+
+        self._losses = losses_now(losses)
+
+
 @contextmanager
-def show_steps(console: Console, title: str) -> Iterator[OnStep]:
-    """Show a run of steps: a bar with the time left on a screen, a line now and then in a log."""
+def show_steps(console: Console, title: str) -> Iterator[Steps]:
+    """Show a run of steps and its losses: a bar with the time left on a screen, a line now and then in a log."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(30),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(literal(title).plain, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            task = progress.add_task(literal(title).plain, total=None, losses="")
+            yield Steps(
+                lambda done, total, losses: progress.update(
+                    task, completed=done, total=total, losses=literal(losses).plain
+                )
+            )
         return
     started = logged = time.monotonic()
     first: int | None = None
 
-    def log(done: int, total: int) -> None:
+    def log(done: int, total: int, losses: str) -> None:
         nonlocal logged, first
         first = done if first is None else first
         if time.monotonic() - logged > _LOG_SECONDS:
             logged = time.monotonic()
             left = (logged - started) * (total - done) / (done - first) if done > first else None
-            say(console, f"{title}: step {done} of {total}, about {clock(left)} left")
+            beside = f"; {losses}" if losses else ""
+            say(console, f"{title}: step {done} of {total}, about {clock(left)} left{beside}")
 
-    yield log
+    yield Steps(log)

@@ -20,12 +20,14 @@ from holdfast.cli.options import (
     SetOption,
     StatusOption,
     ThreadsOption,
+    TrackOption,
     WorkersOption,
     run_options,
     saved_precision,
+    stages_of,
     start_torch,
 )
-from holdfast.cli.say import finish
+from holdfast.cli.say import finish, say_tracked
 from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
 from holdfast.core.outside import load_plugins
 
@@ -112,6 +114,7 @@ def safeguard(
     seed: SeedOption = 0,
     settings: SetOption = None,
     plugins: PluginsOption = None,
+    track: TrackOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     save_dtype: SavedPrecisionOption = None,
@@ -126,31 +129,21 @@ def safeguard(
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
-    from holdfast.core.presets import pick
-    from holdfast.core.settings import read_listing, with_settings
+    from holdfast.core.tracking import tracking_folder
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.words.data import cut_sentences
+    from holdfast.report.words.effect import effect_sentences
+    from holdfast.runs.effect import effect
     from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
-    named = [
-        entry
-        for stage in stages
-        for entry in (
-            read_listing(Path(stage), "stages").plugins.items()
-            if stage.endswith(".toml")
-            else [(stage, pick("holdfast.safeguards", stage))]
-        )
-    ]
-    presets = dict(named)
-    chosen = dict(zip(presets, with_settings(presets, settings or []).items(), strict=True))
     recipe = Recipe(
         model=Checkpoint(model),
         domain=domain,
-        stages=tuple(chosen[name] for name, _ in named),
+        stages=stages_of(stages, settings),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=run_options(device, dtype, trust_remote_code),
+        options=run_options(device, dtype, trust_remote_code, track=track),
         saved_as=saved_precision(save_dtype),
     )
     finished = is_built(recipe, out)
@@ -162,8 +155,11 @@ def safeguard(
         for sentence in cut_sentences(recipe.cuts()):
             say(console, sentence)
         with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:
-            build(recipe, out, on_step)
+            build(recipe, out, on_step, on_step.losses)
     say(console, f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""))
+    for sentence in effect_sentences(effect(recipe, out)):
+        say(console, sentence)
+    say_tracked(console, recipe.options.track, tracking_folder(out, model=True))
     say_next(
         console,
         f"holdfast audit --model {quoted(out)} --undefended {quoted(recipe.original().path)} --domain {quoted(domain)} "

@@ -22,15 +22,17 @@ from holdfast.cli.options import (
     SetOption,
     StatusOption,
     ThreadsOption,
+    TrackOption,
     WorkersOption,
     model_label,
     names_in,
     run_options,
     start_torch,
 )
-from holdfast.cli.say import check_cells, confirmed_sentence, cost_sentence, fail_if, finish, show_plan
+from holdfast.cli.say import check_cells, confirmed_sentence, cost_sentence, fail_if, finish, say_tracked, show_plan
 from holdfast.cli.terminal import literal, make_console, quoted, say, say_next, this_command
 from holdfast.core.outside import load_plugins
+from holdfast.core.tracking import tracking_folder
 
 
 def study(
@@ -84,6 +86,7 @@ def attack(
     plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
+    track: TrackOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
@@ -99,7 +102,7 @@ def attack(
     from holdfast.runs.attack import original_of, run_attack
 
     [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
-    options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks)
+    options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
     original = original_of(chosen, model, base)
     if original.path:
         say(console, f"The original model is {original.path}: {original.source}.")
@@ -110,6 +113,7 @@ def attack(
             options=options, command=this_command(), on_progress=on_progress,
         )  # fmt: skip
     finish(console, out)
+    say_tracked(console, options.track, tracking_folder(out))
     say(console, cost_sentence(out, name))
     undefended = base or Checkpoint(model).card.get("base", {}).get("path", "THE-ORIGINAL-MODEL")
     say_next(
@@ -208,6 +212,7 @@ def audit(
     plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
+    track: TrackOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
@@ -236,7 +241,7 @@ def audit(
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
         base=not without_base,
-        options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks),
+        options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
     )
     title = f"Audit of {model_label(model)}"
     if plan:
@@ -258,6 +263,7 @@ def audit(
         )
     write_records(out, out / "records.parquet")
     finish(console, out)
+    say_tracked(console, audited.options.track, tracking_folder(out))
     say_next(console, f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}")
 
 
@@ -295,6 +301,7 @@ def search(
     status: StatusOption = None,
     plugins: PluginsOption = None,
     seed: SeedOption = 0,
+    track: TrackOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
@@ -321,7 +328,7 @@ def search(
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=run_options(device, dtype, trust_remote_code),
+        options=run_options(device, dtype, trust_remote_code, track=track),
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
@@ -345,6 +352,7 @@ def search(
         ended += f"; held out: {', '.join(held_out)}"
     say(console, f"{len(outcome.trials)} attacks tried on selection questions, {ended}.")
     say(console, confirmed_sentence(outcome))
+    say_tracked(console, chosen.options.track, tracking_folder(out))
     say(console, f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}")
     say_next(
         console,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from holdfast.core.options import Options
     from holdfast.core.types import Precision
+    from holdfast.safeguards.base import Safeguard
 
 THREADS = max(64, os.cpu_count() or 1)
 """Far more than this kill the process while it starts them."""
@@ -127,6 +128,16 @@ ResumableOption = Annotated[
 ]
 
 
+TrackOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--track",
+        help="Show the run in tensorboard, wandb, mlflow or trackio while it goes on; repeatable. Only figures and the names of "
+        "presets are sent. Off by default.",
+    ),
+]
+
+
 def start_torch(threads: int, device: str, dtype: str) -> None:
     import torch
 
@@ -156,18 +167,48 @@ def saved_precision(save_dtype: str | None) -> Precision | None:
 
 
 def run_options(
-    device: str, dtype: str, trust_remote_code: bool, keep: bool = False, resumable: bool = False
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    keep: bool = False,
+    resumable: bool = False,
+    track: list[str] | None = None,
 ) -> Options:
     from holdfast.core.options import Options
+    from holdfast.core.tracking import trackers_in
 
     check_device(device, dtype)
+    tools = trackers_in(track or ())
+    if tools:
+        from holdfast.engine.trackers import log_in
+
+        log_in(tools)
     return Options(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,
+        track=tools,
     )
+
+
+def stages_of(stages: list[str], settings: list[str] | None) -> tuple[tuple[str, Safeguard], ...]:
+    """The stages that presets and TOML files name, in order, with the settings that `--set` gives."""
+    from holdfast.core.presets import pick
+    from holdfast.core.settings import read_listing, with_settings
+
+    named: list[tuple[str, Any]] = []
+    for stage in stages:
+        listed = stage.endswith(".toml")
+        named += (
+            read_listing(Path(stage), "stages").plugins.items()
+            if listed
+            else [(stage, pick("holdfast.safeguards", stage))]
+        )
+    presets = dict(named)
+    chosen = dict(zip(presets, with_settings(presets, settings or []).items(), strict=True))
+    return tuple(chosen[name] for name, _ in named)
 
 
 def names_in(text: str | None) -> tuple[str, ...]:

@@ -176,6 +176,14 @@ def finish(console: Console, out: Path) -> None:
     check_cells(out)
 
 
+def say_tracked(console: Console, tools: Sequence[str], folder: Path) -> None:
+    """Say how to look at what the tracking tools hold."""
+    from holdfast.core.tracking import where_to_look
+
+    for tool, look in where_to_look(tools, folder).items():
+        say(console, f"Tracked with {tool}" + (f": {look}" if look else ""))
+
+
 def check_cells(folder: Path) -> None:
     """Check that a command which ran a campaign did all that it was asked.
 

@@ -192,16 +192,25 @@ def clear_temporaries(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed processes have left in a part of the cache, each thing under the lock of what it belongs to.
 
-    That is what they were writing, and the states of runs whose result is there.
+    That is what they were writing, and what runs keep beside their result (`beside`) whose result is there.
     """
     for left in folder.iterdir() if folder.is_dir() else ():
         temporary = _TEMPORARY.fullmatch(left.name)
-        made = folder / ((temporary["name"] or temporary["old"]) if temporary else left.name).removesuffix(".part")
-        state = made.with_suffix(".part")
-        if temporary or (left == state and made.is_dir()):
-            with suppress(HoldfastError), only_writer(made, state, patience=0.0):
+        name = (temporary["name"] or temporary["old"]) if temporary else left.name
+        made = folder / name.removesuffix(_STATE).removesuffix(_LOSSES)
+        if temporary or (left in beside(made) and made.is_dir()):
+            with suppress(HoldfastError), only_writer(made, *beside(made), patience=0.0):
                 if made.is_dir():
-                    state.unlink(missing_ok=True)
+                    for kept in beside(made):
+                        kept.unlink(missing_ok=True)
+
+
+_STATE, _LOSSES = ".part", ".losses"
+
+
+def beside(made: Path) -> tuple[Path, Path]:
+    """What a run keeps beside its result in the cache until the result is there: its state, and the stream of its losses."""
+    return made.with_suffix(_STATE), made.with_suffix(_LOSSES)
 
 
 def _remove(path: Path) -> None:

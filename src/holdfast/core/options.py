@@ -18,3 +18,5 @@ class Options:
     """write the attacked model of each cell into a folder named TAMPERED-…"""
     resumable_attacks: bool = False
     """keep an attack's state on disk while its cell runs, so that it goes on after a kill"""
+    track: tuple[str, ...] = ()
+    """tools that show a run while it goes on (`core.tracking`)"""

@@ -2,18 +2,21 @@
 
 A plug-in's `steps` is a generator of losses, one item an update. An observer is a generator around it. The observer sees every
 update after those closer to the plug-in, passes the update on, and ends the walk by ending. Metering, measuring at milestones,
-early stop, pruning, timing, progress, and saving and resuming are observers.
+early stop, pruning, timing, progress, the stream of losses, and saving and resuming are observers.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from holdfast.core.files import write_text
+from holdfast.core.losses import Line, read_lines
 from holdfast.core.types import NonFinite
 from holdfast.engine.run import Run
 from holdfast.engine.session import Session
@@ -124,3 +127,31 @@ class LastLosses:
         for step, losses in steps:
             self.losses = losses
             yield step, losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming:
+    """Write the losses of every update of a safeguard to a file, a line an update, while the safeguard runs.
+
+    The file is behind no state that `Resumable` saves, and a run that goes on drops what came after the state: the file has
+    every update once.
+    """
+
+    path: Path
+    stage: int
+    preset: str
+    earlier: Sequence[Line] = ()
+    """the lines of the stages before, with which the file begins"""
+
+    def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        mine = [line for line in read_lines(self.path) if line.stage == self.stage and line.step <= session.run.start]
+        write_text(self.path, "".join(map(_written, (*self.earlier, *mine))))
+        with self.path.open("a", encoding="utf-8") as file:
+            for step, losses in steps:
+                file.write(_written(Line(stage=self.stage, preset=self.preset, step=step, losses=dict(losses))))
+                file.flush()
+                yield step, losses
+
+
+def _written(line: Line) -> str:
+    return json.dumps(asdict(line), ensure_ascii=False, allow_nan=False) + "\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.report import plots
+from holdfast.core.losses import read_traces
+from holdfast.report import plots, training_plot
 from holdfast.report.audited import Audited
 from holdfast.report.blocks import Chapter, Fact, Facts, Figure, Gallery, Sentences, Text, bullets, legend
 from holdfast.report.first_page import scenarios
@@ -154,6 +155,27 @@ def costs(audit: Audited, name: str) -> Chapter:
     )
 
 
+def training(audit: Audited, name: str) -> Chapter:
+    """The losses of every safeguard as it was trained."""
+    figures = tuple(
+        Figure(
+            heading=f"{model.label}: {trace.preset}",
+            picture=training_plot.draw(trace, f"{name}-training{place}-{trace.stage}"),
+            table=model_tables.training(model.label, trace),
+        )
+        for place, model in enumerate(audit.summary.models)
+        for trace in read_traces(audit.details(model.label).get("losses"))
+    )
+    text = (
+        "The losses of each safeguard by update, one panel a loss. The safeguard did not move a loss that stays level."
+    )
+    return Chapter(
+        key="training",
+        title="How the safeguards were trained",
+        blocks=(Gallery(text=text, legend=(), figures=figures) if figures else None,),
+    )
+
+
 def limits(audit: Audited, name: str) -> Chapter:
     """The limits of the figures."""
     return Chapter(key="limits", title="What resistance does not mean", blocks=(bullets(*CAVEATS),), public=True)
@@ -196,6 +218,7 @@ CHAPTERS: tuple[Callable[[Audited, str], Chapter], ...] = (
     belief,
     masking,
     costs,
+    training,
     limits,
     how_to_read,
     settings,

@@ -9,31 +9,52 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from shutil import copyfile
+from typing import TYPE_CHECKING, Any
 
+from holdfast.campaign.cells import milestones_up_to
+from holdfast.campaign.milestones import Milestones
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.domain import DEFENDER_ROLES, Domain
-from holdfast.core.files import atomic_folder, cache_folder, digest, forget_digests, only_writer, sweep, write_text
+from holdfast.core.files import (
+    atomic_folder,
+    beside,
+    cache_folder,
+    digest,
+    forget_digests,
+    only_writer,
+    sweep,
+    write_text,
+)
 from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD, copy_companions
+from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
+from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError, Precision
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
 from holdfast.engine.precision import stored_precision
 from holdfast.runs.readme import kept_head, readme
+from holdfast.runs.sample import sample_of
 from holdfast.safeguards.base import Safeguard
+
+if TYPE_CHECKING:
+    from holdfast.engine.walk import Observer
 
 PROTOCOL = 5
 """Raised whenever the same stages would give other weights, so that no cached checkpoint is taken for a new one."""
 
 OnStep = Callable[[int, int], None]
 """Called with outer steps done and outer steps in all, over every stage."""
+
+OnLosses = Callable[[Mapping[str, float]], None]
+"""Called with the losses of an outer step, before `OnStep` is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +136,26 @@ class Recipe:
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]
 
 
-def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step, total: None) -> Path:
+def build(
+    recipe: Recipe,
+    out: Path | None = None,
+    on_step: OnStep = lambda step, total: None,
+    on_losses: OnLosses = lambda losses: None,
+) -> Path:
     """Train the stages that are not cached; return the folder of the last stage, or `out` if `out` is set.
 
-    Where another process trains the same stage, this one waits for it.
+    Where another process trains the same stage, this one waits for it. The losses of every update are in the folder's
+    `losses.jsonl`, and while a stage is trained in a file beside its place in the cache.
 
     Raises:
         HoldfastError: data are missing or malformed, a loss or a weight became non-finite, the original is not known, or
             something else has been written to `out` meanwhile.
     """
     if out is None:
-        return _cached(recipe, on_step)
+        return _cached(recipe, None, on_step, on_losses)
     head = kept_head(recipe.model)  # read now, so that a long run does not fail at its end
     with only_writer(out):
-        trained = _cached(recipe, on_step)
+        trained = _cached(recipe, tracking_folder(out, model=True), on_step, on_losses)
         with atomic_folder(out) as temporary:
             copy_entry(trained, temporary)
             copy_companions(recipe.model.folder, temporary)
@@ -140,7 +167,7 @@ def build(recipe: Recipe, out: Path | None = None, on_step: OnStep = lambda step
     return out
 
 
-def _cached(recipe: Recipe, on_step: OnStep) -> Path:
+def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: OnLosses) -> Path:
     """The last stage's folder in the cache, trained if it is not there."""
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
@@ -150,12 +177,18 @@ def _cached(recipe: Recipe, on_step: OnStep) -> Path:
     before = sum(safeguard.outer_steps for _, safeguard in recipe.stages[:done])
     on_step(before, total)
     for i in range(done, len(recipe.stages)):
-        source, state = Checkpoint(str(folders[i - 1])) if i else recipe.model, folders[i].with_suffix(".part")
+        source = Checkpoint(str(folders[i - 1])) if i else recipe.model
         sweep(folders[i].parent)
-        with only_writer(folders[i], state, patience=math.inf):
-            if not has_entry(folders[i]):  # another process may have made it meanwhile
-                _train(recipe, i, source, keys[i], folders[i], partial(_report, on_step, before, total))
-            state.unlink(missing_ok=True)
+        with only_writer(folders[i], *beside(folders[i]), patience=math.inf):
+            state, losses = beside(folders[i])
+            try:
+                if not has_entry(folders[i]):  # another process may have made it meanwhile
+                    report = partial(_report, on_step, before, total)
+                    _train(recipe, i, source, keys[i], folders[i], tracking, report, on_losses)
+                state.unlink(missing_ok=True)
+            finally:
+                if not state.exists():  # else a run goes on from there
+                    losses.unlink(missing_ok=True)
         before += recipe.stages[i][1].outer_steps
     return folders[-1]
 
@@ -189,11 +222,18 @@ def _made_from(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 
 def _train(
-    recipe: Recipe, index: int, source: Checkpoint, key: str, folder: Path, on_step: Callable[[int], None]
+    recipe: Recipe,
+    index: int,
+    source: Checkpoint,
+    key: str,
+    folder: Path,
+    tracking: Path | None,
+    on_step: Callable[[int], None],
+    on_losses: OnLosses,
 ) -> None:
     from holdfast.engine.costs import Meter
     from holdfast.engine.session import open_session
-    from holdfast.engine.walk import LastLosses, Reporting, Resumable, walk
+    from holdfast.engine.walk import LastLosses, Reporting, Resumable, Streaming, walk
 
     name, safeguard = recipe.stages[index]
     domain = Domain.open(recipe.domain)
@@ -201,9 +241,19 @@ def _train(
         source, domain, "defender", recipe.seed, recipe.options, base=recipe.original(), initial=source
     )
     check_savable(session.model, recipe.options.trust_remote_code)
-    meter, last, state = Meter(session.data), LastLosses(), folder.with_suffix(".part")
-    reporting = Reporting(on_step=lambda step, total: on_step(step), total=safeguard.outer_steps)
-    walk(session, safeguard, meter, last, reporting, Resumable(path=state, key=key))
+    meter, last, (state, losses) = Meter(session.data), LastLosses(), beside(folder)
+    done = source.card["stages"] if index else recipe.model.card.get("stages", [])
+    streaming = Streaming(
+        path=losses, stage=len(done) + 1, preset=name, earlier=read_lines(source.folder / LOSSES) if done else ()
+    )
+
+    def report(step: int, total: int) -> None:
+        on_losses(last.losses)
+        on_step(step)
+
+    reporting = Reporting(on_step=report, total=safeguard.outer_steps)
+    tracked = _tracked(recipe, index, key, domain, tracking) if tracking and recipe.options.track else ()
+    walk(session, safeguard, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
     stage = {
         "preset": name,
         "config": describe(safeguard),
@@ -221,7 +271,7 @@ def _train(
         "cuts": [asdict(cut) for cut in session.data.cuts],
         "seed": recipe.seed,
         "precision": recipe.options.dtype,
-        "stages": [*(source.card["stages"] if index else recipe.model.card.get("stages", [])), stage],
+        "stages": [*done, stage],
     }
     with new_entry(folder) as temporary:
         save_checkpoint(
@@ -233,3 +283,20 @@ def _train(
             recipe.saved(),
             recipe.options.trust_remote_code,
         )
+        copyfile(losses, temporary / LOSSES)
+
+
+def _tracked(recipe: Recipe, index: int, key: str, domain: Domain, folder: Path) -> tuple[Observer, ...]:
+    """Ask a sample of the selection and ability questions now and then, and show a stage in the user's tools."""
+    from holdfast.engine.trackers import Tracked
+    from holdfast.engine.tracking import Tracking
+
+    name, safeguard = recipe.stages[index]
+    asked = Milestones(
+        sample_of(domain), domain, recipe.model.tokenizer_digest, milestones_up_to(safeguard.outer_steps)
+    )
+    run = Tracked(
+        name=f"{name}, seed {recipe.seed}", key=key, group="safeguards",
+        config={"preset": name, "stage": index + 1, "seed": recipe.seed},
+    )  # fmt: skip
+    return asked, Tracking(tools=recipe.options.track, run=run, folder=folder, scores=asked.figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast.core.losses import Trace
 from holdfast.core.records import CellResult
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Table
@@ -38,6 +39,20 @@ def costs(audit: Audited) -> Table:
             "Benign learning: steps until new harmless facts are known to 90 %, and the ratio to the undefended model. "
             "A share of the undefended model's own building time stands beside the seconds where both are known.",
         ),
+    )
+
+
+def training(model: str, trace: Trace) -> Table:
+    """The losses of one stage of a model at five updates, the first and the last among them."""
+    last = len(trace.steps) - 1
+    rows = []
+    for place in dict.fromkeys(round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0)):
+        figures = (Entry(written(values[place], ".3g")) for values in trace.losses.values())
+        rows.append((Entry(f"{trace.steps[place]:,}"), *figures))
+    return Table(
+        caption=f"Losses of {trace.preset} in {model}",
+        columns=("Update", *trace.losses),
+        rows=tuple(rows),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.core.records import CellResult
@@ -22,7 +22,7 @@ def provenance(audit: Audited) -> Table:
         "seeds": ", ".join(map(str, audit.summary.seeds)),
         "runs": f"{len(results)} ended of {len(plan.cells)} planned",
         "run time": duration(sum(result.seconds for result in results)),
-        **{label: _flat({"role": role, **audit.details(label)}) for label, role in plan.models.items()},
+        **{label: _flat({"role": role, **_facts(audit.details(label))}) for label, role in plan.models.items()},
         **_contents(results),
         **{key: _flat(value) for key, value in plan.details.items() if key not in elsewhere},
         **_digests(audit),
@@ -34,6 +34,11 @@ def provenance(audit: Audited) -> Table:
         rows=tuple((Entry(key), Entry(value)) for key, value in facts.items() if value),
         look="facts",
     )
+
+
+def _facts(details: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of one model, without the losses of its training, which are a chapter."""
+    return {name: value for name, value in details.items() if name != "losses"}
 
 
 def _contents(results: Sequence[CellResult]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
 from holdfast.core.presets import collect, describe, restore
 from holdfast.core.reading import STRICT, parsed
+from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
@@ -174,7 +175,7 @@ def run_trial(
     """Run one attack and write its result, unless the result exists; the weights are thrown away."""
     from holdfast.engine.costs import Meter
     from holdfast.engine.session import open_session
-    from holdfast.engine.walk import Reporting, walk
+    from holdfast.engine.walk import Observer, Reporting, walk
 
     known = Trial.read(file)
     if known is not None and known.key == key:
@@ -188,9 +189,17 @@ def run_trial(
     base = Checkpoint(target.base) if attack.uses_base and target.base else None
     session = open_session(checkpoint, domain, "attacker", target.seed, target.options, base=base)
     meter = Meter(session.data)
+    observers: list[Observer] = [meter, milestones, curve]
+    if target.options.track:
+        from holdfast.engine.trackers import Tracked
+        from holdfast.engine.tracking import Tracking
+
+        run = Tracked(name=f"trial of {family}, seed {target.seed}", key=key, group="search", config={"family": family})
+        folder = tracking_folder(file.parent.parent)
+        observers.append(Tracking(tools=target.options.track, run=run, folder=folder, scores=milestones.figures))
     try:
         attack.prepare(session.model)
-        walk(session, attack, meter, milestones, curve, Reporting(on_step=on_step, total=attack.max_steps))
+        walk(session, attack, *observers, Reporting(on_step=on_step, total=attack.max_steps))
         if curve.pruned:
             trial = replace(trial, status="pruned")
     except HoldfastError as error:
