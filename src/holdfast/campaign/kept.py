@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.campaign.cells import Cell
 from holdfast.core.files import atomic_folder
-from holdfast.core.types import HoldfastError
+from holdfast.core.types import HoldfastError, weights_of
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.engine.low_rank import merge_adapters, own_weights
 from holdfast.engine.precision import stored_precision
@@ -47,6 +47,6 @@ def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     folder = kept_folder(out, key)
     if not folder.is_dir():
         with atomic_folder(folder, mode=0o700) as temporary:
-            precision = stored_precision(Checkpoint(cell.model.path).folder, cell.options.dtype)
+            precision = stored_precision(Checkpoint(cell.model.path).folder, weights_of(cell.options.dtype))
             trusted = cell.options.trust_remote_code
             save_checkpoint(model, tokenizer, temporary, card, readme, precision, trusted)

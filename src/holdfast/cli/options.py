@@ -55,7 +55,9 @@ PluginsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
-PrecisionOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16: the weights' precision.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--dtype", help="float32, bfloat16, float16, or mixed: float32 weights, bfloat16 products.")
+]
 
 
 SavedPrecisionOption = Annotated[
@@ -150,8 +152,8 @@ def check_device(device: str, dtype: str) -> None:
 
     from holdfast.core.reading import excerpt, line
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        fail(f"--dtype {line(dtype)} is not known; give float32, bfloat16 or float16")
+    if dtype not in ("float32", "mixed", "bfloat16", "float16"):
+        fail(f"--dtype {line(dtype)} is not known; give float32, mixed, bfloat16 or float16")
     known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if device not in ("cpu", *known) and not (known and device == "cuda"):
         fail(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.core.types import Precision
+from holdfast.core.types import Computation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,8 @@ class Options:
     """How cells are run; nothing here changes a number on the same hardware."""
 
     device: str = "cpu"
-    dtype: Precision = "float32"
+    dtype: Computation = "float32"
+    """precision of weights and products"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""

@@ -37,3 +37,12 @@ class Score:
 
 
 Precision = Literal["float32", "bfloat16", "float16"]
+"""of stored numbers"""
+
+Computation = Literal["float32", "mixed", "bfloat16", "float16"]
+"""The precision of weights and products; `mixed` is float32 weights whose products are taken in bfloat16."""
+
+
+def weights_of(computation: Computation) -> Precision:
+    """The precision that a model's weights have in memory."""
+    return "float32" if computation == "mixed" else computation

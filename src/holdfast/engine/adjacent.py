@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder_layers
+from holdfast.engine.mixed import exact
 from holdfast.engine.sharded import local, reshard, rewrite, whole
 
 
@@ -187,7 +188,7 @@ precision moves 1e-2 of two layers, and more where experts change."""
 
 def logits_of(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The model's logits for a batch of tokens (B x T x V)."""
-    with torch.no_grad():
+    with torch.no_grad(), exact(model):
         logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
     reshard(model)
     return logits

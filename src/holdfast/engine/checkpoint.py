@@ -33,8 +33,9 @@ from holdfast.core.folder import (
 )
 from holdfast.core.model_size import Size, count_weights, size_of
 from holdfast.core.sizes import check_sizes
-from holdfast.core.types import HoldfastError, NonFinite, Precision
+from holdfast.core.types import Computation, HoldfastError, NonFinite, Precision, weights_of
 from holdfast.engine.attention import chosen_attention, named_attention
+from holdfast.engine.mixed import multiply_in_bfloat16
 from holdfast.engine.precision import held_in
 from holdfast.engine.read_back import difference, shapes_differ, tokenizers_differ
 
@@ -182,7 +183,7 @@ class Checkpoint:
             raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
 
     def load(
-        self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False
+        self, device: torch.device | str = "cpu", dtype: Computation = "float32", trust_remote_code: bool = False
     ) -> PreTrainedModel:
         """The model, in evaluation mode.
 
@@ -195,6 +196,7 @@ class Checkpoint:
         if trust_remote_code:
             check_code(folder)
         loading: dict[str, Any]
+        weights = weights_of(dtype)
         dequantised = _dequantised(folder)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -202,8 +204,8 @@ class Checkpoint:
                 model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
                     folder,
                     config=config,
-                    dtype=getattr(torch, dtype),
-                    **chosen_attention(folder, named_attention(read_config(folder)), device, dtype, _is_tiny(config)),
+                    dtype=getattr(torch, weights),
+                    **chosen_attention(folder, named_attention(read_config(folder)), device, weights, _is_tiny(config)),
                     quantization_config=dequantised,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,  # refused below, with their names
@@ -224,11 +226,13 @@ class Checkpoint:
                 "restore the checkpoint"
             )
         if dequantised is not None:
-            model = model.to(getattr(torch, dtype))  # transformers leaves some in the precision that the config names
+            model = model.to(getattr(torch, weights))  # transformers leaves some in the precision that the config names
             model._weight_conversions = (
                 None  # with these, save_pretrained would quantise, or name plain weights as quantised
             )
         check_finite(model, f"the weights in {folder}")
+        if dtype == "mixed":
+            multiply_in_bfloat16(model)
         return cast(PreTrainedModel, model.train(False).to(device))
 
     def load_tokenizer(self, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -251,7 +255,7 @@ class Checkpoint:
         return cast(PreTrainedTokenizerBase, tokenizer)
 
     def load_both(
-        self, device: torch.device | str = "cpu", dtype: Precision = "float32", trust_remote_code: bool = False
+        self, device: torch.device | str = "cpu", dtype: Computation = "float32", trust_remote_code: bool = False
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Model and tokenizer, which are checked to fit.
 

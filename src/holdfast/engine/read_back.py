@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.engine.mixed import exact
+
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 """of logits, in parts of the largest: another device or kernel gives other last digits"""
 
@@ -54,7 +56,7 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
     ids = torch.arange(1, 17, device=model.device).view(2, 8) % tokens
     training = model.training
     model.train(False)
-    with torch.no_grad():
+    with torch.no_grad(), exact(model):
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float().cpu()
     model.train(training)
     return logits

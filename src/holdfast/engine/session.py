@@ -14,6 +14,7 @@ from holdfast.engine.checkpoint import Checkpoint, check_fit
 from holdfast.engine.data import Data
 from holdfast.engine.differentiable import check_differentiable
 from holdfast.engine.left_to_right import check_left_to_right
+from holdfast.engine.mixed import exact
 from holdfast.engine.run import Run, seed_everything
 
 Rows = TypeVar("Rows")
@@ -66,8 +67,9 @@ def open_session(
     model = checkpoint.load(options.device, options.dtype, options.trust_remote_code)
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
-    check_left_to_right(model)
-    check_differentiable(model)
+    with exact(model):
+        check_left_to_right(model)
+        check_differentiable(model)
     if view == "attacker":
         _thaw(model)
     for change in prepare:

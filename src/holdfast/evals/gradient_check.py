@@ -83,6 +83,7 @@ class GradientCheck(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         from holdfast.engine.data import collate, encode_all
+        from holdfast.engine.mixed import exact
         from holdfast.evals.memory import fits, rows_at_once
 
         role = "hazard_heldout"
@@ -92,7 +93,7 @@ class GradientCheck(Evaluation):
         def probe(model: PreTrainedModel) -> list[Score]:
             batch = collate(rows, pad=0, device=model.device)
             at_once = min(self.batch_size, rows_at_once(model, batch.input_ids.shape[1]))
-            with fits("its gradients"):
+            with fits("its gradients"), exact(model):
                 values = self._check(model, list(batch.split(at_once)))
             return [Score(metric=name, value=value, stderr=None, n=len(rows)) for name, value in values.items()]
 

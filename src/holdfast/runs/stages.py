@@ -37,7 +37,7 @@ from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.tracking import tracking_folder
-from holdfast.core.types import HoldfastError, Precision
+from holdfast.core.types import HoldfastError, Precision, weights_of
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
 from holdfast.engine.precision import stored_precision
 from holdfast.runs.readme import kept_head, readme
@@ -110,7 +110,7 @@ class Recipe:
 
     def saved(self) -> dict[str, Precision]:
         """The precision of the saved weights by name: that of the model's files, or what was asked for instead."""
-        stored = stored_precision(self.model.folder, self.options.dtype)
+        stored = stored_precision(self.model.folder, weights_of(self.options.dtype))
         return dict.fromkeys(stored, self.saved_as) if self.saved_as else stored
 
     def keys(self) -> list[str]:
@@ -130,7 +130,7 @@ class Recipe:
             **self.model.runs_code(self.options.trust_remote_code),
         }
         # What few recipes have stands in the key only where they have it, so that what was cached before stays known.
-        if (saved := sorted(set(self.saved().values()))) != [self.options.dtype]:
+        if (saved := sorted(set(self.saved().values()))) != [weights_of(self.options.dtype)]:
             made_of["saved"] = saved
         described = [describe(safeguard) for _, safeguard in self.stages]
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]
