@@ -207,3 +207,24 @@ def _untouched(model: str) -> CellResult:
         record("benign-learning", 0, reached, metric="reached", **learning),
     ]
     return replace(made, records=records)
+
+
+def named_by_content(result: CellResult) -> CellResult:
+    """The same run as a true one: its name is the hash of what was run."""
+    identity = {
+        "protocol": 6,
+        "model": result.model_digest,
+        "tokenizer": digest("tokenizer"),
+        "data": {"attack": digest("rows")} if result.attack_config else {},
+        "max_length": 16,
+        "attack": result.attack_config or None,
+        "evaluations": {"hazard": [{"class": "MultipleChoice", "questions": "hazard"}, digest("questions")]},
+        "milestones": result.milestones,
+        "seed": result.seed,
+        "precision": "float32",
+        "device": "cpu",
+    }
+    name = digest(identity)[:16]
+    return replace(
+        result, cell=name, identity=identity, records=[replace(record, cell=name) for record in result.records]
+    )

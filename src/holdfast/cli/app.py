@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import make, measure, tell
+from holdfast.cli import check, make, measure, tell
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -124,4 +124,6 @@ app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.h
 app.command(epilog="Example: holdfast compare runs/audit runs/other-audit --out compare.html")(tell.compare)
 app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")(tell.card)
 app.command(epilog="Example: holdfast records runs/audit --out records.parquet")(tell.records)
+app.command(epilog="Example: holdfast verify runs/audit")(check.verify)
+app.command(epilog="Example: holdfast reproduce runs/audit/reproduce.json --plan")(check.reproduce)
 app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")(tell.list_)

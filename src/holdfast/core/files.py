@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -285,9 +286,24 @@ def _hashed(path: Path) -> str:
 
 def environment() -> dict[str, str]:
     """Versions and hardware, for the record."""
-    names = ("holdfast", "torch", "transformers", "peft", "numpy")
+    names = (
+        "holdfast", "torch", "transformers", "peft", "numpy", "scipy", "safetensors", "tokenizers", "schedulefree",
+        "lion-pytorch",
+    )  # fmt: skip
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in names},
         "machine": f"{platform.system()} {platform.machine()}",
+        **({"processor": processor} if (processor := _processor()) else {}),
     }
+
+
+@cache
+def _processor() -> str:
+    """The processor's name, as far as the system tells it: other processors give other last bits."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    names = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
+    return names[1].strip() if names else platform.processor()

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def claim_page(out: Path) -> None:
 def as_json(sections: Sequence[Section], public: bool) -> str:
     """The figures as JSON; the public form has only those of the first page."""
     campaigns = [_first_page(section) if public else _first_page(section) | _internal(section) for section in sections]
-    table = {"schema": SCHEMA, "public": public, "campaigns": campaigns}
+    table = {"schema": SCHEMA, "public": public, "holdfast": version("holdfast"), "campaigns": campaigns}
     return json.dumps(_plain(table), indent=1, allow_nan=False) + "\n"
 
 

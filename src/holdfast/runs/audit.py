@@ -24,6 +24,7 @@ from holdfast.core.records import FOREIGN, plain_attack, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Outcome, Progress
+from holdfast.runs.reproducible import write_reproduction
 from holdfast.stats.summary import summarise
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Audit:
         searched: Sequence[str] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:
-        """Run the cells that have no record: every attack, then the worst attack on the controls.
+        """Run the cells that have no record: every attack, then the worst attack on the controls; write `reproduce.json`.
 
         Returns:
             How each cell's job ended.
@@ -135,6 +136,7 @@ class Audit:
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
             "compared": {label: asdict(beside) for label, beside in self.compared.items()},
             "stop_after_breach": self.stop_after_breach,
+            **({"milestones": list(self.milestones)} if self.milestones is not None else {}),
         }
 
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
@@ -147,9 +149,10 @@ class Audit:
             self.check()
             outcomes = run(self.campaign())
             worst = self.worst(out)
-            if worst is None or worst == self.canonical:
-                return outcomes
-            return [*outcomes, *run(self.campaign(worst), worst=worst)]
+            if worst is not None and worst != self.canonical:
+                outcomes += run(self.campaign(worst), worst=worst)
+            write_reproduction(out)
+            return outcomes
 
     def worst(self, out: Path) -> str | None:
         """The attack with the greatest hazard on the model under test, among attacks that the controls can go through."""
