@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from holdfast.cli.options import WorkersOption, model_label
+from holdfast.cli.options import PluginsOption, WorkersOption, model_label
 from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
+from holdfast.core.outside import load_plugins
 
 
 def verify(
@@ -65,9 +66,11 @@ def reproduce(
     ] = False,
     workers: WorkersOption = 2,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu, cuda or cuda:N; default: as in FILE.")] = None,
+    plugins: PluginsOption = None,
 ) -> None:
     """Make an audit again from what its laboratory wrote down, and compare. Stop and restart at will."""
     console = make_console()
+    load_plugins(*plugins or ())
     from holdfast.core.reproduction import Reproduction
     from holdfast.report.words import reproduction as words
 

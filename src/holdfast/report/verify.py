@@ -185,14 +185,12 @@ def _differing(folder: Path, page: Path, public: bool) -> Iterator[Disagreement]
                 one.read_text(encoding="utf-8", errors="replace").splitlines() if one.is_file() else []
                 for one in (path, again.with_suffix(form))
             )
-            pairs = ((place, *pair) for place, pair in enumerate(zip(there, here, strict=False), 1))
-            first = next((pair for pair in pairs if pair[1] != pair[2]), None)
-            if first is None and len(there) != len(here):
-                shorter = min(len(there), len(here))
-                first = (shorter + 1, *("".join(lines[shorter : shorter + 1]) for lines in (there, here)))
-            if first is not None:
-                place, stored, found = first
-                yield Disagreement(where=f"{path.name}, line {place}", **_apart(stored, found))
+            longest = max(len(there), len(here))
+            lines = (("".join(text[place : place + 1]) for text in (there, here)) for place in range(longest))
+            for place, (stored, found) in enumerate(lines, 1):
+                if stored != found:
+                    yield Disagreement(where=f"{path.name}, line {place}", **_apart(stored, found))
+                    break
 
 
 def _apart(stored: str, found: str) -> dict[str, str]:
