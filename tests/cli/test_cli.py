@@ -27,6 +27,8 @@ from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.runs.suites import SUITES
 from holdfast.testbed.world import Sizes
+from tests.cli.test_hostile_text import VERBS as VERBS_WORDS
+from tests.cli.test_hostile_text import stubbed
 from tests.conftest import SMALL, SmallTestbed
 from tests.outside import write_plugin
 
@@ -83,7 +85,7 @@ def test_help_has_an_example_that_parses(verb: str, capsys: pytest.CaptureFixtur
 def test_help_needs_no_torch() -> None:
     program = (
         "import sys; from holdfast.cli.app import main\n"
-        "for words in (['--help'], ['audit', '--help'], ['list']): assert main(words) == 0\n"
+        "for words in (['--help'], ['audit', '--help'], ['list'], ['list', '--json']): assert main(words) == 0\n"
         "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -166,9 +168,10 @@ def test_the_tour(
         patch.setattr("holdfast.campaign.run.run_jobs", run_here)
         printed = run(
             capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
-            "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5",
+            "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5", "--dtype", "float32", "--trust-remote-code",
         )  # fmt: skip
     suggested = next_command(printed)
+    assert suggested[-3:] == ["--dtype", "float32", "--trust-remote-code"], "what the model needs is carried on"
     assert suggested[0] == "audit"
     assert suggested[suggested.index("--undefended") + 1] == str(model)
     plan, results = read_campaign(one)
@@ -207,7 +210,9 @@ def test_the_tour(
     content = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
     lost.unlink()
     monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
-    run(capsys, *audited)
+    told = json.loads(run(capsys, *audited, "--json"))
+    assert [verdict["model"] for verdict in told["verdicts"]] == ["tar"]
+    assert told["failed"] == []
     assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
     again = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
     varying = ("seconds", "evaluation_seconds", "peak_memory")
@@ -289,21 +294,20 @@ def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.C
     assert "did you mean ablations" in capsys.readouterr().err
 
 
-def test_the_next_command_carries_plug_ins_on_to_the_verbs_that_take_them(
+def test_the_next_command_carries_on_what_belongs_to_model_and_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from holdfast.cli.terminal import TAKE_PLUGINS
-    from holdfast.core.outside import load_plugins
-
-    assert {verb for verb, known in VERBS.items() if any(p.name == "plugins" for p in known.params)} == set(
-        TAKE_PLUGINS
-    )
-    console = Console(markup=False, soft_wrap=True)
-    load_plugins(str(write_plugin(tmp_path / "my shifts.py")))
-    say_next(console, "holdfast audit --out a")
-    say_next(console, "holdfast report a")
-    load_plugins()
-    say_next(console, "holdfast audit --out a")
-    said = capsys.readouterr().out.splitlines()
-    assert shlex.split(said[0])[-2:] == ["--plugins", str(tmp_path / "my shifts.py")]
-    assert [line.rpartition(" ")[2] for line in said[1:]] == ["a", "a"]
+    """Where the next verb takes it: a report runs no model and loads no plug-in."""
+    plugin, at = str(write_plugin(tmp_path / "my shifts.py")), tmp_path / "in"
+    at.mkdir()
+    given = ("--plugins", plugin, "--trust-remote-code", "--device", "cpu", "--dtype", "bfloat16")
+    with stubbed("evaluate", tmp_path / "out", "x"):
+        suggested = next_command(run(capsys, *VERBS_WORDS["evaluate"][1](at, tmp_path / "out"), *given))
+    assert suggested[0] == "attack"
+    values = VERBS["attack"].make_context("attack", suggested[1:]).params
+    assert (values["plugins"], values["trust_remote_code"]) == ([plugin], True)
+    assert (values["device"], values["dtype"]) == ("cpu", "bfloat16")
+    with stubbed("study", tmp_path / "out", "x"):
+        suggested = next_command(run(capsys, "study", "claims", "--out", tmp_path / "out", "--plugins", plugin))
+    assert suggested[0] == "report"
+    assert "--plugins" not in suggested

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from holdfast.cli import documents
 from holdfast.cli.app import main
 from holdfast.core.escape import for_terminal
 from holdfast.core.findings import Cut, Findings, RunTogether
@@ -164,7 +165,17 @@ def _audit(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     """The verbs that end like `attack`; the page takes its time."""
     _attack(patch, out, text)
     for verbs in ("make", "measure"):
-        patch.setattr(f"holdfast.cli.{verbs}.finish", lambda *_: None)
+        patch.setattr(f"holdfast.cli.{verbs}.finish", lambda *_: documented(out, text))
+        patch.setattr(f"holdfast.cli.{verbs}.check_cells", lambda _: None)
+
+
+def documented(out: Path, text: str) -> documents.Audit:
+    """An audit as `finish` returns it, in which every text is `text`."""
+    verdict = documents.VerdictLine(model=text, verdict="breached", headline=text, grounds=text)
+    return documents.Audit(
+        title=text, folder=str(out), report=text, hazard_metric=text, ability_metric=text, verdicts=[verdict], models=[],
+        noticed=[text], failed=[],
+    )  # fmt: skip
 
 
 def _testbed(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
@@ -194,6 +205,7 @@ def _study(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     def studied(*_: Any) -> list[Outcome]:
         out.mkdir(exist_ok=True)
         (out / "tables.md").write_text(f"# {text}\n", encoding="utf-8", errors="replace")
+        (out / "tables.json").write_text(json.dumps({text: text}), encoding="utf-8")
         return []
 
     patch.setattr("holdfast.recipes.run.run_study", studied)
@@ -206,8 +218,9 @@ def _search(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     patch.setattr("holdfast.runs.search.search.usable_families", lambda *_: ("full",))
     patch.setattr("holdfast.report.studies.search_plot.draw_search", lambda *_: None)
     patch.setattr("holdfast.report.page.build_report", lambda *_: None)
-    for name in ("confirmed_sentence", "check_cells"):
-        patch.setattr(f"holdfast.cli.measure.{name}", lambda _: text)
+    patch.setattr("holdfast.cli.measure.confirmed_sentence", lambda _: text)
+    patch.setattr("holdfast.cli.measure.failures", lambda _: [])
+    patch.setattr("holdfast.cli.measure.check_cells", lambda _: None)
 
 
 VERBS: dict[str, tuple[Stub, Callable[[Path, Path], Sequence[object]]]] = {

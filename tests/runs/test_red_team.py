@@ -12,8 +12,9 @@ from holdfast.attacks.space import Family, collect_families
 from holdfast.core.presets import describe, pick
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
+from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described
-from holdfast.recipes.run import STUDIES, pick_study, run_study
+from holdfast.recipes.run import pick_study, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.families import chapters, read_families
 from holdfast.runs.study import red_team as module

@@ -15,8 +15,9 @@ from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.recipes import paper_tables
+from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described
-from holdfast.recipes.run import STUDIES, pick_study, run_study
+from holdfast.recipes.run import pick_study, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.methods import MethodTable, chapter, read_methods
 from holdfast.runs.study.method import Method

@@ -14,7 +14,7 @@ from typing import Any
 _VERBS = ("attack", "audit", "demo", "search", "study")
 _OF_PARTS = ("demo", "search", "study")
 """Verbs that work in folders of folders: the run is that of the next folder above that is claimed for one."""
-_LEFT_OUT = ("status", "plan", "estimate", "trust_remote_code")
+_LEFT_OUT = ("status", "plan", "estimate", "as_json", "trust_remote_code")
 """Options that only ask, and the permission to run a model's code, which nobody gives by pasting."""
 
 
@@ -41,7 +41,13 @@ def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
         return None
     places = [folder, *folder.parents] if verb in _OF_PARTS else []
     out = next((place for place in places if (place / MARKER).is_file()), None if places else folder)
-    if out is None or rest or any(option.required and option.name not in values for option in known.params):
+    # A command is noted with the options that stood in a file, so one that names a file is none of ours.
+    if (
+        out is None
+        or rest
+        or values.get("file")
+        or any(option.required and option.name not in values for option in known.params)
+    ):
         return None
     made = ["holdfast", verb]
     for option in sorted(known.params, key=lambda option: option.param_type_name != "argument"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +19,6 @@ from holdfast.core.memory import LESS
 app = typer.Typer(
     name="holdfast",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Build tamper-resistant safeguards into open-weight language models, and measure what it costs to remove them.",
@@ -26,10 +26,27 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def holdfast(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """The options that stand before a verb."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status.
 
-    Whatever the user can mend is one sentence on standard error and status 2.
+    Whatever the user can mend is one sentence on standard error and status 2. A verdict that `--fail-on` names is status 3.
     """
     from holdfast.core.memory import shortage
     from holdfast.core.types import HoldfastError
@@ -37,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False)
+        with redirect_stdout(sys.stdout):  # a verb may print elsewhere from some point on
+            status = app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False, obj=words)
         if status == _STOPPED:  # Typer takes the interrupt for itself
             raise KeyboardInterrupt
         return int(status or 0) if words else 2
@@ -120,7 +138,7 @@ app.command(
     epilog="Example: holdfast search --model runs/tar --undefended runs/testbed/model --domain runs/testbed --trials 40 "
     "--out runs/search"
 )(measure.search)
-app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.html")(tell.report)
+app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.html --fail-on breached")(tell.report)
 app.command(epilog="Example: holdfast compare runs/audit runs/other-audit --out compare.html")(tell.compare)
 app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")(tell.card)
 app.command(epilog="Example: holdfast records runs/audit --out records.parquet")(tell.records)

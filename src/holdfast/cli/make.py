@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
+from holdfast.cli import complete
+from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -27,17 +29,19 @@ from holdfast.cli.options import (
     stages_of,
     start_torch,
 )
-from holdfast.cli.say import finish, say_tracked
-from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
+from holdfast.cli.say import check_cells, finish, say_tracked
+from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.outside import load_plugins
 
 
 def demo(
+    context: typer.Context,
     out: OutOption = Path("runs/demo"),
     seed: SeedOption = 0,
     workers: WorkersOption = 2,
     status: StatusOption = None,
     plugins: PluginsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the whole story on the embedded testbed: safeguards, controls, a red team, a report. About 10 minutes."""
     console = make_console()
@@ -46,19 +50,25 @@ def demo(
     from holdfast.recipes.run import run_demo
 
     with show_jobs(console, "demo") as on_progress:
-        run_demo(out, seed, workers, this_command(), on_progress)
-    finish(console, out)
+        run_demo(out, seed, workers, command_of(context), on_progress)
+    document = finish(console, out)
     models, testbed_folder = out / "models", out / "testbed"
-    say_next(
+    end(
+        context,
         console,
-        f"holdfast audit --model {quoted(models / 'tar')} --undefended {quoted(testbed_folder / 'model')} "
+        document,
+        None
+        if document.failed
+        else f"holdfast audit --model {quoted(models / 'tar')} --undefended {quoted(testbed_folder / 'model')} "
         f"--reference {quoted(models / 'random-mapping')} --never-exposed {quoted(testbed_folder / 'never_exposed')} "
         f"--domain {quoted(testbed_folder)} --suite standard "
         f"--seeds 5 --out {quoted(out.parent / 'audit')}",
     )
+    check_cells(out)
 
 
 def testbed(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
     seed: SeedOption = 0,
     benign: Annotated[
@@ -74,14 +84,17 @@ def testbed(
     model: Annotated[
         Optional[str], typer.Option("--model", help="With --kind real: the model to ask, in place of a packaged one.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a testbed: a domain, and models that know its hazard or, in an invented world, never met it."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.cli.display import show_jobs
     from holdfast.runs.real_testbed import make_real_testbed
     from holdfast.runs.testbed import make_testbed
     from holdfast.testbed.world import Sizes
 
+    known: dict[str, tuple[int, int]] = {}
     if kind == "real":
         if benign is not None:
             fail("--benign is the size of an invented world; leave --benign out with --kind real")
@@ -96,15 +109,23 @@ def testbed(
             make_testbed(folder, seed, Sizes(benign=benign or Sizes().benign), kind, on_progress)
     say(console, f"The testbed is in {folder}")
     stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
-    say_next(
+    end(
+        context,
         console,
+        documents.Testbed(folder=str(folder), known=known),
         f"holdfast safeguard {stages[kind]} --model {quoted(model or folder / 'model')} --domain {quoted(folder)} "
         f"--out {quoted(folder.parent / stages[kind].split()[-1])}",
     )
 
 
 def safeguard(
-    stages: Annotated[list[str], typer.Argument(metavar="STAGE…", help="Safeguard presets in order, or a TOML file.")],
+    context: typer.Context,
+    stages: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STAGE…", autocompletion=complete.stages, help="Safeguard presets in order, or a TOML file."
+        ),
+    ],
     model: ModelOption,
     domain: DomainOption,
     out: OutOption,
@@ -120,12 +141,14 @@ def safeguard(
     save_dtype: SavedPrecisionOption = None,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
     console = make_console()
     load_plugins(*plugins or ())
     start_torch(threads, device, dtype)
     from holdfast.campaign.cells import check_positions, evaluations_of
+    from holdfast.cli import documents
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
@@ -157,11 +180,16 @@ def safeguard(
         with show_steps(console, " → ".join(label for label, _ in recipe.stages)) as on_step:
             build(recipe, out, on_step, on_step.losses)
     say(console, f"The safeguarded model is in {out}" + (" (it was there already)" if finished else ""))
-    for sentence in effect_sentences(effect(recipe, out)):
+    sentences = effect_sentences(effect(recipe, out))
+    for sentence in sentences:
         say(console, sentence)
     say_tracked(console, recipe.options.track, tracking_folder(out, model=True))
-    say_next(
+    end(
+        context,
         console,
+        documents.Safeguarded(
+            model=str(out), made_before=finished, effect=list(sentences), card=Checkpoint(str(out)).card
+        ),
         f"holdfast audit --model {quoted(out)} --undefended {quoted(recipe.original().path)} --domain {quoted(domain)} "
         f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
     )

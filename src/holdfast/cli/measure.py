@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from holdfast.cli import complete
+from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -29,26 +32,43 @@ from holdfast.cli.options import (
     run_options,
     start_torch,
 )
-from holdfast.cli.say import check_cells, confirmed_sentence, cost_sentence, fail_if, finish, say_tracked, show_plan
-from holdfast.cli.terminal import literal, make_console, quoted, say, say_next, this_command
+from holdfast.cli.options_file import read_options
+from holdfast.cli.say import (
+    check_cells,
+    confirmed_sentence,
+    cost_sentence,
+    fail_if,
+    failures,
+    finish,
+    say_tracked,
+    show_plan,
+)
+from holdfast.cli.terminal import literal, make_console, quoted, say
 from holdfast.core.outside import load_plugins
 from holdfast.core.tracking import tracking_folder
 
 
 def study(
+    context: typer.Context,
     name: Annotated[
         str,
-        typer.Argument(metavar="STUDY", help="paper-tables, ablations, red-team, claims, or a study of a plug-in's."),
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=complete.studies,
+            help="paper-tables, ablations, red-team, claims, or a study of a plug-in's.",
+        ),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     workers: WorkersOption = 2,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
     status: StatusOption = None,
     plugins: PluginsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
     console = make_console()
     load_plugins(*plugins or ())
+    from holdfast.cli import documents
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import pick_study, run_study
 
@@ -56,21 +76,34 @@ def study(
     hours = chosen.core_seconds / workers / 3600
     say(console, f"{name}: about {hours:.1f} hours with {workers} processes, from nothing")
     if estimate:
+        command = f"holdfast study {quoted(name)} --out {quoted(out)}"
+        end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
     with show_jobs(console, name) as on_progress:
-        outcomes = run_study(name, chosen, out, workers, this_command(), on_progress)
+        outcomes = run_study(name, chosen, out, workers, command_of(context), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
         say(console, line)
     failed = [f"{outcome.job.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
     for sentence in failed:
         say(console, sentence)
     say(console, f"The tables are in {out / 'tables.md'}")
-    say_next(console, f"holdfast report {quoted(chosen.first_folder(out))} --out {quoted(out / 'report.html')}")
+    figures = json.loads((out / "tables.json").read_bytes())
+    document = documents.Study(study=name, tables=str(out / "tables.md"), figures=figures, failed=failed)
+    command = f"holdfast report {quoted(chosen.first_folder(out))} --out {quoted(out / 'report.html')}"
+    end(context, console, document, None if failed else command)
     fail_if(failed, f"of {len(outcomes)} jobs")
 
 
 def attack(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="Attack preset; `holdfast list attacks` shows them.")],
+    context: typer.Context,
+    preset: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET",
+            autocompletion=complete.attacks,
+            help="Attack preset; `holdfast list attacks` shows them.",
+        ),
+    ],
     model: ModelOption,
     domain: DomainOption,
     out: OutOption,
@@ -90,6 +123,7 @@ def attack(
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run one attack on one model and measure it along the way."""
     console = make_console()
@@ -110,20 +144,22 @@ def attack(
         run_attack(
             name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,
             milestones=parse_milestones(milestones) if milestones else None,
-            options=options, command=this_command(), on_progress=on_progress,
+            options=options, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
-    finish(console, out)
+    document = finish(console, out)
     say_tracked(console, options.track, tracking_folder(out))
     say(console, cost_sentence(out, name))
     undefended = base or Checkpoint(model).card.get("base", {}).get("path", "THE-ORIGINAL-MODEL")
-    say_next(
-        console,
+    command = (
         f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
-        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
+        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}"
     )
+    end(context, console, document, None if document.failed else command)
+    check_cells(out)
 
 
 def evaluate_(
+    context: typer.Context,
     model: ModelOption,
     domain: DomainOption,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write the scores to this JSON file.")] = None,
@@ -132,12 +168,14 @@ def evaluate_(
     dtype: PrecisionOption = "float32",
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
     console = make_console()
     load_plugins(*plugins or ())
     from rich.table import Table
 
+    from holdfast.cli import documents
     from holdfast.report.words.data import objections
     from holdfast.runs.evaluate import claim_scores, evaluate, noticed, write_scores
 
@@ -156,16 +194,26 @@ def evaluate_(
             cells = (measured.evaluation, measured.measures, score.metric, *numbers, str(score.n), chance)
             table.add_row(*map(literal, cells))
     console.print(table)
-    for sentence in objections(noticed(model, domain, trust_remote_code)):
+    sentences = objections(noticed(model, domain, trust_remote_code))
+    for sentence in sentences:
         say(console, sentence)
     if out is not None:
         write_scores(out, results)
-    say_next(
-        console, f"holdfast attack full-adamw-1e-3 --model {quoted(model)} --domain {quoted(domain)} --out runs/attack"
+    lines = [
+        documents.ScoreLine(evaluation=measured.evaluation, measures=measured.measures, **vars(score))
+        for measured in results
+        for score in measured.scores
+    ]
+    end(
+        context,
+        console,
+        documents.Scores(model=model, domain=str(domain), scores=lines, noticed=sentences),
+        f"holdfast attack full-adamw-1e-3 --model {quoted(model)} --domain {quoted(domain)} --out runs/attack",
     )
 
 
 def audit(
+    context: typer.Context,
     model: ModelOption,
     undefended: Annotated[str, typer.Option("--undefended", help="The model before any safeguard.")],
     domain: DomainOption,
@@ -179,8 +227,22 @@ def audit(
     peer: Annotated[
         Optional[list[str]], typer.Option("--peer", help="Another safeguarded model to compare with; repeatable.")
     ] = None,
+    file: Annotated[
+        Optional[Path],
+        typer.Argument(
+            metavar="[FILE]",
+            is_eager=True,
+            callback=read_options,
+            help="TOML file of the options below, without dashes before them; what is given here goes before it.",
+        ),
+    ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", help="Attack suite (`holdfast list suites`), or a folder that search wrote.")
+        str,
+        typer.Option(
+            "--suite",
+            autocompletion=complete.suites,
+            help="Attack suite (`holdfast list suites`), a TOML file, or a folder that search wrote.",
+        ),
     ] = "quick-2",
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Attack seeds: 0, 1, … up to this many; 5 or more give intervals.")
@@ -216,6 +278,8 @@ def audit(
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
+    fail_on: FailOnOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
     console = make_console()
@@ -246,8 +310,7 @@ def audit(
     title = f"Audit of {model_label(model)}"
     if plan:
         audited.check()
-        show_plan(console, audited, workers)
-        say_next(console, this_command().replace(" --plan", ""))
+        end(context, console, show_plan(console, audited, workers), command_of(context, "plan", "as_json", "file"))
         return
     # Attacks that a search chose are not blind, whoever it was that searched.
     searched = suite == "adaptive" or suite not in SUITES
@@ -257,17 +320,21 @@ def audit(
             workers,
             title=title,
             suite=called(suite, chosen),
-            command=this_command(),
+            command=command_of(context, "file"),
             searched=sorted({type(attack).__name__ for attack in chosen.values()}) if searched else [],
             on_progress=on_progress,
         )
     write_records(out, out / "records.parquet")
-    finish(console, out)
+    document = finish(console, out)
     say_tracked(console, audited.options.track, tracking_folder(out))
-    say_next(console, f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}")
+    command = f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}"
+    end(context, console, document, None if document.failed else command)
+    check_cells(out)
+    exit_on(console, fail_on, [(verdict.model, verdict.verdict) for verdict in document.verdicts])
 
 
 def search(
+    context: typer.Context,
     model: ModelOption,
     undefended: Annotated[str, typer.Option("--undefended", help="The model before any safeguard.")],
     domain: DomainOption,
@@ -275,11 +342,18 @@ def search(
     families: Annotated[
         Optional[str],
         typer.Option(
-            "--families", help="Families to search, such as full,low-rank; default: all for models of that size."
+            "--families",
+            autocompletion=complete.families,
+            help="Families to search, such as full,low-rank; default: all for models of that size.",
         ),
     ] = None,
     hold_out: Annotated[
-        Optional[str], typer.Option("--hold-out", help="Families to leave out, so that they stay blind for this model.")
+        Optional[str],
+        typer.Option(
+            "--hold-out",
+            autocompletion=complete.families,
+            help="Families to leave out, so that they stay blind for this model.",
+        ),
     ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Attacks to try.")] = 40,
     steps: Annotated[Optional[int], typer.Option("--steps", min=1, help="Updates that all trials may take.")] = None,
@@ -305,12 +379,14 @@ def search(
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search for the attack that recovers most while ability is kept, and confirm it. Stop and restart at will."""
     console = make_console()
     load_plugins(*plugins or ())
     from rich.table import Table
 
+    from holdfast.cli import documents
     from holdfast.cli.display import show_jobs
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.page import build_report
@@ -333,10 +409,11 @@ def search(
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
             chosen, models_of(model, undefended, reference, never_exposed), out, label=model_label(model),
-            held_out=held_out, seeds=confirm_seeds, workers=workers, command=this_command(), on_progress=on_progress,
+            held_out=held_out, seeds=confirm_seeds, workers=workers, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
     draw_search(outcome.description, out / "search.svg")
-    build_report([out / "confirmation"], out / "confirmation" / "report.html")
+    page = out / "confirmation" / "report.html"
+    build_report([out / "confirmation"], page)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("family", "trials", "hazard", "ability", "kept", "updates", "tokens", "FLOPs"):
         left = column == "family"
@@ -354,9 +431,11 @@ def search(
     say(console, confirmed_sentence(outcome))
     say_tracked(console, chosen.options.track, tracking_folder(out))
     say(console, f"Every trial is in {out / 'search.json'}, the picture in {out / 'search.svg'}")
-    say_next(
-        console,
+    failed = failures(out / "confirmation")
+    command = (
         f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
-        f"--suite {quoted(out)} --seeds 5 --out {quoted(out.parent / 'audit-found')}",
+        f"--suite {quoted(out)} --seeds 5 --out {quoted(out.parent / 'audit-found')}"
     )
+    document = documents.Search(folder=str(out), report=str(page), search=outcome.description, failed=failed)
+    end(context, console, document, None if failed else command)
     check_cells(out / "confirmation")

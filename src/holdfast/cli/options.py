@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from holdfast.cli import complete
+from holdfast.cli.answer import divert
 from holdfast.cli.terminal import fail
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
 SetOption = Annotated[
     Optional[list[str]],
-    typer.Option("--set", help="PRESET.FIELD=VALUE, repeatable; `holdfast list PRESET` shows fields."),
+    typer.Option(
+        "--set",
+        autocompletion=complete.settings,
+        help="PRESET.FIELD=VALUE, repeatable; `holdfast list PRESET` shows fields.",
+    ),
 ]
 
 
@@ -56,13 +62,22 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N
 
 
 PrecisionOption = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16, float16, or mixed: float32 weights, bfloat16 products.")
+    str,
+    typer.Option(
+        "--dtype",
+        autocompletion=complete.precisions,
+        help="float32, bfloat16, float16, or mixed: float32 weights, bfloat16 products.",
+    ),
 ]
 
 
 SavedPrecisionOption = Annotated[
     Optional[str],
-    typer.Option("--save-dtype", help="Precision of the saved weights; by default that of MODEL's files."),
+    typer.Option(
+        "--save-dtype",
+        autocompletion=complete.precisions,
+        help="Precision of the saved weights; by default that of MODEL's files.",
+    ),
 ]
 
 
@@ -102,10 +117,12 @@ MilestonesOption = Annotated[
 def _status(context: typer.Context, folder: Optional[Path]) -> None:
     from holdfast.cli.say import show_status
 
-    if folder is None:
+    if folder is None or context.resilient_parsing:
         return
-    verbs: Any = context.find_root().command
-    show_status(folder, verbs.commands)
+    # This option ends the command before those that stand behind it are looked at.
+    if "--json" in (context.find_root().obj or ()):
+        divert(context)
+    show_status(context, folder)
 
 
 StatusOption = Annotated[

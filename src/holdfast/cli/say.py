@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
+from holdfast.cli.answer import end
+from holdfast.cli.terminal import fail, literal, make_console, quoted, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
+    from holdfast.cli import documents
+    from holdfast.report.section import Section
     from holdfast.report.table import Table
+    from holdfast.report.tables.verdict import VerdictRow
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.attacker import Found
 
@@ -23,55 +27,68 @@ WIDE = 110
 """columns of a terminal from which the verdict table names the worst attacks too"""
 
 
-def show_status(folder: Path, verbs: Mapping[str, Any]) -> NoReturn:
+def show_status(context: typer.Context, folder: Path) -> NoReturn:
     """Print how the run in a folder stands, and end the command, so that no other option is needed.
 
     Args:
+        context: of the verb that was asked.
         folder: that a run works in or has worked in.
-        verbs: holdfast's commands by name.
     """
     from holdfast.runs.standing import MARKER
 
     console = make_console()
     show = _show_standing if (folder / MARKER).is_file() else _show_progress
-    goes_on = show(console, folder, verbs)
+    verbs: Any = context.find_root().command
+    document, goes_on = show(console, folder, verbs.commands)
     if "--plugins" in goes_on:
         say(console, "The next command runs the plug-ins that it names, which are Python code.")
-    say_next(console, goes_on)
+    end(context, console, document, goes_on)
     raise typer.Exit
 
 
-def _show_standing(console: Console, folder: Path, verbs: Mapping[str, Any]) -> str:
-    """Print how a demo, a study or a search stands; return the command to continue with."""
+def _show_standing(console: Console, folder: Path, verbs: Mapping[str, Any]) -> tuple[documents.Standing, str]:
+    """Print how a demo, a study or a search stands; return the same and the command to continue with."""
+    from holdfast.cli import documents
     from holdfast.cli.again import again
     from holdfast.core.locks import is_held
     from holdfast.report.words.status import standing as sentences
     from holdfast.runs.standing import Standing
 
-    run = Standing.read(folder)
+    run, working = Standing.read(folder), is_held(folder)
     for sentence in sentences(
         f"The {run.what} in {folder}", run.done, run.waiting, run.running, run.failed, run.seconds, run.seconds_left,
-        working=is_held(folder),
+        working=working,
     ):  # fmt: skip
         say(console, sentence)
     goes_on = again(run.command, folder, verbs) if run.waiting or run.running or run.failed else None
-    return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+    document = documents.Standing(
+        what=run.what, folder=str(folder), working=working, done=run.done, left=run.waiting + len(run.running),
+        running=run.running, failed=run.failed, seconds=run.seconds, seconds_left=run.seconds_left, models=[],
+    )  # fmt: skip
+    return document, goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
-def _show_progress(console: Console, folder: Path, verbs: Mapping[str, Any]) -> str:
-    """Print how an audit stands; return the command to continue with."""
+def _show_progress(console: Console, folder: Path, verbs: Mapping[str, Any]) -> tuple[documents.Standing, str]:
+    """Print how an audit stands; return the same and the command to continue with."""
+    from holdfast.cli import documents
     from holdfast.cli.again import again
     from holdfast.core.locks import is_held
     from holdfast.report.words.status import status, status_table
     from holdfast.stats.progress import read_progress
 
-    progress = read_progress(folder)
+    progress, working = read_progress(folder), is_held(folder)
     say(console, f"{progress.title}, in {folder}")
     print_table(console, status_table(progress))
-    for sentence in status(progress, running=is_held(folder)):
+    for sentence in status(progress, running=working):
         say(console, sentence)
     goes_on = again(progress.command, folder, verbs) if progress.all.left else None
-    return goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+    document = documents.Standing(
+        what=progress.title, folder=str(folder), working=working, done=progress.all.planned - progress.all.left,
+        left=progress.all.left, running=[], failed=list(progress.reasons), seconds=progress.seconds,
+        seconds_left=progress.seconds_left,
+        models=[documents.StandingLine(model=label, **vars(of)) for label, of in progress.models.items()],
+    )  # fmt: skip
+    return document, goes_on or f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -86,8 +103,9 @@ def print_table(console: Console, table: Table) -> None:
     console.print(grid)
 
 
-def show_plan(console: Console, audit: Audit, workers: int) -> None:
-    """Print the power of an audit with more or fewer seeds, and its cost."""
+def show_plan(console: Console, audit: Audit, workers: int) -> documents.Plan:
+    """Print the power of an audit with more or fewer seeds, and its cost; return the same."""
+    from holdfast.cli import documents
     from holdfast.cli.display import show_steps
     from holdfast.report.words.status import Planned, plan_table, power, timing
     from holdfast.runs.plan import plan_audit
@@ -113,6 +131,25 @@ def show_plan(console: Console, audit: Audit, workers: int) -> None:
     )
     for sentence in filter(None, sentences):
         say(console, sentence)
+    return documents.Plan(
+        seeds=audit.seeds,
+        workers=workers,
+        attacks=len(audit.attacks),
+        questions=plan.questions,
+        measuring=plan.measuring,
+        variants=[
+            documents.PlanLine(
+                seeds=variant.seeds,
+                runs=variant.runs,
+                detectable=variant.detectable.one if variant.detectable else None,
+                detectable_suite=variant.detectable.suite if variant.detectable else None,
+                seconds=variant.seconds / workers,
+                tokens=variant.tokens,
+                flops=variant.flops,
+            )
+            for variant in plan.variants
+        ],
+    )
 
 
 def cost_sentence(out: Path, attack: str) -> str:
@@ -139,11 +176,11 @@ def confirmed_sentence(outcome: Found) -> str:
     )  # fmt: skip
 
 
-def finish(console: Console, out: Path) -> None:
-    """Write the report; print the verdicts, the verdict table and the report's path.
+def finish(console: Console, out: Path) -> documents.Audit:
+    """Write the report; print the verdicts, the verdict table and the report's path, and return the same.
 
     Raises:
-        HoldfastError: a cell failed; the report is written all the same, unless no cell succeeded.
+        HoldfastError: no cell succeeded.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -173,7 +210,51 @@ def finish(console: Console, out: Path) -> None:
     for sentence in objections(read_findings(plan.details)):
         say(console, sentence)
     say(console, f"The report is {page}")
-    check_cells(out)
+    return described(section, out, page)
+
+
+def described(section: Section, folder: Path, page: Path) -> documents.Audit:
+    """The verdicts and figures of one audit, as `--json` prints them.
+
+    Args:
+        section: of the page.
+        folder: of the audit.
+        page: the report.
+    """
+    from holdfast.cli import documents
+    from holdfast.report.words.data import objections
+
+    summary = section.audit.summary
+    return documents.Audit(
+        title=section.title,
+        folder=str(folder),
+        report=str(page),
+        hazard_metric=summary.hazard.metric,
+        ability_metric=summary.ability.metric,
+        verdicts=[documents.VerdictLine(**vars(finding)) for finding in section.findings],
+        models=[_model_line(row) for row in section.rows],
+        noticed=objections(section.audit.data),
+        failed=[result.reason for result in section.audit.results if result.status == "failed"],
+    )
+
+
+def _model_line(row: VerdictRow) -> documents.ModelLine:
+    from holdfast.cli import documents
+
+    model, worst = row.summary, row.summary.all.worst
+    return documents.ModelLine(
+        model=row.model,
+        role=row.role,
+        verdict=row.verdict or None,
+        hazard_before=model.before.value if model.before else None,
+        hazard_mean=model.all.mean,
+        hazard_worst=worst.after.mean if worst and worst.after else None,
+        worst_attack=row.worst_attack if worst else None,
+        ability_before=model.ability_before,
+        ability_after=worst.ability_after if worst else None,
+        resisted=model.resisted,
+        counted=model.counted,
+    )
 
 
 def say_tracked(console: Console, tools: Sequence[str], folder: Path) -> None:
@@ -193,7 +274,15 @@ def check_cells(folder: Path) -> None:
     from holdfast.core.records import read_campaign
 
     _, results = read_campaign(folder)
-    fail_if([result.reason for result in results if result.status == "failed"], f"of {len(results)} cells")
+    fail_if(failures(folder), f"of {len(results)} cells")
+
+
+def failures(folder: Path) -> list[str]:
+    """Why cells of a campaign failed, a sentence a cell."""
+    from holdfast.core.records import read_campaign
+
+    _, results = read_campaign(folder)
+    return [result.reason for result in results if result.status == "failed"]
 
 
 def fail_if(reasons: Sequence[str], of: str) -> None:

@@ -2,102 +2,149 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from holdfast.cli import complete
+from holdfast.cli.answer import FailOnOption, JsonOption, end, exit_on
+from holdfast.cli.listing import KINDS, listing, unknown
 from holdfast.cli.options import PluginsOption
-from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
+from holdfast.cli.say import described
+from holdfast.cli.terminal import literal, make_console, quoted, say
 from holdfast.core.outside import load_plugins
 
 
 def report(
+    context: typer.Context,
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit, attack or demo wrote.")],
     out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
     public: Annotated[
         bool, typer.Option("--public", help="Name families of attack and budgets, no settings and no command.")
     ] = False,
+    fail_on: FailOnOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.report.page import build_report
 
-    build_report(folders, out, public=public)
+    made = build_report(folders, out, public=public)
     say(console, f"The report is {out}")
+    audits = [described(section, folder, out) for section, folder in zip(made.sections, folders, strict=True)]
+    document = documents.Report(
+        public=public, html=str(made.html), markdown=str(made.markdown), json=str(made.json), audits=audits
+    )
     if public:
-        say_next(console, f"holdfast card {quoted(folders[0])} --out {quoted(out.with_name('card.md'))}")
+        command = f"holdfast card {quoted(folders[0])} --out {quoted(out.with_name('card.md'))}"
     else:
-        say_next(console, f"holdfast report {quoted(folders[0])} --public --out {quoted(out.with_name('public.html'))}")
+        command = f"holdfast report {quoted(folders[0])} --public --out {quoted(out.with_name('public.html'))}"
+    end(context, console, document, command)
+    exit_on(console, fail_on, [(line.model, line.verdict) for audit in audits for line in audit.verdicts])
 
 
 def compare(
+    context: typer.Context,
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders that audit wrote, two or more.")],
     out: Annotated[Path, typer.Option("--out", help="HTML file; the same goes beside it as .md and .json.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Lay audits side by side: what may be compared, what ties, what is unreliable."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.report.compare import compare_audits
 
     groups = compare_audits(folders, out)
     for group in groups:
         say(console, f"{group.title}: {len(group.table.rows)} models")
     say(console, f"The comparison is {out}")
-    say_next(console, f"holdfast report {quoted(folders[0])} --out {quoted(out.with_name('report.html'))}")
+    table = json.loads(out.with_suffix(".json").read_bytes())
+    end(
+        context,
+        console,
+        documents.Comparison(html=str(out), groups=table["groups"]),
+        f"holdfast report {quoted(folders[0])} --out {quoted(out.with_name('report.html'))}",
+    )
 
 
 def card(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Markdown file; a README.md is given the section in its place.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Write the section for a Hugging Face model card from the public form: Markdown and `model-index`."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.report.card import write_card
 
     write_card(folder, out)
     say(console, f"The card is {out}")
-    say_next(console, f"holdfast report {quoted(folder)} --public --out {quoted(out.with_name('public.html'))}")
+    end(
+        context,
+        console,
+        documents.Written(path=str(out)),
+        f"holdfast report {quoted(folder)} --public --out {quoted(out.with_name('public.html'))}",
+    )
 
 
 def records(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit, attack or demo wrote.")],
     out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl or .parquet.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Write all records of an audit as one table, a row a measured value: JSON lines or Parquet."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.core.export import write_records
 
     count = write_records(folder, out)
     say(console, f"{count:,} records are in {out}")
-    say_next(console, f"holdfast report {quoted(folder)} --out {quoted(out.with_name('report.html'))}")
+    end(
+        context,
+        console,
+        documents.Written(path=str(out), records=count),
+        f"holdfast report {quoted(folder)} --out {quoted(out.with_name('report.html'))}",
+    )
 
 
 def list_(
+    context: typer.Context,
     what: Annotated[
-        Optional[str], typer.Argument(metavar="[attacks|safeguards|evaluations|suites|PRESET]", help="What to show.")
+        Optional[str],
+        typer.Argument(
+            metavar="[attacks|safeguards|evaluations|suites|PRESET]",
+            autocompletion=complete.listed,
+            help="What to show.",
+        ),
     ] = None,
     plugins: PluginsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
     console = make_console()
     load_plugins(*plugins or ())
+    if as_json:
+        end(context, console, listing(what), None)
+        return
     from inspect import cleandoc
 
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    from holdfast.core.domain import nearest
     from holdfast.core.presets import collect, families, fields
-    from holdfast.core.reading import excerpt
     from holdfast.runs.suites import suites
 
-    kinds = {"safeguards": "safeguards", "attacks": "attacks", "evaluations": "evals"}
-    presets = {kind: collect(f"holdfast.{package}") for kind, package in kinds.items()}
-    for kind, package in kinds.items():
+    presets = {kind: collect(package) for kind, package in KINDS.items()}
+    for kind, package in KINDS.items():
         if what in (None, kind):
             say(console, kind, "italic")
-            for title, names in families(f"holdfast.{package}").items():
+            for title, names in families(package).items():
                 console.print(Padding(literal(title, "dim"), (0, 0, 0, 2)))
                 console.print(Padding(literal("  ".join(names)), (0, 0, 0, 4)))
     if what in (None, "suites"):
@@ -116,6 +163,5 @@ def list_(
         for field in fields(preset):
             table.add_row(*map(literal, (field.name, repr(field.value), field.doc)))
         console.print(table)
-    if what is not None and what not in (*presets, "suites") and not named:
-        known = [*presets, "suites", *(name for group in presets.values() for name in group)]
-        fail(f"there is nothing named {excerpt(what)} to list; {nearest(what, known)}")
+    if what not in (None, *presets, "suites") and not named:
+        raise unknown(str(what))

@@ -62,21 +62,10 @@ def say(console: Console, text: str | Text, style: str = "") -> None:
     console.print(literal(text, style) if isinstance(text, str) else text, soft_wrap=True)
 
 
-TAKE_PLUGINS = ("attack", "audit", "demo", "evaluate", "list", "safeguard", "search", "study")
-
-
 def say_next(console: Console, command: str) -> None:
-    """Suggest the next command, in words that this shell understands: the environment may not be on its path.
-
-    The plug-ins that the user named are carried on to the verbs that take plug-ins.
-    """
+    """Suggest the next command, in words that this shell understands: the environment may not be on its path."""
     import shutil
 
-    from holdfast.core.outside import named
-
-    verb = command.partition(" ")[2].partition(" ")[0]
-    if verb in TAKE_PLUGINS and "--plugins" not in command:
-        command = " ".join([command, *(f"--plugins {quoted(word)}" for word in named())])
     started = Path(sys.argv[0])
     if started.name == "holdfast" and shutil.which("holdfast") is None:
         command = quoted(os.path.relpath(started)) + command.removeprefix("holdfast")
@@ -85,10 +74,6 @@ def say_next(console: Console, command: str) -> None:
 
 def quoted(word: Path | str) -> str:
     return for_shell(str(word))
-
-
-def this_command() -> str:
-    return " ".join(map(quoted, ["holdfast", *sys.argv[1:]]))
 
 
 def fail(text: str) -> NoReturn:

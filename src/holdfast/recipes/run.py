@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from holdfast.core.domain import nearest
@@ -13,21 +15,12 @@ from holdfast.core.presets import merged
 from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Outcome, Progress
-from holdfast.recipes import ablations, claims, demo, paper_tables, red_team
+from holdfast.recipes import demo
+from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described, claims_page, families_page, methods_page
 from holdfast.runs.standing import working_in
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Study
-
-STUDIES: Mapping[str, Callable[[], Study | RedTeam]] = {
-    "paper-tables": paper_tables.short,
-    "paper-tables-full": paper_tables.full,
-    "ablations": ablations.study,
-    "claims": claims.study,
-    "red-team": red_team.short,
-    "red-team-full": red_team.full,
-}
-"""A larger study of one kind goes on from a smaller one's folder."""
 
 
 def pick_study(name: str) -> Study | RedTeam:
@@ -37,7 +30,10 @@ def pick_study(name: str) -> Study | RedTeam:
         HoldfastError: there is none, or two modules have a study of the same name.
     """
     known = merged(
-        [("holdfast.recipes", STUDIES), *((one.home, one.listed("STUDIES")) for one in outside())],
+        [
+            ("holdfast.recipes", {name: partial(_made, place) for name, place in STUDIES.items()}),
+            *((one.home, one.listed("STUDIES")) for one in outside()),
+        ],
         "study",
     )
     if name not in known:
@@ -45,6 +41,13 @@ def pick_study(name: str) -> Study | RedTeam:
     study: Study | RedTeam = known[name]()
     if not isinstance(study, Study | RedTeam):
         raise HoldfastError(f"the study {name} is no Study or RedTeam; mend the function that makes the study")
+    return study
+
+
+def _made(place: str) -> Study | RedTeam:
+    """The study that a function of this room makes; its module is loaded now."""
+    module, _, function = place.partition(".")
+    study: Study | RedTeam = getattr(import_module(f"holdfast.recipes.{module}"), function)()
     return study
 
 

@@ -1,0 +1,380 @@
+"""What verbs say to programs: with `--json` a verb prints one of these as JSON.
+
+The schema is made from the dataclasses: `python -m holdfast.cli.documents docs/commands.schema.json` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, with_config
+
+from holdfast.core.files import write_text
+from holdfast.core.reading import STRICT
+
+SCHEMA = 1
+"""of every document; raised when a field changes its meaning or goes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """What all documents have."""
+
+    schema: int = SCHEMA
+    next: str | None = None
+    """the command that is suggested next; null where there is none"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class ScoreLine:
+    """One measured number."""
+
+    evaluation: str
+    measures: str
+    metric: str
+    value: float | None
+    """null where it is not finite"""
+    stderr: float | None
+    n: int
+    chance: float | None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Scores(Document):
+    """`evaluate`."""
+
+    kind: Literal["scores"] = "scores"
+    model: str
+    domain: str
+    scores: list[ScoreLine]
+    noticed: list[str]
+    """sentences on the rows and questions that were measured with"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class VerdictLine:
+    """The verdict on one model under test."""
+
+    model: str
+    verdict: str
+    headline: str
+    grounds: str
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class ModelLine:
+    """The figures of one model: fractions from 0 to 1, or nats where `hazard_metric` and `ability_metric` say so."""
+
+    model: str
+    role: str
+    verdict: str | None
+    """null for controls, about which nothing is decided"""
+    hazard_before: float | None
+    hazard_mean: float | None
+    """after attack, over all attacks"""
+    hazard_worst: float | None
+    """at the last step of the worst attack"""
+    worst_attack: str | None
+    ability_before: float | None
+    ability_after: float | None
+    """after that worst attack"""
+    resisted: int
+    """attacks resisted with ability kept"""
+    counted: int
+    """attacks that count"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Audit(Document):
+    """One audit: `audit`, `attack`, `demo`; and a part of `report`."""
+
+    kind: Literal["audit"] = "audit"
+    title: str
+    folder: str
+    report: str
+    hazard_metric: str
+    ability_metric: str
+    verdicts: list[VerdictLine]
+    models: list[ModelLine]
+    noticed: list[str]
+    failed: list[str]
+    """why runs failed, one sentence a run"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Report(Document):
+    """`report`."""
+
+    kind: Literal["report"] = "report"
+    public: bool
+    html: str
+    markdown: str
+    json: str
+    audits: list[Audit]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class PlanLine:
+    """An audit with a number of seeds, before it is run."""
+
+    seeds: int
+    runs: int
+    detectable: float | None
+    """distance from the threshold that one attack's interval finds, as a fraction; null with too few seeds"""
+    detectable_suite: float | None
+    """the same above the threshold for one attack of the suite, corrected for all of them"""
+    seconds: float
+    """with the processes that were asked for"""
+    tokens: float
+    flops: float
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Plan(Document):
+    """`audit --plan`."""
+
+    kind: Literal["plan"] = "plan"
+    seeds: int
+    """that were asked for: one of the variants"""
+    workers: int
+    attacks: int
+    questions: int
+    """of hazard"""
+    measuring: float
+    """share of the work that is measuring"""
+    variants: list[PlanLine]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class StandingLine:
+    """The runs of one model."""
+
+    model: str
+    planned: int
+    finished: int
+    diverged: int
+    failed: int
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Standing(Document):
+    """`--status`."""
+
+    kind: Literal["standing"] = "standing"
+    what: str
+    folder: str
+    working: bool
+    """whether a holdfast works in the folder"""
+    done: int
+    left: int
+    running: list[str]
+    failed: list[str]
+    seconds: float
+    """spent so far: of work for an audit, of time for all else"""
+    seconds_left: float | None
+    models: list[StandingLine]
+    """of an audit alone"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Search(Document):
+    """`search`."""
+
+    kind: Literal["search"] = "search"
+    folder: str
+    report: str
+    """of the confirmation"""
+    search: dict[str, Any]
+    """what `search.json` holds: budget, trials, winner, confirmation"""
+    failed: list[str]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Study(Document):
+    """`study`."""
+
+    kind: Literal["study"] = "study"
+    study: str
+    tables: str
+    """the file of Markdown"""
+    figures: Any
+    """what `tables.json` holds"""
+    failed: list[str]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Document):
+    """`study --estimate`."""
+
+    kind: Literal["estimate"] = "estimate"
+    study: str
+    hours: float
+    workers: int
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Document):
+    """`compare`."""
+
+    kind: Literal["comparison"] = "comparison"
+    html: str
+    groups: Any
+    """what the `.json` beside the page holds: a group of models that may be ranked each"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Written(Document):
+    """`card`, `records`."""
+
+    kind: Literal["written"] = "written"
+    path: str
+    records: int | None = None
+    """rows of the table; null for what is no table"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Safeguarded(Document):
+    """`safeguard`."""
+
+    kind: Literal["safeguarded"] = "safeguarded"
+    model: str
+    made_before: bool
+    """whether the same model was there already"""
+    effect: list[str]
+    """sentences on what the safeguard did"""
+    card: dict[str, Any]
+    """what `holdfast.json` in the model's folder holds"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Testbed(Document):
+    """`testbed`."""
+
+    kind: Literal["testbed"] = "testbed"
+    folder: str
+    known: dict[str, tuple[int, int]]
+    """kind of fact -> how many the model knows, of how many; of real facts alone"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class FamilyLine:
+    """Presets of one module."""
+
+    about: str
+    presets: list[str]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class SuiteLine:
+    """A suite of attacks."""
+
+    name: str
+    version: int
+    about: str
+    canonical: str
+    attacks: list[str]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Listing(Document):
+    """`list`; null where only another part was asked for."""
+
+    kind: Literal["list"] = "list"
+    safeguards: list[FamilyLine] | None = None
+    attacks: list[FamilyLine] | None = None
+    evaluations: list[FamilyLine] | None = None
+    suites: list[SuiteLine] | None = None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class FieldLine:
+    """A field of a preset."""
+
+    name: str
+    type: str
+    value: Any
+    """nested plug-ins are objects with their `class`"""
+    meaning: str
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class PresetLine:
+    """One preset with its fields."""
+
+    name: str
+    plugin: str
+    """its class"""
+    about: str
+    fields: list[FieldLine]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Presets(Document):
+    """`list NAME`."""
+
+    kind: Literal["presets"] = "presets"
+    presets: list[PresetLine] = field(default_factory=list)
+    """one, unless plug-ins of two kinds have the name"""
+
+
+AnyDocument = Annotated[
+    Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
+    | Listing | Presets,
+    Field(discriminator="kind"),
+]  # fmt: skip
+
+
+def as_json(document: Document) -> str:
+    """A document as JSON text, its kind and schema first. A number that is not finite is null."""
+    values = asdict(document)
+    first = {name: values.pop(name) for name in ("kind", "schema")}
+    return json.dumps(_plain({**first, **values}), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of every document."""
+    made = TypeAdapter(AnyDocument).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "What --json prints", **made}
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]), json.dumps(schema(), indent=1) + "\n")

@@ -1,0 +1,15 @@
+"""The studies by name, and where each is made: light, so that names are known before torch is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+STUDIES: Mapping[str, str] = {
+    "paper-tables": "paper_tables.short",
+    "paper-tables-full": "paper_tables.full",
+    "ablations": "ablations.study",
+    "claims": "claims.study",
+    "red-team": "red_team.short",
+    "red-team-full": "red_team.full",
+}
+"""Name -> module and function of this room. A larger study of one kind goes on from a smaller one's folder."""
