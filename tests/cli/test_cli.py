@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.cli.app import app, main
-from holdfast.cli.say import say_next
+from holdfast.cli.terminal import say_next
 from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
