@@ -17,7 +17,7 @@ from holdfast.runs.suites import SUITES
 
 CASES = {
     "holdfast aud": {"audit"},
-    "holdfast attack full-lion-": {"full-lion-6e-5", "full-lion-4e-6"},
+    "holdfast attack full-lion-": {name for name in collect("holdfast.attacks") if name.startswith("full-lion-")},
     "holdfast safeguard random-mapping ta": {name for name in collect("holdfast.safeguards") if name.startswith("ta")},
     "holdfast audit --suite standard": {name for name in SUITES if name.startswith("standard")},
     "holdfast audit --suite runs/": set(),
