@@ -6,7 +6,6 @@ error.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -91,10 +90,15 @@ def end(context: typer.Context, console: Console, document: Document, command: s
 def carried(context: typer.Context, command: str) -> str:
     """A command with those of `CARRIED` that the verb was given and that the command can take."""
     verbs: Any = context.find_root().command
-    _, verb, *words = shlex.split(command)
+    verb = command.split(" ")[1]
     for option in verbs.commands[verb].params if hasattr(verbs, "commands") else ():
         name, flag = option.name, option.opts[0]
-        if name not in CARRIED or name not in context.params or not is_given(context, name) or flag in words:
+        if (
+            name not in CARRIED
+            or name not in context.params
+            or not is_given(context, name)
+            or f" {flag} " in f"{command} "
+        ):
             continue
         value = context.params[name]
         for one in value if isinstance(value, (list, tuple)) else [value]:
