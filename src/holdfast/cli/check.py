@@ -7,12 +7,14 @@ from typing import Annotated, Optional
 
 import typer
 
+from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.options import PluginsOption, WorkersOption, model_label
-from holdfast.cli.terminal import fail, make_console, quoted, say, say_next, this_command
+from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.outside import load_plugins
 
 
 def verify(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
     page: Annotated[
         Optional[list[Path]],
@@ -24,9 +26,11 @@ def verify(
         Optional[list[Path]],
         typer.Option("--model", help="A model's folder, as released: are these the audited weights? Repeatable."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check an audit against itself: hashes, the page's numbers by a plain script, and the page made anew."""
     console = make_console()
+    from holdfast.cli import documents
     from holdfast.report.verify import verify as verified
     from holdfast.report.words.verify import sentences
 
@@ -36,14 +40,18 @@ def verify(
         return Checkpoint(str(path)).digest
 
     found = verified(folder, digest_of, page or (), model or ())
-    for sentence in sentences(found):
+    said, sound = list(sentences(found)), not any(one.wrong for one in found)
+    for sentence in said:
         say(console, sentence)
-    if any(one.wrong for one in found):
+    command = f"holdfast report {quoted(folder)} --public --out {quoted(folder / 'public.html')}"
+    document = documents.Verified(folder=str(folder), sound=sound, sentences=said)
+    end(context, console, document, command if sound else None)
+    if not sound:
         raise typer.Exit(1)
-    say_next(console, f"holdfast report {quoted(folder)} --public --out {quoted(folder / 'public.html')}")
 
 
 def reproduce(
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="reproduce.json, which audit writes beside its records.")
     ],
@@ -67,18 +75,27 @@ def reproduce(
     workers: WorkersOption = 2,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu, cuda or cuda:N; default: as in FILE.")] = None,
     plugins: PluginsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make an audit again from what its laboratory wrote down, and compare. Stop and restart at will."""
     console = make_console()
     load_plugins(*plugins or ())
+    from holdfast.cli import documents
     from holdfast.core.reproduction import Reproduction
     from holdfast.report.words import reproduction as words
 
     first = Reproduction.read(file)
-    for sentence in words.plan(first):
-        say(console, sentence)
+    said: list[str] = []
+
+    def tell(*sentences: str) -> None:
+        said.extend(sentences)
+        for sentence in sentences:
+            say(console, sentence)
+
+    tell(*words.plan(first))
     if plan and not (model or undefended or domain):
-        say_next(console, first.command.replace("reproduce.json", quoted(file), 1))
+        document = documents.Reproduced(file=str(file), agrees=None, audit=None, sentences=said)
+        end(context, console, document, first.command.replace("reproduce.json", quoted(file), 1))
         return
     if model is None or undefended is None or domain is None:
         fail(
@@ -95,29 +112,31 @@ def reproduce(
         peers=tuple(peer or ()), device=device,
     )  # fmt: skip
     others = [words.other_input(o.kind, o.name, o.there, o.here) for o in other_inputs(first, audit)]
-    for sentence in words.versions(other_versions(first)):
-        say(console, sentence)
+    tell(*words.versions(other_versions(first)))
     if others:
         fail(words.mismatch(others))
-    say(console, words.known(known_runs(first, audit), len(first.runs)))
+    tell(words.known(known_runs(first, audit), len(first.runs)))
     if plan or out is None:
         elsewhere = out or file.parent.with_name(f"{file.parent.resolve().name}-again")
-        say_next(console, this_command().replace(" --plan", "") + ("" if out else f" --out {quoted(elsewhere)}"))
+        document = documents.Reproduced(file=str(file), agrees=None, audit=None, sentences=said)
+        again = command_of(context, "plan", "as_json") + ("" if out else f" --out {quoted(elsewhere)}")
+        end(context, console, document, again)
         return
     from holdfast.cli.display import show_jobs
-    from holdfast.cli.say import finish
+    from holdfast.cli.say import check_cells, finish
     from holdfast.core.records import read_campaign
     from holdfast.stats.reproduction import compare
     from holdfast.stats.summary import summarise
 
     title = f"Audit of {model_label(model)}, made again"
     with show_jobs(console, title) as on_progress:
-        audit.run(out, workers, title=title, suite=first.suite, command=this_command(), on_progress=on_progress)
-    finish(console, out)
+        audit.run(out, workers, title=title, suite=first.suite, command=command_of(context), on_progress=on_progress)
+    audited = finish(console, out)
     made, results = read_campaign(out)
     outcome = compare(first, made, results, summarise(made, results))
-    for sentence in words.compared(outcome):
-        say(console, sentence)
+    tell(*words.compared(outcome))
+    document = documents.Reproduced(file=str(file), agrees=outcome.agrees, audit=audited, sentences=said)
+    end(context, console, document, f"holdfast verify {quoted(out)}" if outcome.agrees else None)
+    check_cells(out)
     if not outcome.agrees:
         raise typer.Exit(1)
-    say_next(console, f"holdfast verify {quoted(out)}")

@@ -346,9 +346,35 @@ class Presets(Document):
     """one, unless plug-ins of two kinds have the name"""
 
 
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Verified(Document):
+    """`verify`."""
+
+    kind: Literal["verified"] = "verified"
+    folder: str
+    sound: bool
+    """whether nothing was found wrong"""
+    sentences: list[str]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Reproduced(Document):
+    """`reproduce`."""
+
+    kind: Literal["reproduced"] = "reproduced"
+    file: str
+    agrees: bool | None
+    """whether the audits agree; null where only the plan was asked for"""
+    audit: Audit | None
+    """the audit that was made again"""
+    sentences: list[str]
+
+
 AnyDocument = Annotated[
     Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
-    | Listing | Presets,
+    | Listing | Presets | Verified | Reproduced,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
