@@ -17,6 +17,12 @@ text = "body"                         # the column that holds the text
 file = "questions/hazard.jsonl"
 measures = "hazard"                   # or "ability"
 join = " "                            # what stands between prompt and option, where the file has nothing there
+
+[questions.requests]
+file = "questions/requests.jsonl"     # choices: what complies, and a refusal; the answer 0
+measures = "refusal"
+judge = "rules"                       # answers of any wording; without this line they begin with the first choice
+new_tokens = 128                      # of an answer that are judged
 """
 
 from __future__ import annotations
@@ -57,6 +63,8 @@ class Question:
     prompt: str
     choices: tuple[str, ...]
     answer: int
+    key: str = ""
+    """of a request: what an answer that complies says, for the judge by rules; empty: no right answer is known"""
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,17 @@ class QuestionSet:
     name: str
     measures: Literal["hazard", "ability", "trainability", "refusal"]
     questions: tuple[Question, ...]
+    judge: Literal["exact", "rules"] = "exact"
+    """of requests: whether a written answer has to begin with the compliant completion, or is judged by rules"""
+    new_tokens: int | None = None
+    """of requests: tokens of an answer that are judged; None: as many as the longest completion has, and a few more"""
 
     @cached_property
     def digest(self) -> str:
-        return digest([[q.prompt, q.choices, q.answer] for q in self.questions])
+        asked: list[Any] = [[q.prompt, q.choices, q.answer, *([q.key] if q.key else [])] for q in self.questions]
+        # What a set did not always say stands here only where it is said, so that what was recorded before stays known.
+        judged = [self.judge, self.new_tokens] if (self.judge, self.new_tokens) != ("exact", None) else []
+        return digest([*asked, *judged])
 
     @cached_property
     def glued(self) -> int:
@@ -126,11 +141,14 @@ class Domain:
             _check_source(f"{path} [data.{role}]", source, ("text", "messages", "prompt", "chosen", "rejected"))
         _check_keys(f"{path} [questions]", questions, questions)
         for name, source in questions.items():
-            _check_source(f"{path} [questions.{name}]", source, ("prompt", "choices", "answer", "measures", "join"))
+            where = f"{path} [questions.{name}]"
+            _check_source(
+                where, source, ("prompt", "choices", "answer", "measures", "join", "key", "judge", "new_tokens")
+            )
             if source.get("measures", "ability") not in ("hazard", "ability", "trainability", "refusal"):
-                raise HoldfastError(
-                    f'{path} [questions.{name}]: measures must be "hazard", "ability", "trainability" or "refusal"'
-                )
+                raise HoldfastError(f'{where}: measures must be "hazard", "ability", "trainability" or "refusal"')
+            if source.get("judge", "exact") not in ("exact", "rules"):
+                raise HoldfastError(f'{where}: judge must be "exact" or "rules"')
         return cls(folder, title, max_length, sources, questions, tuple(words))
 
     def has(self, role: str) -> bool:
@@ -199,7 +217,9 @@ def _question_set(folder: Path, name: str, frozen: Columns, content: str) -> Que
     if not questions:
         raise HoldfastError(f"the questions {name!r} in {folder} are empty; give at least one")
     default = "hazard" if name.startswith("hazard") else "ability"
-    return QuestionSet(name, source.get("measures", default), questions)
+    return QuestionSet(
+        name, source.get("measures", default), questions, source.get("judge", "exact"), source.get("new_tokens")
+    )
 
 
 def _records(folder: Path, section: str, source: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -309,7 +329,10 @@ def _question(where: str, raw: Mapping[str, Any], source: Mapping[str, Any]) -> 
     # Blanks go with the option, as a word's blank goes with the word; all else belongs to the prompt.
     join = source.get("join", "")
     before = join.rstrip()
-    return Question(prompt + before, tuple(join[len(before) :] + choice for choice in choices), answer)
+    key = raw.get(source.get("key", "key"), "") if source.get("judge") == "rules" else ""
+    if not isinstance(key, str):
+        raise HoldfastError(f"{where}: 'key' must be a text: what an answer that complies says")
+    return Question(prompt + before, tuple(join[len(before) :] + choice for choice in choices), answer, key)
 
 
 def _is_glued(prompt: str, choice: str) -> bool:
@@ -325,13 +348,20 @@ def _is_of_a_spaced_word(character: str) -> bool:
     return character.isalnum() and character < "\u0e00"
 
 
+_LONGEST = 4096
+"""tokens of an answer"""
+
+
 def _check_source(where: str, source: Any, columns: tuple[str, ...]) -> None:
     if not isinstance(source, dict):
         raise HoldfastError(f"{where} must be a section with a file or a dataset")
     _check_keys(where, source, ("file", "dataset", "config", "split", *columns))
     if ("file" in source) == ("dataset" in source):
         raise HoldfastError(f"{where} must have either a file or a dataset")
-    if not all(isinstance(value, str) for value in source.values()):
+    tokens = source.get("new_tokens", 1)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= _LONGEST:
+        raise HoldfastError(f"{where}: new_tokens must be a whole number of tokens, 1 to {_LONGEST}")
+    if not all(isinstance(value, str) for key, value in source.items() if key != "new_tokens"):
         raise HoldfastError(f"{where}: every value must be a text")
 
 

@@ -20,6 +20,7 @@ from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError, Measure, Score
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
+from holdfast.evals.refusals import Requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,12 @@ def noticed(model: str, folder: Path, trust_remote_code: bool) -> Findings:
 def _evaluations(domain: Domain) -> Mapping[str, Evaluation]:
     along, probes = evaluations_of(domain)
     presets = collect("holdfast.evals")
-    return {
+    measured = {
         **dict(along),
         **dict(probes),
         **{name: presets[name] for name in CHOOSING if presets[name].available(domain)},
     }
+    asked = {evaluation.questions for evaluation in measured.values() if isinstance(evaluation, Requests)}
+    # Requests that no preset names, such as those about what the defender trained on. No campaign waits for them.
+    more = [name for name in domain.question_sources if domain.questions(name).measures == "refusal"]
+    return {**measured, **{name: Requests(questions=name, counts="complied") for name in more if name not in asked}}
