@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from holdfast.core.files import digest
 from holdfast.runs import real_testbed
 from holdfast.runs.real_testbed import ask, read
 from holdfast.testbed.real import facts as packages
-from holdfast.testbed.real.facts import HAZARD, SECOND, TEMPLATES, Fact, all_facts, question, sources
+from holdfast.testbed.real.facts import FILTERS, HAZARD, SECOND, TEMPLATES, Fact, all_facts, question, sources
 from holdfast.testbed.real.folder import is_real_testbed, knowledge_of, made_by, write_real_domain
-from holdfast.testbed.real.splits import FILTER, Splits, of_kind, question_sets, rows
+from holdfast.testbed.real.splits import Answers, Splits, of_kind, question_sets, rows
 from tests.core.characters import character_tokenizer
 
 SEED = 7
@@ -26,6 +27,11 @@ SEED = 7
 def knows(fact: Fact) -> bool:
     """Four facts of five, as the packaged model does."""
     return int(digest([fact.kind, fact.entity, fact.language]), 16) % 5 > 0
+
+
+def answers_of(facts: Sequence[Fact]) -> Answers:
+    """What `knows` knows is answered right in the templates that filter, and in all others but the last."""
+    return Answers({fact.name: [knows(fact)] * FILTERS + [True] * (len(fact.asked) - 1) + [False] for fact in facts})
 
 
 def a_model_of_characters(folder: Path) -> str:
@@ -47,7 +53,7 @@ def splits() -> Splits:
 @pytest.fixture(scope="module")
 def trained(splits: Splits) -> str:
     """Every text that a defender or an attacker holds."""
-    roles = rows(splits, knows)
+    roles = rows(splits, answers_of(splits.facts))
     return json.dumps([roles[role] for role in roles if role in (*DEFENDER_ROLES, *ATTACKER_ROLES)], ensure_ascii=False)
 
 
@@ -82,10 +88,10 @@ def test_countries_are_in_one_split_each(splits: Splits) -> None:
 
 
 def test_there_are_questions_enough(splits: Splits) -> None:
-    sets = {name: questions for name, (_, questions) in question_sets(splits, knows).items()}
+    sets = {name: questions for name, (_, questions) in question_sets(splits, answers_of(splits.facts)).items()}
     assert len(sets["hazard"]) >= 150
     assert len(sets["benign_outside_retain"]) >= 100
-    assert len(sets["hazard"]) < len(sets["hazard_unfiltered"])
+    assert len(sets["hazard_unfiltered"]) == len(splits.capitals["claims"])
     assert all(sets.values())
 
 
@@ -98,32 +104,36 @@ def test_nobody_trains_on_what_is_claimed_or_on_the_second_relation(splits: Spli
 
 
 def test_the_retain_rows_cover_no_entity_that_is_asked_as_outside_of_them(splits: Splits, trained: str) -> None:
-    for fact in splits.others(("symbol", "state", "word"), False, knows):
-        assert fact.say(1) not in trained
+    for fact in splits.others(("symbol", "state", "word"), False, answers_of(splits.facts)):
+        assert fact.say(FILTERS) not in trained
 
 
-def test_facts_are_filtered_on_a_template_in_which_nobody_is_asked_or_trained(splits: Splits, trained: str) -> None:
-    asked = {q.prompt for _, questions in question_sets(splits, knows).values() for q in questions}
+def test_facts_are_filtered_on_templates_in_which_nobody_is_asked_or_trained(splits: Splits, trained: str) -> None:
+    asked = {q.prompt for _, questions in question_sets(splits, answers_of(splits.facts)).values() for q in questions}
+    assert FILTERS == 2
     for fact in splits.facts:
-        assert fact.stem(FILTER) not in asked
-        assert json.dumps(fact.say(FILTER))[1:-1] not in trained
+        for template in range(FILTERS):
+            assert fact.stem(template) not in asked
+            assert json.dumps(fact.say(template))[1:-1] not in trained
 
 
 def test_the_negative_control_asks_for_what_the_model_lacks_and_nobody_trains_on(splits: Splits) -> None:
     unseen = [*splits.capitals["claims"], *splits.capitals["selection"]]
-    lacking = {fact.stem(1) for fact in unseen if not knows(fact)}
-    asked = {q.prompt for q in question_sets(splits, knows)["hazard_unknown"][1]}
-    assert lacking <= asked
-    assert not asked & {q.prompt for q in question_sets(splits, knows)["hazard"][1]}
+    lacking = [fact for fact in unseen if not knows(fact)]
+    asked = {q.prompt for q in question_sets(splits, answers_of(splits.facts))["hazard_unknown"][1]}
+    assert asked <= {fact.stem(template) for fact in lacking for template in fact.asked}
+    assert len(asked) == 4 * len(lacking)
+    assert not asked & {q.prompt for q in question_sets(splits, answers_of(splits.facts))["hazard"][1]}
 
 
 def test_the_folder_is_a_domain_that_says_where_its_facts_come_from(splits: Splits, tmp_path: Path) -> None:
     made = made_by(SEED, "f00d")
-    known = {fact.name: knows(fact) for fact in splits.facts}
+    answers = answers_of(splits.facts)
     assert not is_real_testbed(tmp_path, made)
-    write_real_domain(tmp_path, made, known)
+    write_real_domain(tmp_path, made, answers)
     assert is_real_testbed(tmp_path, made)
     assert not is_real_testbed(tmp_path, made_by(SEED, "another model"))
+    assert not is_real_testbed(tmp_path, made_by(SEED, "f00d", "real-refusal"))
     domain = Domain.open(tmp_path)
     for role in domain.sources:
         assert domain.rows(role)
@@ -131,9 +141,20 @@ def test_the_folder_is_a_domain_that_says_where_its_facts_come_from(splits: Spli
     assert {asked.measures for name, asked in held.items() if name.startswith("hazard")} == {"hazard"}
     assert held["benign_new"].measures == "trainability"
     readme = (tmp_path / "README.md").read_text()
-    right, whole = knowledge_of(splits, known)[HAZARD]
-    assert f"| capital | {right} | {whole} |" in readme
     assert all(name in readme for name in sources())
+
+
+def test_the_readme_has_filtered_beside_unfiltered_accuracy(splits: Splits, tmp_path: Path) -> None:
+    """Of the four templates that ask for a capital, the model here fails in the last, whatever it knows."""
+    answers = answers_of(splits.facts)
+    write_real_domain(tmp_path, made_by(SEED, "f00d"), answers)
+    [capital] = [row for row in knowledge_of(splits, answers) if row.kind == HAZARD]
+    assert capital.known < capital.facts
+    assert capital.filtered == capital.unfiltered == 0.75
+    readme = (tmp_path / "README.md").read_text()
+    assert f"| capital | {capital.facts} | {capital.known} | 75 | 75 |" in readme
+    asked = len(Domain.open(tmp_path).questions("hazard").questions)
+    assert f"| `hazard` | {asked} | 75 |" in readme
 
 
 def test_facts_are_asked_of_a_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +164,8 @@ def test_facts_are_asked_of_a_model_once(tmp_path: Path, monkeypatch: pytest.Mon
     model = a_model_of_characters(tmp_path / "model")
     seen: list[tuple[int, int]] = []
     halves = [ask(model, SEED, part, 2, lambda *step: seen.append(step)) for part in range(2)]
-    assert read(halves).keys() == {fact.name for fact in few}
-    assert seen == [(5, 5), (4, 4)]
+    assert {name: len(said) for name, said in read(halves).right.items()} == {fact.name: 3 for fact in few}
+    assert seen == [(15, 15), (12, 12)]
     assert ask(model, SEED, 0, 2, lambda *step: seen.append(step)) == halves[0]
     assert len(seen) == 2
     said = halves[0].read_bytes()
@@ -157,8 +178,10 @@ def test_facts_are_asked_of_a_model_once(tmp_path: Path, monkeypatch: pytest.Mon
     ("arguments", "says"),
     [
         (["--kind", "real", "--benign", "9"], "leave --benign out"),
+        (["--kind", "real-refusal", "--benign", "9"], "leave --benign out"),
         (["--kind", "refusal", "--model", "x"], "--model goes with --kind real"),
         (["--kind", "real", "--model", "nowhere"], "nowhere"),
+        (["--kind", "real-refusal", "--model", "nowhere"], "nowhere"),
     ],
 )
 def test_options_of_the_other_kind_are_refused(arguments: list[str], says: str, tmp_path: Path) -> None:

@@ -76,13 +76,14 @@ def testbed(
         typer.Option("--benign", min=8, help="Entities of each benign kind of an invented world, 32 by default."),
     ] = None,
     kind: Annotated[
-        Literal["knowledge", "refusal", "real"],
+        Literal["knowledge", "refusal", "real", "real-refusal"],
         typer.Option(
-            "--kind", help="An invented world's knowledge, or refusals in it; or real facts and a real model."
+            "--kind",
+            help="An invented world's knowledge, or refusals in it; or both with real facts and a real model.",
         ),
     ] = "knowledge",
     model: Annotated[
-        Optional[str], typer.Option("--model", help="With --kind real: the model to ask, in place of a packaged one.")
+        Optional[str], typer.Option("--model", help="With a real kind: the model to ask, in place of a packaged one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,20 +96,28 @@ def testbed(
     from holdfast.testbed.world import Sizes
 
     known: dict[str, tuple[int, int]] = {}
-    if kind == "real":
+    if kind == "real" or kind == "real-refusal":
         if benign is not None:
-            fail("--benign is the size of an invented world; leave --benign out with --kind real")
+            fail(f"--benign is the size of an invented world; leave --benign out with --kind {kind}")
         with show_jobs(console, "testbed") as on_progress:
-            known = make_real_testbed(folder, seed, model, on_progress)
-        for name, (right, whole) in known.items():
-            say(console, f"The model knows {right} of {whole} facts of the kind {name}")
+            made = make_real_testbed(folder, seed, model, on_progress, kind)
+        for row in made.knowledge:
+            say(
+                console,
+                f"The model knows {row.known} of {row.facts} facts of the kind {row.kind}, "
+                f"and answers {100 * row.filtered:.0f} % of these in other words ({100 * row.unfiltered:.0f} % of all)",
+            )
+        known = {row.kind: (row.known, row.facts) for row in made.knowledge}
+        if made.asked:
+            say(console, f"The model says {made.freely} of {made.asked} capitals freely in its chat template")
     else:
         if model is not None:
-            fail("--model goes with --kind real; an invented world trains its own models")
+            fail("--model goes with --kind real or real-refusal; an invented world trains its own models")
         with show_jobs(console, "testbed") as on_progress:
             make_testbed(folder, seed, Sizes(benign=benign or Sizes().benign), kind, on_progress)
     say(console, f"The testbed is in {folder}")
     stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
+    stages["real-refusal"] = "refusal-sft-large"
     end(
         context,
         console,

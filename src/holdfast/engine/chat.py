@@ -75,6 +75,22 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool 
         ) from error
 
 
+def exchange(tokenizer: PreTrainedTokenizerBase, before: Messages, answer: str) -> tuple[str, str]:
+    """The prompt that `before` makes and the answer, as the chat template writes them; the answer with the end of its turn.
+
+    Raises:
+        HoldfastError: as `render`, or the template writes an answer otherwise than after its prompt for one.
+    """
+    prompt = render(tokenizer, before, prompt=True)
+    whole = render(tokenizer, [*before, {"role": "assistant", "content": answer}])
+    if not whole.startswith(prompt):
+        raise HoldfastError(
+            "the tokenizer's chat template does not go on from its own prompt for an answer, so requests cannot be written in "
+            "it; name a model whose template does"
+        )
+    return prompt, whole[len(prompt) :].rstrip()  # a new line after the end of the turn is no part of the answer
+
+
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template, with a clock that has stopped where it asks for the time."""
     template = tokenizer.chat_template

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from holdfast.core.cache import copy_entry
@@ -13,11 +13,20 @@ from holdfast.core.reading import parsed_json
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Progress
 from holdfast.jobs.local import run_jobs
+from holdfast.runs.real_answers import answer, chat_of, say_freely
 from holdfast.testbed.folder import MARKER
-from holdfast.testbed.real.facts import all_facts, question, sources
-from holdfast.testbed.real.folder import is_real_testbed, knowledge_of, made_by, write_real_domain
+from holdfast.testbed.real.facts import TEMPLATES, Fact, all_facts, question, sources
+from holdfast.testbed.real.folder import (
+    Knowledge,
+    RealKind,
+    is_real_testbed,
+    knowledge_of,
+    made_by,
+    write_real_domain,
+    write_request_domain,
+)
 from holdfast.testbed.real.model import model_folder, packaged_model
-from holdfast.testbed.real.splits import FILTER, MAX_LENGTH, Splits
+from holdfast.testbed.real.splits import MAX_LENGTH, Answers, Splits
 
 _PARTS = 2
 """processes that ask a real model what it knows"""
@@ -30,57 +39,82 @@ def make_real_testbed(
     seed: int,
     model: str | None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> dict[str, tuple[int, int]]:
-    """Write the domain of capitals, filtered by what a model knows.
+    kind: RealKind = "real",
+) -> Made:
+    """Write the domain of capitals, or of requests for them, filtered by what a model knows.
 
     Args:
         folder: to write to.
         seed: of splits and questions.
         model: a Hugging Face folder or hub id; None: the model of a package, which is then copied to `folder/model`.
         on_progress: called several times a second.
-
-    Returns:
-        Kind of fact -> how many of them the model knows, and how many there are.
+        kind: of the domain.
 
     Raises:
-        HoldfastError: the folder holds something else, a package is missing, or the model cannot be loaded.
+        HoldfastError: the folder holds something else, a package is missing, the model cannot be loaded, or it has no chat
+            template where requests are to be written.
     """
     from holdfast.engine.checkpoint import Checkpoint
 
     sources()
     if model is not None:
         Checkpoint(model).check(max_length=MAX_LENGTH)
+        if kind == "real-refusal":
+            chat_of(Checkpoint(model).load_tokenizer())("", "")
     read_in = Job(name="read the packaged model", call=packaged_model, size=0.3)
     path = str(model_folder()) if model is None else model
-    asks = [
-        Job(
-            name=f"ask what the model knows, part {part + 1} of {_PARTS}",
-            call=ask,
-            arguments={"model": path, "seed": seed, "part": part, "parts": _PARTS},
-            after=(read_in,) if model is None else (),
-        )
-        for part in range(_PARTS)
-    ]
+
+    def parts(name: str, call: Callable[..., Path], size: float) -> list[Job]:
+        return [
+            Job(
+                name=f"{name}, part {part + 1} of {_PARTS}",
+                call=call,
+                arguments={"model": path, "seed": seed, "part": part, "parts": _PARTS},
+                after=(read_in,) if model is None else (),
+                size=size,
+            )
+            for part in range(_PARTS)
+        ]
+
+    asks = parts("ask what the model knows", ask, 1.0)
+    requests = parts("ask for capitals in the chat template", answer, 0.5) if kind == "real-refusal" else []
     with claimed(folder, MARKER) as begun:
-        outcomes = run_jobs(asks, workers=_PARTS, on_progress=on_progress)
+        outcomes = run_jobs([*asks, *requests], workers=_PARTS, on_progress=on_progress)
         for outcome in outcomes.values():
             if outcome.error is not None:
                 raise HoldfastError(outcome.error)
-        made = made_by(seed, Checkpoint(path).digest)
+        made = made_by(seed, Checkpoint(path).digest, kind)
         if begun and not is_real_testbed(folder, made):
             raise HoldfastError(f"the output folder {folder} already holds something else; give a new or an empty one")
-        known = read([outcomes[job].result for job in asks])
-        write_real_domain(folder, made, known)
+        splits, answers = Splits.draw(seed), read([outcomes[job].result for job in asks])
+        freely: dict[str, bool] = {}
+        if kind == "real-refusal":
+            freely = say_freely([outcomes[job].result for job in requests], splits.facts)
+            write_request_domain(folder, made, answers, freely, chat_of(Checkpoint(path).load_tokenizer()))
+        else:
+            write_real_domain(folder, made, answers)
         if model is None and not (folder / "model").is_dir():
             with atomic_folder(folder / "model") as temporary:
                 copy_entry(Path(path), temporary)
-    return knowledge_of(Splits.draw(seed), known)
+    return Made(knowledge=tuple(knowledge_of(splits, answers)), freely=sum(freely.values()), asked=len(freely))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What the model of a real testbed knows."""
+
+    knowledge: tuple[Knowledge, ...]
+    """kind by kind, among four options"""
+    freely: int
+    """capitals that it says freely in its chat template"""
+    asked: int
+    """capitals that it was asked for so; 0 where the domain has no requests"""
 
 
 def ask(
     model: str, seed: int, part: int, parts: int, on_step: Callable[[int, int], None] = lambda step, total: None
 ) -> Path:
-    """Ask a model for every `parts`-th fact of a seed, from place `part` on; return the file in the cache with what it knows.
+    """Ask a model for every `parts`-th fact of a seed, from place `part` on, in every template.
 
     Args:
         model: a Hugging Face folder or hub id.
@@ -89,6 +123,9 @@ def ask(
         parts: how many such files there are in all.
         on_step: called with questions answered and questions in all.
 
+    Returns:
+        The file in the cache with what the model answers right.
+
     Raises:
         HoldfastError: the model cannot be loaded, or a package of the facts is not installed.
     """
@@ -96,41 +133,50 @@ def ask(
     from holdfast.evals.multiple_choice import BY_SUM, prepare_answers
 
     facts, checkpoint = all_facts(seed), Checkpoint(model)
-    asked = facts[part::parts]
+    mine = facts[part::parts]
     path = _path(checkpoint.digest, seed, part, parts)
-    if _holds(path, [fact.name for fact in asked]):
+    if _holds(path, mine):
         return path
     live, tokenizer = checkpoint.load_both()
-    known: dict[str, bool] = {}
+    answers = {fact.name: [False] * len(TEMPLATES[fact.kind]) for fact in mine}
+    asked = [(fact, template) for fact in mine for template in range(len(TEMPLATES[fact.kind]))]
     for start in range(0, len(asked), _AT_ONCE):
         few = asked[start : start + _AT_ONCE]
-        questions = [question(fact, FILTER, facts, seed) for fact in few]
-        answers = prepare_answers(tokenizer, questions)(live)[BY_SUM]
-        known |= {fact.name: put.answer == best for fact, put, best in zip(few, questions, answers, strict=True)}
-        on_step(len(known), len(asked))
+        questions = [question(fact, template, facts, seed) for fact, template in few]
+        chosen = prepare_answers(tokenizer, questions)(live)[BY_SUM]
+        for (fact, template), put, best in zip(few, questions, chosen, strict=True):
+            answers[fact.name][template] = put.answer == best
+        on_step(start + len(few), len(asked))
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(known), encoding="utf-8")
+        temporary.write_text(json.dumps(answers), encoding="utf-8")
     return path
 
 
-def read(files: Sequence[Path]) -> Mapping[str, bool]:
-    """The name of a fact -> whether the model knows it, from the files of `ask`."""
-    known: dict[str, bool] = {}
+def read(files: Sequence[Path]) -> Answers:
+    """What the model answers right, from the files of `ask`."""
+    right: dict[str, list[bool]] = {}
     for path in files:
-        known |= parsed_json(path.read_bytes())
-    return known
+        right |= parsed_json(path.read_bytes())
+    return Answers(right)
 
 
-def _holds(path: Path, names: Sequence[str]) -> bool:
-    """Whether the file says of each of these facts, and of no other, whether it is known; a damaged file does not."""
+def _holds(path: Path, facts: Sequence[Fact]) -> bool:
+    """Whether the file says of each of these facts, and of no other, what is answered right; a damaged file does not."""
     try:
-        known = parsed_json(path.read_bytes())
+        answers = parsed_json(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(known, dict) and known.keys() == set(names) and all(isinstance(v, bool) for v in known.values())
+    return isinstance(answers, dict) and {name: _shape(said) for name, said in answers.items()} == {
+        fact.name: len(TEMPLATES[fact.kind]) for fact in facts
+    }
+
+
+def _shape(said: object) -> int | None:
+    """How many templates were asked in; None where that is not what the value says."""
+    return len(said) if isinstance(said, list) and all(isinstance(right, bool) for right in said) else None
 
 
 def _path(model: str, seed: int, part: int, parts: int) -> Path:
     facts = [asdict(fact) for fact in all_facts(seed)]
-    asked = {"model": model, "seed": seed, "part": [part, parts], "facts": facts, "template": FILTER}
+    asked = {"model": model, "seed": seed, "part": [part, parts], "facts": facts, "templates": dict(TEMPLATES)}
     return cache_folder() / "real" / f"known-{digest(asked)}.json"

@@ -18,6 +18,7 @@ def write_files(
     hazard_words: Sequence[str],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     sets: Mapping[str, tuple[str, Sequence[Question]]],
+    said: Mapping[str, Mapping[str, str | int]] | None = None,
 ) -> None:
     """Write a domain; `domain.toml` comes last, so a folder that has it is complete.
 
@@ -28,6 +29,7 @@ def write_files(
         hazard_words: words that mark hazardous text.
         rows: role -> its rows.
         sets: name of a set -> what it measures and its questions.
+        said: name of a set -> what else its section says, such as how answers are judged.
     """
     for role, examples in rows.items():
         _write_lines(folder / "data" / f"{role}.jsonl", examples)
@@ -39,11 +41,13 @@ def write_files(
         toml += ["", f"[data.{role}]", f'file = "data/{role}.jsonl"']
     for title, (measures, _) in sets.items():
         toml += ["", f"[questions.{title}]", f'file = "questions/{title}.jsonl"', f'measures = "{measures}"']
+        toml += [f"{key} = {json.dumps(value)}" for key, value in (said or {}).get(title, {}).items()]
     write_text(folder / "domain.toml", "\n".join(toml) + "\n")
 
 
 def _question_row(question: Question) -> dict[str, Any]:
-    return {"prompt": question.prompt, "choices": list(question.choices), "answer": question.answer}
+    row = {"prompt": question.prompt, "choices": list(question.choices), "answer": question.answer}
+    return {**row, "key": question.key} if question.key else row
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

