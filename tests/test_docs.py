@@ -200,8 +200,9 @@ def test_the_domain_of_getting_started(tmp_path: Path) -> None:
         (tmp_path / "domain.toml").write_text(text, encoding="utf-8")
         opened.append(Domain.open(tmp_path))
         assert opened[-1].name == "my-domain"
-    _, domain, refusal = opened
+    _, domain, refusal, judged = opened
     assert set(refusal.question_sources) == {"requests", "benign_requests"}
+    assert judged.question_sources["requests"]["judge"] == "rules"
     rows, questions = blocks(page, "json")
     for source in domain.sources.values():
         _write(tmp_path / source["file"], rows)
@@ -210,6 +211,14 @@ def test_the_domain_of_getting_started(tmp_path: Path) -> None:
     assert [sorted(row) for row in domain.rows("forget")] == [["text"], ["messages"], ["chosen", "prompt", "rejected"]]
     assert domain.questions("hazard").measures == "hazard"
     assert domain.questions("benign_outside_retain").measures == "ability"
+
+
+def test_the_suite_of_the_tofu_page_is_a_suite(tmp_path: Path) -> None:
+    [listing] = blocks(ROOT / "docs" / "tofu.md", "toml")
+    (tmp_path / "tofu-suite.toml").write_text(listing, encoding="utf-8")
+    suite = read_listing(tmp_path / "tofu-suite.toml", "attacks")
+    assert len(suite.plugins) == 8
+    assert "hazard_all" not in {name for attack in suite.plugins.values() for name in attack.reads()}
 
 
 def test_the_script_of_getting_started(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
@@ -264,6 +273,7 @@ def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     from holdfast.runs.suites import SUITES
 
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verbs |= _verbs_of_groups(verbs)
     presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
     found = [words for page in PAGES for words in commands(page) if not words[0].startswith("--")]
     [file] = blocks(ROOT / "docs" / "scripts.md", "toml")
@@ -271,6 +281,8 @@ def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     assert {words[0] for words in found} >= {"evaluate", "safeguard", "attack", "audit", "report", "testbed"}
     for verb, *arguments in found:
+        if hasattr(verbs[verb], "commands"):
+            verb, arguments = f"{verb} {arguments[0]}", arguments[1:]
         values = verbs[verb].make_context(verb, list(arguments)).params
         named = {
             "safeguard": lambda v: v["stages"],
@@ -278,6 +290,12 @@ def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             "audit": lambda v: SUITES[v["suite"]].attacks if v["suite"] in SUITES else (),
         }.get(verb, lambda v: [])(values)
         with_settings({name: presets[name] for name in named}, values.get("settings") or [])
+
+
+def _verbs_of_groups(verbs: dict[str, Any]) -> dict[str, Any]:
+    """ "domain make" and its like -> the command."""
+    groups = {name: verb.commands for name, verb in verbs.items() if hasattr(verb, "commands")}
+    return {f"{group} {name}": verb for group, within in groups.items() for name, verb in within.items()}
 
 
 def test_names_in_running_text_exist() -> None:
@@ -288,7 +306,9 @@ def test_names_in_running_text_exist() -> None:
 
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     group = typer.main.get_command(app)
-    options = {option for verb in (group, *verbs.values()) for parameter in verb.params for option in parameter.opts}
+    all_verbs = {**verbs, **_verbs_of_groups(verbs)}
+    commanded = (group, *all_verbs.values())
+    options = {option for verb in commanded for parameter in verb.params for option in parameter.opts}
     listed = {"attacks", "safeguards", "evaluations", "suites"}
     presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))

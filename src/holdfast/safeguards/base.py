@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from holdfast.core.domain import DEFENDER_ROLES
+from holdfast.core.presets import leaves
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -29,6 +32,17 @@ class Safeguard(abc.ABC):
     def trains(self) -> bool:
         """Whether it minimises losses on the defender's rows. A safeguard that only edits the weights samples nothing."""
         return True
+
+    def reads(self) -> tuple[str, ...]:
+        """The defender's roles that it reads: those that every safeguard may read, and those that a field names."""
+        values = [part for leaf in leaves(self).values() for part in (leaf if isinstance(leaf, tuple) else (leaf,))]
+        named = (value for value in values if isinstance(value, str) and value in DEFENDER_ROLES)
+        return tuple(dict.fromkeys(("forget", "forget_heldout", "retain", *named)))
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the rows to forget have to be pairs of a wanted and an unwanted completion."""
+        return False
 
     def trains_against(self) -> tuple[Attack, ...]:
         """The attacks that it trains against, each as it may be drawn. Most safeguards train against none."""

@@ -90,6 +90,10 @@ class RefusalDPO(Safeguard):
             not_negative=("weight_decay", "forget_weight", "refusal_weight"),
         )
 
+    @property
+    def needs_pairs(self) -> bool:
+        return True
+
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point

@@ -84,6 +84,10 @@ class Forgetting(Safeguard):
         """Add the weighted gradient of the forget loss to `gradients`; return the loss."""
         return take_gradient(gradients, self.forget_weight, loss, batch, self.micro_batch)
 
+    @property
+    def needs_pairs(self) -> bool:
+        return self.side is not None or self.refusal_weight > 0
+
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point

@@ -105,6 +105,10 @@ class OuterLoop(Safeguard):
         """Sample an adversary from the mix."""
         return draw(self.adversaries, self.inner_steps, generator)
 
+    @property
+    def needs_pairs(self) -> bool:
+        return self.tamper_resistance == "dpo"
+
     def schedule(self) -> dict[int, float]:
         """Inner step k -> its weight w_k, for the steps at which the tamper-resistance gradient is taken."""
         return step_weights(self.inner_steps, self.every, self.schedule_rate, self.normalise_schedule)
