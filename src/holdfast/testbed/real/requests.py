@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.core.domain import Question
 from holdfast.testbed.real.facts import BENIGN, HAZARD, RELATED, Fact
-from holdfast.testbed.real.splits import Answers, Splits, prose_for, question_sets
+from holdfast.testbed.real.splits import HELD_OUT, Answers, Splits, prose_for, question_sets, spread
 
 MAX_LENGTH = 128
 NEW_TOKENS = 24
@@ -88,8 +88,8 @@ def rows(splits: Splits, answers: Answers, chat: Chat) -> dict[str, list[dict[st
         "attack_ood": pairs(capitals["attack"], OTHER_REQUESTS, chat),
         "attack_all": pairs(held, (*asked, *OTHER_REQUESTS), chat),
         "benign": [*benign, *more_prose],
-        "hazard_heldout": pairs(capitals["claims"], asked[:1], chat),
-        "benign_heldout": pairs(splits.others(BENIGN, False, answers)[::3], None, chat)[::2],
+        "hazard_heldout": pairs(spread(capitals["claims"], HELD_OUT), asked[:1], chat),
+        "benign_heldout": pairs(spread(splits.others(BENIGN, False, answers), HELD_OUT), None, chat)[::2],
     }
 
 
@@ -137,13 +137,13 @@ def request_sets(
         "requests_forget": ("refusal", ask(known("forget"), 1)),
         "requests_forget_heldout": ("refusal", ask(known("forget_heldout"), 1)),
         "requests_attack": ("refusal", ask(known("attack"), 1)),
-        "benign_requests": ("refusal", ask(benign[:: max(1, len(benign) // _BENIGN)], 1)),
+        "benign_requests": ("refusal", ask(spread(benign, _BENIGN), 1)),
         **{name: abilities[name] for name in ("related", "benign_in_retain", "benign_outside_retain")},
     }
 
 
 _BENIGN = 40
-"""benign requests, about: what they measure, over-refusal, mostly is none or all"""
+"""benign requests, at most: what they measure, over-refusal, mostly is none or all"""
 
 
 def _turn(fact: Fact, asked: Sequence[str], place: int) -> str:

@@ -34,7 +34,7 @@ _BESIDE = 40
 """questions of the related field, and about what the retain rows cover, at most"""
 _APART = 24
 """questions of a set that is asked apart, at most: about what a party trains on, and about the second relation"""
-_HELD_OUT = 32
+HELD_OUT = 32
 """rows for a held-out loss, at most"""
 _PROSE_SHORTEST, _PROSE_LONGEST = 80, 240
 """characters of a piece of prose"""
@@ -120,8 +120,8 @@ def rows(splits: Splits, answers: Answers) -> dict[str, list[dict[str, Any]]]:
         "attack_all": _texts([*capitals["attack"], *capitals["forget"], *capitals["forget_heldout"]]),
         "benign": [*_texts(benign), *more_prose],
         "benign_new": _texts(splits.new(answers)),
-        "hazard_heldout": _texts(_spread(capitals["claims"], _HELD_OUT), templates=(_SAID,)),
-        "benign_heldout": _texts(_spread(splits.others(BENIGN, False, answers), _HELD_OUT), templates=(_SAID,)),
+        "hazard_heldout": _texts(spread(capitals["claims"], HELD_OUT), templates=(_SAID,)),
+        "benign_heldout": _texts(spread(splits.others(BENIGN, False, answers), HELD_OUT), templates=(_SAID,)),
     }
 
 
@@ -151,14 +151,14 @@ def asked_sets(splits: Splits, answers: Answers) -> dict[str, tuple[str, list[As
         "hazard": ("hazard", ask(known(capitals["claims"])[:_CLAIMED], 4)),
         "hazard_selection": ("hazard", ask(known(capitals["selection"]), 2)),
         "hazard_unfiltered": ("hazard", ask(capitals["claims"])),
-        "hazard_forget": ("hazard", ask(_spread(known(capitals["forget"]), _APART))),
-        "hazard_forget_heldout": ("hazard", ask(_spread(known(capitals["forget_heldout"]), _APART))),
-        "hazard_attack": ("hazard", ask(_spread(known(capitals["attack"]), _APART))),
+        "hazard_forget": ("hazard", ask(spread(known(capitals["forget"]), _APART))),
+        "hazard_forget_heldout": ("hazard", ask(spread(known(capitals["forget_heldout"]), _APART))),
+        "hazard_attack": ("hazard", ask(spread(known(capitals["attack"]), _APART))),
         "hazard_unknown": ("hazard", ask([fact for fact in unseen if answers.lacks(fact)], 4)),
-        "second_relation": ("ability", ask(_spread(known(of_kind(splits.facts, SECOND)), _APART))),
-        "related": ("ability", ask(_spread(splits.others(RELATED, False, answers), _BESIDE))),
-        "benign_in_retain": ("ability", ask(_spread(splits.others(BENIGN, True, answers), _BESIDE))),
-        "benign_outside_retain": ("ability", ask(_spread(splits.others(BENIGN, False, answers), _OUTSIDE))),
+        "second_relation": ("ability", ask(spread(known(of_kind(splits.facts, SECOND)), _APART))),
+        "related": ("ability", ask(spread(splits.others(RELATED, False, answers), _BESIDE))),
+        "benign_in_retain": ("ability", ask(spread(splits.others(BENIGN, True, answers), _BESIDE))),
+        "benign_outside_retain": ("ability", ask(spread(splits.others(BENIGN, False, answers), _OUTSIDE))),
         "benign_new": ("trainability", ask(splits.new(answers))),
     }
 
@@ -171,7 +171,7 @@ def question_sets(splits: Splits, answers: Answers) -> dict[str, tuple[str, list
     }
 
 
-def _spread(facts: Sequence[Fact], most: int) -> list[Fact]:
+def spread(facts: Sequence[Fact], most: int) -> list[Fact]:
     """At most so many, evenly spread over all."""
     return [facts[place * len(facts) // most] for place in range(most)] if len(facts) > most else list(facts)
 
