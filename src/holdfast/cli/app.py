@@ -142,6 +142,7 @@ app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.h
 app.command(epilog="Example: holdfast compare runs/audit runs/other-audit --out compare.html")(tell.compare)
 app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")(tell.card)
 app.command(epilog="Example: holdfast records runs/audit --out records.parquet")(tell.records)
+app.command(epilog="Example: holdfast release runs/audit")(check.release)
 app.command(epilog="Example: holdfast verify runs/audit")(check.verify)
 app.command(epilog="Example: holdfast reproduce runs/audit/reproduce.json --plan")(check.reproduce)
 app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")(tell.list_)

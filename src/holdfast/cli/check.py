@@ -1,4 +1,4 @@
-"""Verbs that check an audit: verify and reproduce."""
+"""Verbs that check an audit and state what only a person can: verify, reproduce, release."""
 
 from __future__ import annotations
 
@@ -140,3 +140,25 @@ def reproduce(
     check_cells(out)
     if not outcome.agrees:
         raise typer.Exit(1)
+
+
+def release(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a starting release.toml into an audit's folder: what only a person can say of a release, all of it left open."""
+    console = make_console()
+    from holdfast.cli import documents
+    from holdfast.core.files import only_writer, write_text
+    from holdfast.core.records import CampaignPlan
+    from holdfast.core.release import FILE, template
+
+    labels, path = list(CampaignPlan.read(folder).models), folder / FILE
+    with only_writer(path):
+        if path.exists():
+            fail(f"{path} is there already; edit it, or move it away")
+        write_text(path, template(labels))
+    say(console, f'{path} is to be filled in; what stays commented out is "not stated" in the report')
+    command = f"holdfast report {quoted(folder)} --out {quoted(folder / 'report.html')}"
+    end(context, console, documents.Written(path=str(path)), command)

@@ -245,7 +245,7 @@ class Comparison(Document):
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Written(Document):
-    """`card`, `records`."""
+    """`card`, `records`, `release`."""
 
     kind: Literal["written"] = "written"
     path: str

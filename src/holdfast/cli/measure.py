@@ -19,6 +19,7 @@ from holdfast.cli.options import (
     OutOption,
     PluginsOption,
     PrecisionOption,
+    ReleaseOption,
     RemoteCodeOption,
     ResumableOption,
     SeedOption,
@@ -275,6 +276,7 @@ def audit(
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
     track: TrackOption = None,
+    release: ReleaseOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
@@ -287,6 +289,7 @@ def audit(
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
     from holdfast.core.export import write_records
+    from holdfast.core.release import keep_release, read_release
     from holdfast.core.settings import with_settings
     from holdfast.runs.audit import Audit
     from holdfast.runs.suites import SUITES, attacks_of, called, canonical_of
@@ -307,6 +310,8 @@ def audit(
         base=not without_base,
         options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
     )
+    if release is not None:
+        read_release(release).check([held.label for held in audited.models()])
     title = f"Audit of {model_label(model)}"
     if plan:
         audited.check()
@@ -325,6 +330,8 @@ def audit(
             on_progress=on_progress,
         )
     write_records(out, out / "records.parquet")
+    if release is not None:
+        keep_release(release, out)
     document = finish(console, out)
     say_tracked(console, audited.options.track, tracking_folder(out))
     command = f"holdfast card {quoted(out)} --out {quoted(out / 'card.md')}"

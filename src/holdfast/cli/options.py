@@ -157,6 +157,14 @@ TrackOption = Annotated[
 ]
 
 
+ReleaseOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--release", help="What a person states about the release, TOML; `holdfast release DIR` writes a start."
+    ),
+]
+
+
 def start_torch(threads: int, device: str, dtype: str) -> None:
     import torch
 

@@ -11,7 +11,7 @@ import typer
 from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, end, exit_on
 from holdfast.cli.listing import KINDS, listing, unknown
-from holdfast.cli.options import PluginsOption
+from holdfast.cli.options import PluginsOption, ReleaseOption
 from holdfast.cli.say import described
 from holdfast.cli.terminal import literal, make_console, quoted, say
 from holdfast.core.outside import load_plugins
@@ -24,6 +24,7 @@ def report(
     public: Annotated[
         bool, typer.Option("--public", help="Name families of attack and budgets, no settings and no command.")
     ] = False,
+    release: ReleaseOption = None,
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +33,7 @@ def report(
     from holdfast.cli import documents
     from holdfast.report.page import build_report
 
-    made = build_report(folders, out, public=public)
+    made = build_report(folders, out, public=public, release=release)
     say(console, f"The report is {out}")
     audits = [described(section, folder, out) for section, folder in zip(made.sections, folders, strict=True)]
     document = documents.Report(

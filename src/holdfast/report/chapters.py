@@ -12,11 +12,13 @@ from holdfast.report.first_page import scenarios
 from holdfast.report.tables import attacks as attack_tables
 from holdfast.report.tables import audit as audit_tables
 from holdfast.report.tables import models as model_tables
+from holdfast.report.tables import rules as rule_tables
 from holdfast.report.tables.provenance import provenance
 from holdfast.report.tables.verdict import intervals, verdict
 from holdfast.report.words.data import shared
 from holdfast.report.words.masking import sentences
 from holdfast.report.words.protocol import CAVEATS, PROTOCOL
+from holdfast.report.words.rules import SOURCES, voiding
 from holdfast.report.words.suspicion import remark
 from holdfast.report.words.warnings import blindness, comparison
 from holdfast.stats.honesty import Masked
@@ -187,6 +189,21 @@ def how_to_read(audit: Audited, name: str) -> Chapter:
     return Chapter(key="reading", title="How to read the figures", blocks=(facts,), public=True)
 
 
+def rules(audit: Audited, name: str) -> Chapter:
+    """The questions of rules and frameworks. In public too: the figures are public ones, and the statements are made for it."""
+    notes = audit.release.notes if audit.release else ""
+    blocks = (
+        Text(text=SOURCES),
+        rule_tables.questions(audit),
+        rule_tables.tiers(audit),
+        Text(text="The audit no longer holds under any of these conditions:"),
+        bullets(*voiding(audit)),
+        rule_tables.changelog(audit),
+        Text(text=f"Notes for the internal report: {notes}") if notes else None,
+    )
+    return Chapter(key="rules", title="What rules and frameworks ask", blocks=blocks, public=True)
+
+
 def settings(audit: Audited, name: str) -> Chapter:
     """The settings of the attacks, and the notes beside them."""
     notes = audit.plan.details.get("notes") or ()
@@ -220,6 +237,7 @@ CHAPTERS: tuple[Callable[[Audited, str], Chapter], ...] = (
     costs,
     training,
     limits,
+    rules,
     how_to_read,
     settings,
     how_it_was_run,

@@ -14,6 +14,8 @@ from typing import Any
 from holdfast.core.files import only_writer, write_text
 from holdfast.core.outputs import claim_file
 from holdfast.core.records import read_campaign
+from holdfast.core.release import FILE as RELEASE
+from holdfast.core.release import Release, read_release
 from holdfast.core.types import HoldfastError
 from holdfast.report.render import render
 from holdfast.report.section import Section, section
@@ -44,22 +46,36 @@ class Report:
     sections: tuple[Section, ...]
 
 
-def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) -> Report:
+def build_report(folders: Sequence[Path], out: Path, *, public: bool = False, release: Path | None = None) -> Report:
     """Write the page to `out` (.html), and beside it .md and .json; each campaign folder is a section.
 
     In public attacks are named by their families, and neither settings nor commands nor single runs are shown.
 
+    Args:
+        folders: of campaigns.
+        out: the page.
+        public: whether the page is for others.
+        release: `release.toml` of the one folder; None: the file of that name in each folder, where there is one.
+
     Raises:
         HoldfastError: `out` is no .html name, no page may be written there, no folder is given, or one holds no campaign
-            with an ended cell.
+            with an ended cell; or what is stated of a release cannot be read.
     """
+    if release is not None and len(folders) > 1:
+        raise HoldfastError("--release is about one audit; give one folder, or keep a release.toml in each")
     if out.suffix != ".html":
         raise HoldfastError(f"the report {out} needs a name that ends in .html; .md and .json are written beside it")
     if not folders:
         raise HoldfastError("a report needs the folder of at least one audit")
     claim_page(out)
     sections = tuple(
-        section(*read_campaign(folder), f"c{place}", public=public) for place, folder in enumerate(folders, 1)
+        section(
+            *read_campaign(folder),
+            f"c{place}",
+            public=public,
+            release=_stated(release or folder / RELEASE, release is None),
+        )
+        for place, folder in enumerate(folders, 1)
     )
     report = Report(html=out, markdown=out.with_suffix(".md"), json=out.with_suffix(".json"), sections=sections)
     values = {
@@ -74,6 +90,11 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False) ->
         write_text(report.markdown, render("page.md.j2", **values))
         write_text(report.json, as_json(sections, public))
     return report
+
+
+def _stated(path: Path, optional: bool) -> Release | None:
+    """What a person states about a release; None where an optional file is not there."""
+    return None if optional and not path.is_file() else read_release(path)
 
 
 def claim_page(out: Path) -> None:

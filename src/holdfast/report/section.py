@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.core.records import CampaignPlan, CellResult
+from holdfast.core.release import Release
 from holdfast.report.audited import Audited, audited
 from holdfast.report.blocks import Chapter
 from holdfast.report.chapters import chapters
@@ -54,7 +55,16 @@ class Section:
         return tuple(verdict_rows(self.audit))
 
 
-def section(plan: CampaignPlan, results: Sequence[CellResult], name: str, *, public: bool = False) -> Section:
+def section(
+    plan: CampaignPlan,
+    results: Sequence[CellResult],
+    name: str,
+    *,
+    public: bool = False,
+    release: Release | None = None,
+) -> Section:
     """Write one campaign; the public form has only the public records and the public chapters."""
-    audit = audited(plan, results, public=public)
+    if release is not None:
+        release.check(list(plan.models))
+    audit = audited(plan, results, public=public, release=release)
     return Section(name=name, audit=audit, page=first_page(audit, name), chapters=chapters(audit, name))
