@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.domain import DEFENDER_ROLES
-from holdfast.core.presets import collect, describe, restore
+from holdfast.core.presets import collect, describe, leaves, restore
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.sharded import GradientSum
 from holdfast.engine.walk import drive
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
@@ -27,7 +28,9 @@ from holdfast.safeguards.circuit_breakers import CircuitBreakers
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.outer_loop import OuterLoop
 from holdfast.safeguards.rmu import RMU
+from holdfast.safeguards.sophon import SOPHON
 from holdfast.safeguards.tar import TAR
+from holdfast.safeguards.undo import UNDO
 from tests.attacks.walk import distinct, loaded, weights
 from tests.conftest import SmallTestbed
 
@@ -137,6 +140,47 @@ def test_every_outer_step_changes_the_weights_and_names_its_losses(name: str, ti
     assert len(path) == shortened(name).outer_steps
     assert all(not torch.equal(before, after) for before, after in pairwise(path))
     assert all("retain loss" in here for here in losses)
+
+
+@each(SAFEGUARDS, usual=FIRST)
+def test_its_terms_by_their_weights_are_the_gradient_of_its_first_step(
+    name: str, tiny: Testbeds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `calibrate` measures is what is trained; and a term says the same at every call."""
+    safeguard = shortened(name, 1)
+    if isinstance(safeguard, SOPHON):
+        safeguard = replace(safeguard, retain_weight=0.0)  # its two updates are taken one after the other
+    if isinstance(safeguard, UNDO):
+        safeguard = replace(safeguard, shrink=0.0, max_grad_norm=1e9)  # the first step begins elsewhere, and is clipped
+    given: list[list[torch.Tensor]] = []
+    give = GradientSum.give
+
+    def noting(self: GradientSum) -> None:
+        given.append([total.clone() for total in self._sum or []])
+        give(self)
+
+    monkeypatch.setattr(GradientSum, "give", noting)
+    walk(safeguard, tiny)
+    original, tokenizer, domain = loaded(tiny.of(safeguard).folder)
+    model, sums = copy.deepcopy(original), list[list[torch.Tensor]]()
+    for _ in range(2):
+        model.train()
+        seed_everything(3)
+        run = Run(3, lambda: copy.deepcopy(original))
+        gradients = GradientSum(model)
+        for term in safeguard.terms(model, Data.defender(domain, tokenizer), run):
+            alone = GradientSum(model)
+            term.take(alone)
+            alone.give()
+            gradients.take(term.weight)
+            assert term.setting in {".".join(path) for path in leaves(safeguard)}
+        sums.append(gradients._sum or [])
+    if not safeguard.trains:
+        assert sums == [[], []]
+        return
+    for first, again, stepped in zip(*sums, given[0], strict=True):
+        assert torch.equal(first, again)
+        torch.testing.assert_close(first, stepped, rtol=1e-3, atol=1e-5)
 
 
 @every_safeguard

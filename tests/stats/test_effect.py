@@ -69,6 +69,7 @@ def test_a_model_that_knew_nothing_had_nothing_to_hide() -> None:
     ("changed", "said"),
     [
         ({"ability": accuracy(0.28)}, "The model is broken: its ability is down to chance."),
+        ({"ability": accuracy(0.5)}, "More than half of the ability above chance is gone."),
         ({"repetition": repetition(0.6)}, "The model's text is degenerate: 60 % of it repeats itself, 5 % before."),
     ],
 )

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import check, domain, make, measure, tell
+from holdfast.cli import calibrate, check, domain, make, measure, tell
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -126,6 +126,9 @@ app.command(
     epilog="Example: holdfast safeguard random-mapping tar --model runs/testbed/model --domain runs/testbed --out runs/tar "
     "--set tar.outer_steps=400"
 )(make.safeguard)
+app.command(
+    epilog="Example: holdfast calibrate random-mapping --model runs/testbed/model --domain runs/testbed --out calibrated.toml"
+)(calibrate.calibrate)
 app.command(
     epilog="Example: holdfast attack full-adamw-1e-3 --model runs/tar --domain runs/testbed --out runs/attack --seed 1"
 )(measure.attack)

@@ -372,9 +372,23 @@ class Reproduced(Document):
     sentences: list[str]
 
 
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Calibrated(Document):
+    """`calibrate`."""
+
+    kind: Literal["calibrated"] = "calibrated"
+    file: str
+    """of the proposed stages"""
+    layers: list[dict[str, Any]]
+    """the lengths of hidden states after each layer, and where attention sinks are"""
+    safeguards: list[dict[str, Any]]
+    """terms, trials and what is proposed, a table each"""
+
+
 AnyDocument = Annotated[
     Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
-    | Listing | Presets | Verified | Reproduced,
+    | Listing | Presets | Verified | Reproduced | Calibrated,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

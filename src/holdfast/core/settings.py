@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -131,6 +132,36 @@ def read_listing(path: FilePath, what: Literal["stages", "attacks"]) -> Listing:
     if canonical and canonical not in plugins:
         raise HoldfastError(f"{path}: the canonical attack is not among those listed; {nearest(canonical, plugins)}")
     return Listing(plugins, canonical)
+
+
+def stages_toml(stages: Iterable[tuple[str, Any]]) -> str:
+    """A TOML file of stages that `read_listing` reads: every setting that differs from the preset, by its dotted path.
+
+    Args:
+        stages: (name of the preset, safeguard).
+
+    Raises:
+        HoldfastError: a setting has no form in TOML.
+    """
+    tables = []
+    for name, plugin in stages:
+        before = leaves(pick(_PACKAGE["stages"], name))
+        changes = {path: value for path, value in leaves(plugin).items() if path not in before or before[path] != value}
+        lines = [f"{json.dumps('.'.join(path))} = {_toml(value, name)}" for path, value in changes.items()]
+        tables.append("\n".join(["[[stages]]", f"preset = {json.dumps(name)}", *lines, ""]))
+    return "\n".join(tables)
+
+
+def _toml(value: Any, name: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_toml(item, name) for item in value)}]"
+    raise HoldfastError(f"a setting of {name} is {value!r}, which TOML has no form for; give it with --set instead")
 
 
 def flat(table: Mapping[str, Any]) -> dict[Path, Any]:

@@ -49,7 +49,7 @@ def readme(card: Mapping[str, Any], head: Mapping[str, Any]) -> str:
 # A model with a safeguard against tampering
 
 Made by holdfast {card["holdfast"]}: {stages}, on the domain *{for_markdown(card["domain"])}*, seed {card["seed"]}.
-Every setting is in `holdfast.json`.
+Every setting is in `holdfast.json`, and the losses of every update are in `losses.jsonl`.
 
 A safeguard in open weights raises the cost of removing it; it is no guarantee. Measure yours with `holdfast audit`, and
 publish what that finds beside these weights.

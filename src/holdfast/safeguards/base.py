@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.presets import leaves
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from holdfast.attacks.base import Attack
     from holdfast.engine.data import Data
     from holdfast.engine.run import Run
+    from holdfast.engine.sharded import GradientSum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of a safeguard's loss, as `holdfast calibrate` measures it."""
+
+    name: str
+    setting: str
+    """the dotted path of the term's weight in the safeguard, as `--set` takes it"""
+    weight: float
+    """the term's weight"""
+    keeps: bool
+    """whether the term keeps what the model can do; if not, it takes the hazard away"""
+    take: Callable[[GradientSum], float]
+    """adds the gradient of the term, of weight 1, at the model as it is, on the same rows at every call; returns its value"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +41,8 @@ class Safeguard(abc.ABC):
 
     version: ClassVar[int] = 1
     """raised whenever the same fields give other weights; it enters identities, so that no old result is taken for a new one"""
+    rate_setting: ClassVar[str] = ""
+    """the field that holds the rate of the published weights' updates; empty: there is none"""
 
     outer_steps: int = 200
     """updates of the published weights"""
@@ -47,6 +66,20 @@ class Safeguard(abc.ABC):
     def trains_against(self) -> tuple[Attack, ...]:
         """The attacks that it trains against, each as it may be drawn. Most safeguards train against none."""
         return ()
+
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        """The terms of the loss on the rows of one step, for `holdfast calibrate`; none where the safeguard tells none."""
+        return ()
+
+    def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The weights that are updated."""
+        from holdfast.engine.sharded import trainable
+
+        return trainable(model)
+
+    def against_sinks(self) -> Mapping[str, Any]:
+        """Settings, by dotted path, that suit a model with attention sinks better than those that the safeguard has."""
+        return {}
 
     @abc.abstractmethod
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:

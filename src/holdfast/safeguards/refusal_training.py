@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from holdfast.engine.optimizers import OptimizerName
-from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.forgetting import Forgetting
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings, language_model_loss, take_gradient
 from holdfast.safeguards.parts.pairs import PairBatch, Pairs, dpo
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class RefusalSFT(Forgetting):
 class RefusalDPO(Safeguard):
     """Trains the model to prefer refusal over compliance (direct preference optimisation)."""
 
+    rate_setting: ClassVar[str] = "learning_rate"
+
     outer_steps: int = 120
     """updates of the published weights"""
     learning_rate: float = 2e-4
@@ -93,6 +95,35 @@ class RefusalDPO(Safeguard):
     @property
     def needs_pairs(self) -> bool:
         return True
+
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        pairs = Pairs(
+            data.renamed(forget=("forget", "forget_heldout")), "forget", self.forget_batch_size, run.seed, run.initial
+        )
+        batch, benign = next(pairs), next(data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1))
+        preference = Term(
+            name="preference loss",
+            setting="forget_weight",
+            weight=self.forget_weight,
+            keeps=False,
+            take=lambda gradients: take_gradient(
+                gradients, 1.0, lambda part: dpo(model, part, self.beta), batch, self.micro_batch
+            ),
+        )
+        refusal = Term(
+            name="refusal loss",
+            setting="refusal_weight",
+            weight=self.refusal_weight,
+            keeps=False,
+            take=lambda gradients: take_gradient(
+                gradients, 1.0, language_model_loss(model), batch.chosen, self.micro_batch
+            ),
+        )
+        base = run.base if self.retain.compares else None
+        return preference, refusal, *self.retain.terms("retain", model, base, benign, self.micro_batch)
+
+    def against_sinks(self) -> Mapping[str, Any]:
+        return self.retain.against_sinks("retain")
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.losses import next_token_loss

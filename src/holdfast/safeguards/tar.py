@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.types import HoldfastError
+from holdfast.safeguards.base import Term
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.distillation import Distillation
 from holdfast.safeguards.parts.objective import check_settings
@@ -54,6 +55,16 @@ class TAR(OuterLoop):
         check_settings(self, positive=("persist_steps",), not_negative=("persistent_adversaries",))
         if not 0 <= self.persist_probability <= 1:
             raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
+
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        found = super().terms(model, data, run)
+        if self.distillation is None:
+            return found
+        batch = next(self.distillation.stream(data, run))
+        distilled = self.distillation.apart(
+            "distillation", model, run.base, batch, self.micro_batch, scale=self.retain_weight
+        )
+        return (*found, distilled)
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.optimizers import published_point, training_point

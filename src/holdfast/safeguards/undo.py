@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.core.types import HoldfastError
-from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.distillation import Distillation
 from holdfast.safeguards.parts.objective import check_settings, take_gradient
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class UNDO(Safeguard):
     """Shrinks and perturbs the weights, then distils a teacher back into them."""
+
+    rate_setting: ClassVar[str] = "learning_rate"
 
     outer_steps: int = 500
     """updates of the published weights"""
@@ -70,10 +72,28 @@ class UNDO(Safeguard):
         if not 0 <= self.shrink <= 1:
             raise HoldfastError(f"shrink must lie between 0 and 1, not {self.shrink}")
 
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        teacher = run.initial if self.teacher == "unlearned" else run.base
+        text = next(self.distillation.stream(data, run))
+        kept = self.distillation.apart("distillation", model, teacher, text, self.micro_batch)
+        if not self.forget_weight:
+            return (kept,)
+        pooled = data.renamed(forget=("forget", "forget_heldout"))
+        hazardous = next(pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed))
+        forgotten = Term(
+            name="forget loss",
+            setting="forget_weight",
+            weight=self.forget_weight,
+            keeps=False,
+            take=lambda gradients: take_gradient(
+                gradients, 1.0, lambda part: uncertainty(model, part), hazardous, self.micro_batch
+            ),
+        )
+        return kept, forgotten
+
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
 
-        from holdfast.engine.losses import negative_entropy
         from holdfast.engine.optimizers import make_optimizer, schedule_factor, set_learning_rate
         from holdfast.engine.sharded import GradientSum, trainable
 
@@ -89,10 +109,6 @@ class UNDO(Safeguard):
         if run.start == 0:
             shrink_and_perturb(model, self.shrink, self.noise, run.seed)
 
-        def uncertainty(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
-            return negative_entropy(logits, part.labels, part.label_count)
-
         gradients = GradientSum(model)
         for step in range(run.start, self.outer_steps):
             model.train()
@@ -102,7 +118,11 @@ class UNDO(Safeguard):
             }
             if self.forget_weight:
                 losses["forget loss"] = take_gradient(
-                    gradients, self.forget_weight, uncertainty, next(forget), self.micro_batch
+                    gradients,
+                    self.forget_weight,
+                    lambda part: uncertainty(model, part),
+                    next(forget),
+                    self.micro_batch,
                 )
             gradients.give()
             torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
@@ -112,6 +132,14 @@ class UNDO(Safeguard):
             model.zero_grad(set_to_none=True)
             model.train(False)
             yield losses
+
+
+def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:
+    """The negative mean entropy of the next token on a microbatch of hazardous rows."""
+    from holdfast.engine.losses import negative_entropy
+
+    logits = model(input_ids=part.input_ids, use_cache=False).logits
+    return negative_entropy(logits, part.labels, part.label_count)
 
 
 def shrink_and_perturb(model: PreTrainedModel, shrink: float, noise: float, seed: int) -> None:

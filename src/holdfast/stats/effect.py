@@ -87,6 +87,14 @@ class Effect:
         return before is not None and after is not None and _above_chance(before) and not _above_chance(after)
 
     @property
+    def halved(self) -> bool:
+        """Whether more than half of the ability above chance is gone."""
+        before, after = self.before.ability, self.after.ability
+        if before is None or after is None or not _above_chance(before):
+            return False
+        return after.value - (after.chance or 0.0) < 0.5 * (before.value - (before.chance or 0.0))
+
+    @property
     def degenerate(self) -> bool:
         """Whether the model's text repeats itself."""
         before, after = self.before.repetition, self.after.repetition

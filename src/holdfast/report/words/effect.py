@@ -51,6 +51,10 @@ def warnings(effect: Effect) -> list[str]:
         found.append(
             "The model is broken: its ability is down to chance. Lower the rate or the weights, or take fewer steps."
         )
+    elif effect.halved:
+        found.append(
+            "More than half of the ability above chance is gone. Lower the rate or the weights, or take fewer steps."
+        )
     if effect.degenerate and effect.after.repetition is not None and effect.before.repetition is not None:
         before, after = percent(effect.before.repetition.value), percent(effect.after.repetition.value)
         found.append(

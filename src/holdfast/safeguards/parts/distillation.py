@@ -5,10 +5,11 @@ loss = KL(teacher || model), mean over unpadded tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.core.types import HoldfastError
+from holdfast.safeguards.base import Term
 from holdfast.safeguards.parts.objective import RetainLoss, check_settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,25 @@ class Distillation:
     ) -> float:
         """Add `weight` times the weighted gradient of the loss to `gradients`; return the loss, not weighted."""
         return _DIVERGENCE.take(gradients, weight * self.weight, model, teacher, batch, micro_batch)
+
+    def apart(
+        self,
+        setting: str,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        batch: Batch,
+        micro_batch: int | None,
+        scale: float = 1.0,
+    ) -> Term:
+        """The loss as a term for `holdfast calibrate`; the arguments are as those of `RetainLoss.terms`."""
+        alone = replace(self, weight=1.0)
+        return Term(
+            name=f"distillation on {' and '.join(self.text)} text",
+            setting=f"{setting}.weight",
+            weight=scale * self.weight,
+            keeps=True,
+            take=lambda gradients: alone.take(gradients, 1.0, model, teacher, batch, micro_batch),
+        )
 
     def term(self, data: Data, run: Run) -> DistillationTerm:
         """The loss towards the original model as a term of a run, which tracks its text."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from holdfast.engine.optimizers import OptimizerName
-from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings, language_model_loss, take_gradient
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedModel
 
     from holdfast.engine.data import Batch, Data
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 class Forgetting(Safeguard):
     """Base of the forget-and-retain safeguards; a subclass gives the forget loss."""
 
+    rate_setting: ClassVar[str] = "learning_rate"
     forget_loss_name: ClassVar[str] = "forget loss"
     side: ClassVar[Literal["chosen"] | None] = None
     """which completion of preference rows the forget loss looks at; None: the harmful one"""
@@ -74,12 +74,6 @@ class Forgetting(Safeguard):
         resumed run.
         """
 
-    def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        """The weights that are updated."""
-        from holdfast.engine.sharded import trainable
-
-        return trainable(model)
-
     def take_forget(self, gradients: GradientSum, loss: Loss, model: PreTrainedModel, batch: Batch) -> float:
         """Add the weighted gradient of the forget loss to `gradients`; return the loss."""
         return take_gradient(gradients, self.forget_weight, loss, batch, self.micro_batch)
@@ -88,8 +82,41 @@ class Forgetting(Safeguard):
     def needs_pairs(self) -> bool:
         return self.side is not None or self.refusal_weight > 0
 
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        pooled = data.renamed(forget=("forget", "forget_heldout"))
+        hazardous = next(pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side=self.side))
+        benign = next(data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1))
+        alone, loss = replace(self, forget_weight=1.0), self._attacked(self.forget_loss(model, data, run), model)
+        found = [
+            Term(
+                name=self.forget_loss_name,
+                setting="forget_weight",
+                weight=self.forget_weight,
+                keeps=False,
+                take=lambda gradients: alone.take_forget(gradients, loss, model, hazardous),
+            )
+        ]
+        if self.refusal_weight:
+            chosen = next(pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side="chosen"))
+            found.append(
+                Term(
+                    name="refusal loss",
+                    setting="refusal_weight",
+                    weight=self.refusal_weight,
+                    keeps=False,
+                    take=lambda gradients: take_gradient(
+                        gradients, 1.0, language_model_loss(model), chosen, self.micro_batch
+                    ),
+                )
+            )
+        base = run.base if self.retain.compares else None
+        return (*found, *self.retain.terms("retain", model, base, benign, self.micro_batch))
+
+    def against_sinks(self) -> Mapping[str, Any]:
+        spares = {"spare_sinks": True} if getattr(self, "spare_sinks", True) is False else {}
+        return {**spares, **self.retain.against_sinks("retain")}
+
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
-        from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
         from holdfast.engine.sharded import GradientSum
 
@@ -106,12 +133,7 @@ class Forgetting(Safeguard):
             refusals = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side="chosen")
             run.track(refusals=refusals)
         base = run.base if self.retain.compares else None
-        forget_loss = self.forget_loss(model, data, run)
-
-        def refusal_loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
-            return next_token_loss(logits, part.labels, part.label_count)
-
+        forget_loss, refusal_loss = self.forget_loss(model, data, run), language_model_loss(model)
         gradients = GradientSum(model)
         for _ in range(run.start, self.outer_steps):
             model.train()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.core.types import Distance, HoldfastError
+from holdfast.safeguards.base import Term
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,56 @@ class RetainLoss:
         """Add `weight` times the gradient of the loss to `gradients`; return the loss."""
         return take_gradient(gradients, weight, lambda part: self(model, base, part), batch, micro_batch)
 
+    def terms(
+        self,
+        setting: str,
+        model: PreTrainedModel,
+        base: PreTrainedModel | None,
+        batch: Batch,
+        micro_batch: int | None,
+        scale: float = 1.0,
+    ) -> tuple[Term, ...]:
+        """The terms of the loss apart, for `holdfast calibrate`.
+
+        Args:
+            setting: the path of this loss in its safeguard.
+            model: that is trained.
+            base: the original model, where the loss compares.
+            batch: retain rows.
+            micro_batch: rows at once.
+            scale: the weight of the whole loss in its safeguard.
+        """
+        nothing = replace(self, language_model_weight=0.0, representations=None, distillation_weight=0.0)
+        apart = (
+            ("language model", "language_model_weight", replace(nothing, language_model_weight=1.0)),
+            (
+                f"hidden states, {self.representations}",
+                "representation_weight",
+                replace(nothing, representations=self.representations, representation_weight=1.0),
+            ),
+            ("KL to the original", "distillation_weight", replace(nothing, distillation_weight=1.0)),
+        )
+
+        def taking(alone: RetainLoss) -> Callable[[GradientSum], float]:
+            return lambda gradients: alone.take(gradients, 1.0, model, base, batch, micro_batch)
+
+        return tuple(
+            Term(
+                name=f"retain: {name}",
+                setting=f"{setting}.{field}",
+                weight=scale * getattr(self, field),
+                keeps=True,
+                take=taking(alone),
+            )
+            for name, field, alone in apart
+            if getattr(self, field) and not (field == "representation_weight" and self.representations is None)
+        )
+
+    def against_sinks(self, setting: str) -> dict[str, Any]:
+        """A distance by which a sink counts like any other token, in place of one by which it is nearly all of the loss."""
+        relative = {"l2": "relative", "mse": "relative_mse"}.get(self.representations or "")
+        return {f"{setting}.representations": relative} if relative and self.representation_weight else {}
+
 
 def take_gradient(
     gradients: GradientSum,
@@ -109,6 +160,17 @@ def take_gradient(
         total += value.item()
     gradients.take(weight)
     return total
+
+
+def language_model_loss(model: PreTrainedModel) -> Callable[[Batch], torch.Tensor]:
+    """The LM loss of a microbatch on its labelled tokens."""
+    from holdfast.engine.losses import next_token_loss
+
+    def loss(part: Batch) -> torch.Tensor:
+        logits = model(input_ids=part.input_ids, use_cache=False).logits
+        return next_token_loss(logits, part.labels, part.label_count)
+
+    return loss
 
 
 def check_settings(plugin: object, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:

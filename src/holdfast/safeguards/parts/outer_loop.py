@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import Optimizer, OptimizerName
-from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.adversary import Adversary, draw
 from holdfast.safeguards.parts.objective import RetainLoss, check_settings
 from holdfast.safeguards.parts.outer_terms import TamperResistance, step_weights, tamper_resistance_loss
@@ -37,6 +37,7 @@ FORGET_AND_HELDOUT = ("forget", "forget_heldout")
 class OuterLoop(Safeguard):
     """Base of the safeguards with an inner and an outer loop; a subclass gives the loop itself, `steps`."""
 
+    rate_setting: ClassVar[str] = "outer_learning_rate"
     adversary_roles: ClassVar[tuple[str, ...]] = ("forget",)
     """the defender's rows that the adversaries train on"""
     x_tr_roles: ClassVar[tuple[str, ...]] = ("forget_heldout",)
@@ -132,6 +133,39 @@ class OuterLoop(Safeguard):
 
         rate, decay = self.outer_learning_rate, self.outer_weight_decay
         return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay)
+
+    def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
+        from holdfast.engine.run import Run as Fresh
+        from holdfast.engine.sharded import Snapshot
+
+        adversary, rows = self.draw(run.generator), self.adversary_data(data)
+        batch, drawn = next(self.x_tr(data, run)), run.generator.get_state()
+        alone = replace(self, tamper_resistance_weight=1.0, adversaries_per_step=1)
+
+        def resist(gradients: GradientSum) -> float:
+            theta, loss, same = Snapshot(model), 0.0, Fresh(run.seed, lambda: run.base)
+            same.generator.set_state(drawn)
+            for weight in self.attacked(adversary, model, rows, same):
+                loss = alone.take_tamper_resistance(gradients, weight, model, batch)
+            theta.restore()
+            return loss
+
+        resistance = Term(
+            name="tamper-resistance loss",
+            setting="tamper_resistance_weight",
+            weight=self.tamper_resistance_weight,
+            keeps=False,
+            take=resist,
+        )
+        benign = next(data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1))
+        base = run.base if self.retain.compares else None
+        return (
+            resistance,
+            *self.retain.terms("retain", model, base, benign, self.micro_batch, scale=self.retain_weight),
+        )
+
+    def against_sinks(self) -> Mapping[str, Any]:
+        return self.retain.against_sinks("retain")
 
     def attacked(self, adversary: Attack, model: PreTrainedModel, data: Data, run: Run) -> Iterator[float]:
         """Run the inner loop; yield w_k, with the model at theta_k, wherever the tamper-resistance gradient is to be taken."""
