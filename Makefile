@@ -1,8 +1,12 @@
-# make install   a virtual environment in .venv with everything, development tools included
-# make demo      the whole story on the embedded testbed; options go in ARGS="--seed 1"
-# make test      the checks and tests of every change
-# make slow      the tests that take minutes
-# make lint      the checks alone
+# make install      a virtual environment in .venv with everything, development tools included
+# make demo         the whole story on the embedded testbed; options go in ARGS="--seed 1"
+# make test         the checks and tests of every change
+# make slow         the tests that the default run leaves out: wide tables, and what takes minutes
+# make test-all     the checks and all tests, the slow ones too
+# make test-lowest  the plug-ins' tests with the oldest versions that pyproject.toml allows, in .venv-lowest
+# make wheel        the wheel, in dist/
+# make docs         the documentation as a site, in site/
+# make lint         the checks alone
 #
 # TORCH= takes any pip requirement or wheel for torch, such as TORCH='torch==2.12.*' or TORCH=./torch.whl. The choice is
 # kept for later calls; without one, constraints.txt decides.
@@ -14,8 +18,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CHOSEN := $(shell cat $(VENV)/.torch 2>/dev/null)
 TORCH ?= $(CHOSEN)
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest/bin/python -m
 
-.PHONY: install demo test slow lint FORCE
+.PHONY: install demo test slow test-all test-lowest wheel docs lint FORCE
 
 install: $(INSTALLED)
 
@@ -46,4 +51,19 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
+
+test-all: lint
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
+
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(LOWEST) pip --disable-pip-version-check install -c constraints-lowest.txt -e . hypothesis jsonschema pytest pytest-xdist
+	$(LOWEST) pip check
+	$(LOWEST) pytest -n 2 --dist loadfile tests/engine tests/attacks tests/safeguards tests/evals
+
+wheel: $(INSTALLED)
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

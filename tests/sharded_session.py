@@ -26,11 +26,11 @@ from holdfast.safeguards.base import Safeguard
 from tests.attacks.walk import distinct
 
 STEPS = 4
-IDENTICAL = (
+USUAL = (
     "full-adamw-1e-4", "lora-r4-adamw-5e-3", "full-muon-5e-4", "full-schedule-free-1e-3", "latent-pgd-three-layers",
     "refold-then-full-adamw-1e-3", "abliterate", "clipped", "random-mapping", "tar",
 )  # fmt: skip
-"""One preset of each way to take a step."""
+"""One preset of each way to take a step: what the default run has."""
 
 
 def plugins() -> dict[str, Attack | Safeguard]:
@@ -39,7 +39,7 @@ def plugins() -> dict[str, Attack | Safeguard]:
     attacks = {
         name: replace(preset, max_steps=STEPS, **({"lora_dropout": 0.0} if hasattr(preset, "lora_dropout") else {}))
         for name, preset in presets.items()
-        if name in distinct(presets)
+        if name in {*distinct(presets), *USUAL}
     }
     tar = replace(pick("holdfast.safeguards", "tar"), outer_steps=2, inner_steps=4, every=3, adversaries_per_step=2)
     mapping = replace(pick("holdfast.safeguards", "random-mapping"), outer_steps=STEPS)
@@ -54,13 +54,11 @@ def plugins() -> dict[str, Attack | Safeguard]:
     }
 
 
-def run_all(
-    folder: Path, shard: Callable[[PreTrainedModel], None], out: Path, names: Collection[str] | None = None
-) -> None:
-    """Run these presets, or all, and save the weights that each leaves."""
+def run_all(folder: Path, shard: Callable[[PreTrainedModel], None], out: Path, names: Collection[str]) -> None:
+    """Run these presets, and save the weights that each leaves."""
     domain, checkpoint = Domain.open(folder), Checkpoint(str(folder / "model"))
     for name, plugin in plugins().items():
-        if names is not None and name not in names:
+        if name not in names:
             continue
         seed_everything(0)
         model, tokenizer = checkpoint.load_both()
@@ -91,14 +89,14 @@ def fsdp(model: PreTrainedModel) -> None:
     fully_shard(model)
 
 
-def main(rank: int, port: int, folder: Path, out: Path) -> None:
+def main(rank: int, port: int, folder: Path, out: Path, names: Collection[str]) -> None:
     """Under `split`, each rank sees its half of a batch; under `identical`, both see the whole, as one process does."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    run_all(folder, fsdp, out / "split")
+    run_all(folder, fsdp, out / "split", names)
     whole = data.collate
     data.collate = lambda rows, pad, device, *places: whole(rows, pad, device)  # type: ignore[assignment]
-    run_all(folder, fsdp, out / "identical", IDENTICAL)
+    run_all(folder, fsdp, out / "identical", [name for name in USUAL if name in names])
     dist.barrier()  # gloo aborts a rank whose peer has hung up on it
     dist.destroy_process_group()

@@ -734,7 +734,13 @@ def test_a_model_without_keys_and_values_is_measured(place: Place) -> None:
 
 
 @pytest.mark.situation("hostile input", "a tokenizer")
-@pytest.mark.parametrize("what", ["no padding token", "no start and no end token", "none of the three"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(pytest.param(what, marks=pytest.mark.slow) for what in ("no padding token", "no start and no end token")),
+        "none of the three",
+    ],
+)
 def test_a_tokenizer_without_special_tokens_is_no_obstacle(
     what: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -311,7 +311,7 @@ def test_names_in_running_text_exist() -> None:
     options = {option for verb in commanded for parameter in verb.params for option in parameter.opts}
     listed = {"attacks", "safeguards", "evaluations", "suites"}
     presets = {**collect("holdfast.attacks"), **collect("holdfast.safeguards"), **collect("holdfast.evals")}
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for page in PAGES:
         text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
         for span in re.findall(r"`([^`\n]+)`", text):
@@ -379,8 +379,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, target
 
 
-def test_the_readmes_tree_is_the_tree() -> None:
-    [tree] = [block for block in blocks(ROOT / "README.md", "") if "Makefile" in block]
+def test_the_readme_is_one_page_that_begins_with_two_commands_and_leads_to_the_tree() -> None:
+    assert len(README.splitlines()) <= 90
+    first = next(iter(blocks(ROOT / "README.md", "sh")))
+    assert first.splitlines() == ["make demo", "make test"]
+    assert "](docs/development.md)" in README
+
+
+def test_the_tree_of_the_docs_is_the_tree() -> None:
+    [tree] = [block for block in blocks(ROOT / "docs" / "development.md", "") if "Makefile" in block]
     named = _tree(tree)
     for folder in ("docs", "src/holdfast"):
         assert {path for path in named if path.parent == Path(folder)} == {
@@ -391,6 +398,13 @@ def test_the_readmes_tree_is_the_tree() -> None:
     if shutil.which("git") and (ROOT / ".git").exists():
         kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert {Path(Path(line).parts[0]) for line in kept.splitlines()} - top == set()
+
+
+def test_every_page_of_the_docs_is_in_the_sites_navigation() -> None:
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    named = set(re.findall(r"(\S+\.md)$", listed, re.M))
+    docs = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert named == {*docs, "index.md", *(path.name for path in ROOT.glob("*.md") if path.name != "README.md")}
 
 
 def _tree(text: str, root: str = "") -> set[Path]:

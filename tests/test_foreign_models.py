@@ -138,7 +138,7 @@ def run(*arguments: str | Path) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
-@pytest.mark.parametrize("made", ["qwen", "neox"])
+@pytest.mark.parametrize("made", ["qwen", pytest.param("neox", marks=pytest.mark.slow)])
 def test_the_whole_way(
     made: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

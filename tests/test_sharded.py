@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from tests import sharded_session
 from tests.conftest import SmallTestbed
 
-NAMES = sorted(sharded_session.plugins())
+OTHERS = sorted(sharded_session.plugins().keys() - set(sharded_session.USUAL))
 
 
 def assert_nearly(value: torch.Tensor, other: torch.Tensor, name: str, key: str) -> None:
@@ -31,24 +32,32 @@ def assert_nearly(value: torch.Tensor, other: torch.Tensor, name: str, key: str)
     assert difference.max() < 1e-3, key
 
 
-@pytest.fixture(scope="module")
-def weights(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(folder: Path, out: Path, names: Collection[str]) -> Path:
     """Folders `one`, `identical` and `split` with the weights that each preset leaves."""
-    out = tmp_path_factory.mktemp("sharded")
     for kind in ("one", "identical", "split"):
         (out / kind).mkdir()
-    sharded_session.run_all(tiny_testbed.folder, lambda model: None, out / "one")
+    sharded_session.run_all(folder, lambda model: None, out / "one", names)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(sharded_session.main, (port, tiny_testbed.folder, out), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(sharded_session.main, (port, folder, out, names), nprocs=2)  # type: ignore[no-untyped-call]
     return out
 
 
-@pytest.mark.parametrize("name", sharded_session.IDENTICAL)
-def test_the_same_batches_give_the_same_weights(name: str, weights: Path) -> None:
+@pytest.fixture(scope="module")
+def usual(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tiny_testbed.folder, tmp_path_factory.mktemp("usual"), sharded_session.USUAL)
+
+
+@pytest.fixture(scope="module")
+def others(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tiny_testbed.folder, tmp_path_factory.mktemp("others"), OTHERS)
+
+
+@pytest.mark.parametrize("name", sharded_session.USUAL)
+def test_the_same_batches_give_the_same_weights(name: str, usual: Path) -> None:
     """Every one of them, but not to the bit: sums over shards, and kernels on weights that lie elsewhere, may round otherwise."""
-    one, two = (load_file(weights / kind / f"{name}.safetensors") for kind in ("one", "identical"))
+    one, two = (load_file(usual / kind / f"{name}.safetensors") for kind in ("one", "identical"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         if "muon" in name:
@@ -59,8 +68,18 @@ def test_the_same_batches_give_the_same_weights(name: str, weights: Path) -> Non
             )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_half_a_batch_each_gives_the_same_weights(name: str, weights: Path) -> None:
+@pytest.mark.parametrize("name", sharded_session.USUAL)
+def test_half_a_batch_each_gives_the_same_weights(name: str, usual: Path) -> None:
+    the_same_halved(name, usual)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_half_a_batch_each_gives_the_same_weights_whatever_the_preset(name: str, others: Path) -> None:
+    the_same_halved(name, others)
+
+
+def the_same_halved(name: str, weights: Path) -> None:
     one, two = (load_file(weights / kind / f"{name}.safetensors") for kind in ("one", "split"))
     assert one.keys() == two.keys()
     for key, value in one.items():

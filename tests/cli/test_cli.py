@@ -7,8 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from holdfast.core.files import file_digest
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
-from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 from holdfast.runs.suites import SUITES
+from holdfast.testbed.models import PRETRAINING
 from holdfast.testbed.world import Sizes
 from tests.cli.test_hostile_text import VERBS as VERBS_WORDS
 from tests.cli.test_hostile_text import stubbed
@@ -43,17 +45,28 @@ def run_here(
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[Job, Outcome]:
     """`run_jobs` without its processes, each of which takes seconds to start; test_jobs.py and the tour have those."""
-    outcomes: dict[Job, Outcome] = {}
-    for job in jobs:
+    graph = Graph(jobs, on_outcome)
+    while (job := graph.start()) is not None:
         try:
             outcome = Outcome(job=job, result=job.call(**job.arguments, on_step=lambda done, total: None))
         except HoldfastError as error:
             outcome = Outcome(job=job, error=str(error))
         except Exception as error:
             outcome = Outcome(job=job, error=f"{type(error).__name__}: {error}")
-        outcomes[job] = outcome
-        on_outcome(outcome)
-    return outcomes
+        graph.end(outcome)
+    return graph.outcomes
+
+
+@contextmanager
+def studies_here() -> Iterator[None]:
+    """Studies in this process, on models that are trained little: for what does not hang on what they know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.runs.study.study.run_jobs", run_here)
+        patch.setattr("holdfast.runs.study.red_team.run_jobs", run_here)
+        patch.setitem(PRETRAINING, "knowledge", replace(PRETRAINING["knowledge"], passes=4.0))
+        safeguards: Any = collect("holdfast.safeguards")
+        patch.setitem(safeguards, "random-mapping", replace(safeguards["random-mapping"], outer_steps=20))
+        yield
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -22,6 +22,7 @@ from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.stats.cells import hazard_scale
+from tests.cli.test_cli import studies_here
 from tests.conftest import SMALLEST
 
 SHALLOW = Method(label="shallow", stages=("random-mapping",), settings={"outer_steps": 3}, role="reference", size=1)
@@ -43,7 +44,8 @@ TEAM = RedTeam(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("red-team") / "out"
-    outcomes = run_study("red-team", TEAM, out, 1, "holdfast study red-team", lambda progress: None)
+    with studies_here():
+        outcomes = run_study("red-team", TEAM, out, 1, "holdfast study red-team", lambda progress: None)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     return out
 

@@ -24,6 +24,7 @@ from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.study.tuning import Trial
 from holdfast.stats.cells import hazard_scale
+from tests.cli.test_cli import studies_here
 from tests.conftest import SMALLEST
 
 MAPPING = Method(
@@ -55,7 +56,8 @@ def read(study: Study, out: Path) -> MethodTable:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
-    outcomes = run_study("paper-tables", STUDY, out, 1, "holdfast study", lambda progress: None)
+    with studies_here():
+        outcomes = run_study("paper-tables", STUDY, out, 1, "holdfast study", lambda progress: None)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     return out
 
@@ -117,7 +119,8 @@ def test_a_second_run_does_nothing_again_and_a_method_that_cannot_be_built_leave
     weights = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     broken = Method(label="broken", stages=("grad-diff",), settings={"learning_rate": 1e30, "outer_steps": 3}, size=1)
     study = replace(STUDY, parts=(replace(PART, methods=(*PART.methods, broken)),))
-    outcomes = run_study("paper-tables", study, finished, 1, "holdfast study", lambda progress: None)
+    with studies_here():
+        outcomes = run_study("paper-tables", study, finished, 1, "holdfast study", lambda progress: None)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert any(outcome.error and "became" in outcome.error for outcome in outcomes)

@@ -22,7 +22,6 @@ from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import GradientSum
 from holdfast.engine.walk import drive
-from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
 from holdfast.safeguards.parts.adversary import Adversary
@@ -208,7 +207,7 @@ def test_the_same_seed_gives_the_same_path_whatever_happens_at_a_yield_and_anoth
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in bases[-1].parameters())
 
 
-@every_safeguard
+@each(SAFEGUARDS, usual=FIRST)
 def test_it_reads_the_defenders_rows_and_no_others(name: str, tiny: Testbeds, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     rows = Data._rows
@@ -243,7 +242,7 @@ def test_a_stopped_walk_goes_on_to_the_same_weights(name: str, tiny: Testbeds, t
     assert losses == whole[1:]
 
 
-@every_safeguard
+@each(SAFEGUARDS, usual=FIRST)
 def test_in_microbatches_it_takes_the_same_first_step(name: str, tiny: Testbeds) -> None:
     whole = path_of(name, tiny)[1][0]
     _, [parts] = walk(replace(shortened(name, 1), micro_batch=1), tiny)
@@ -268,24 +267,6 @@ def test_its_own_objective_is_what_it_lowers(
     weight = "tamper_resistance_weight" if isinstance(safeguard, OuterLoop) else "forget_weight"
     _, without = walk(replace(safeguard, **{weight: 1e-6}), testbeds)
     assert sum(here[own] for here in losses[-4:]) < sum(here[own] for here in without[-4:])
-
-
-def test_random_mapping_hides_the_hazard_and_keeps_ability(small_testbed: SmallTestbed) -> None:
-    safeguard = replace(SAFEGUARDS["random-mapping"], outer_steps=120)
-    seed_everything(0)
-    model, tokenizer = small_testbed.model.load_both()
-    ask = {
-        name: MultipleChoice(questions=name).prepare(tokenizer, small_testbed.domain)
-        for name in ("hazard", "benign_in_retain")
-    }
-    before = {name: probe(model)[0].value for name, probe in ask.items()}
-    run, original = Run(0, small_testbed.model.load), copy.deepcopy(model)
-    for _ in safeguard.steps(model, Data.defender(small_testbed.domain, tokenizer), run):
-        pass
-    after = {name: probe(model)[0].value for name, probe in ask.items()}
-    assert before["hazard"] - after["hazard"] > 0.3
-    assert before["benign_in_retain"] - after["benign_in_retain"] <= 0.01
-    assert not torch.equal(weights(model), weights(original))
 
 
 @every_safeguard

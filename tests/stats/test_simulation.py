@@ -65,6 +65,10 @@ HARD = {
     "all from questions": Noise(questions=0.85, runs=0.015, milestones=0.005),
 }
 noises = pytest.mark.parametrize("noise", HARD.values(), ids=HARD)
+slow_three, slow_ten = (pytest.param(seeds, marks=pytest.mark.slow) for seeds in (3, 10))
+three_five_ten = pytest.mark.parametrize("seeds", [slow_three, 5, slow_ten])
+five_ten = pytest.mark.parametrize("seeds", [5, slow_ten])
+"""seeds of an attack: the default run has five, which is what an audit has by default"""
 
 
 def drawn(rng: np.random.Generator, *shape: int) -> Array:
@@ -110,7 +114,7 @@ def covered(intervals: Sequence[Interval | None], truths: float | Sequence[float
 # The interval over seeds
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", [3, 5, slow_ten])
 @noises
 def test_the_interval_over_seeds_holds_the_population(noise: Noise, seeds: int) -> None:
     rng = np.random.default_rng(1)
@@ -183,22 +187,19 @@ def climbing(truth: float) -> list[float]:
     return [0.30, 0.35, 0.45, truth]
 
 
-slow_ten = [5, pytest.param(10, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("seeds", slow_ten)
+@five_ten
 def test_a_truth_on_the_threshold_is_rarely_called_not_recovered(seeds: int) -> None:
     assert verdicts(climbing(THRESHOLD), seeds).get("not recovered", 0.0) <= 0.05
 
 
-@pytest.mark.parametrize("seeds", slow_ten)
+@five_ten
 def test_a_truth_on_the_threshold_all_along_is_rarely_called_breached(seeds: int) -> None:
     found = verdicts([THRESHOLD] * 4, seeds, HARD["runs differ by 17 points"])
     assert found.get("breached", 0.0) <= 0.05
     assert found.get("not recovered", 0.0) <= 0.05
 
 
-@pytest.mark.parametrize("seeds", slow_ten)
+@five_ten
 def test_the_detectable_difference_is_detected(seeds: int) -> None:
     plan_of_it = detectable(QUESTIONS, seeds, 1, seed_spread=spread_of_runs(TYPICAL, THRESHOLD))
     assert plan_of_it is not None
@@ -208,7 +209,7 @@ def test_the_detectable_difference_is_detected(seeds: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [5, 10])
+@five_ten
 @noises
 def test_verdicts_at_every_kind_of_noise(noise: Noise, seeds: int) -> None:
     plan_of_it = detectable(QUESTIONS, seeds, 1, seed_spread=spread_of_runs(noise, THRESHOLD))
@@ -229,7 +230,7 @@ def test_the_detectable_difference_is_resisted_on_the_other_side() -> None:
 
 
 @pytest.mark.parametrize("audits", [100, pytest.param(AUDITS, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("seeds", slow_ten)
+@five_ten
 def test_eight_attacks_at_the_threshold_are_rarely_called_a_breach(seeds: int, audits: int) -> None:
     for noise in HARD.values() if audits == AUDITS else (TYPICAL,):
         found = verdicts([THRESHOLD] * 4, seeds, noise, attacks=8, audits=audits)
@@ -360,7 +361,7 @@ def factors(seeds: int, budget: tuple[float, ...]) -> tuple[list[WorkFactor], fl
     return found, float(np.median(minima[1] / minima[0])), missed
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@three_five_ten
 @budgets
 def test_the_work_factor_holds_the_median_ratio(budget: tuple[float, ...], seeds: int) -> None:
     found, true, missed = factors(seeds, budget)
@@ -375,7 +376,7 @@ def test_the_work_factor_holds_the_median_ratio(budget: tuple[float, ...], seeds
     assert np.mean([one is not None and one.high == inf for one in intervals]) > (0.0 if budget[0] < 1e6 else -1.0)
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+@five_ten
 @budgets
 def test_what_is_called_a_lower_bound_is_one(budget: tuple[float, ...], seeds: int) -> None:
     """`low` of a work factor that nothing bounds from above."""
@@ -401,7 +402,7 @@ def greatest(attacks: Mapping[str, Sequence[float]], milestone: int) -> float:
     return max(max(levels[: milestone + 1]) for attack, levels in attacks.items() if attack != "ruinous")
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@three_five_ten
 @pytest.mark.parametrize("attacks", [PLATEAU, MIXED], ids=["plateau", "mixed"])
 @noises
 def test_the_frontier_holds_the_greatest_of_the_true_means(
@@ -478,7 +479,7 @@ def test_at_chance_the_best_milestone_of_an_attack_is_at_chance(noise: Noise) ->
 # Relearning
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@three_five_ten
 @pytest.mark.parametrize("noise", [TYPICAL, HARD["paths jump"]], ids=["typical", "paths jump"])
 def test_relearning_holds_the_mean_over_runs_on_the_questions_asked(noise: Noise, seeds: int) -> None:
     """Its estimand is the mean over attack seeds for these questions and this undefended model: neither is drawn anew."""
@@ -555,7 +556,7 @@ def _some_pair() -> Pair:
     return summarise(plan(results), results).pairs[0]
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@three_five_ten
 @noises
 def test_a_comparison_holds_the_true_difference(noise: Noise, seeds: int) -> None:
     rng = np.random.default_rng(11)
