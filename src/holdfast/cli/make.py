@@ -73,21 +73,21 @@ def testbed(
     seed: SeedOption = 0,
     benign: Annotated[
         Optional[int],
-        typer.Option("--benign", min=8, help="Entities of each benign kind of an invented world, 32 by default."),
+        typer.Option(
+            "--benign", min=8, help="Number of entities of each benign kind in an invented world; 32 by default."
+        ),
     ] = None,
     kind: Annotated[
         Literal["knowledge", "refusal", "real", "real-refusal"],
-        typer.Option(
-            "--kind",
-            help="An invented world's knowledge, or refusals in it; or both with real facts and a real model.",
-        ),
+        typer.Option("--kind", help="Knowledge or refusals, in an invented world or with real facts and a real model."),
     ] = "knowledge",
     model: Annotated[
-        Optional[str], typer.Option("--model", help="With a real kind: the model to ask, in place of a packaged one.")
+        Optional[str],
+        typer.Option("--model", help="With a real kind: the model to ask, in place of the packaged model."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a testbed: a domain, and models that know its hazard or, in an invented world, never met it."""
+    """Write a testbed: a domain, a model that knows the hazard and, in an invented world, a model that never met it."""
     console = make_console()
     from holdfast.cli import documents
     from holdfast.cli.display import show_jobs
@@ -139,7 +139,7 @@ def safeguard(
     domain: DomainOption,
     out: OutOption,
     base: Annotated[
-        Optional[str], typer.Option("--base", help="The original model, where MODEL has safeguards already.")
+        Optional[str], typer.Option("--base", help="The original model, if MODEL already has safeguards.")
     ] = None,
     seed: SeedOption = 0,
     settings: SetOption = None,
@@ -152,7 +152,7 @@ def safeguard(
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train safeguards into a model, stage by stage. A run that was stopped goes on when it is started again."""
+    """Train safeguards into a model, stage by stage. The same command continues a run that was stopped."""
     console = make_console()
     load_plugins(*plugins or ())
     start_torch(threads, device, dtype)

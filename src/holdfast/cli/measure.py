@@ -61,12 +61,12 @@ def study(
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     workers: WorkersOption = 2,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long the study would take.")] = False,
     status: StatusOption = None,
     plugins: PluginsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare safeguards, or families of attack, on the testbed, in one table. Stop and restart at will."""
+    """Compare safeguards or families of attack on the testbed in one table. The same command continues a stopped run."""
     console = make_console()
     load_plugins(*plugins or ())
     from holdfast.cli import documents
@@ -110,9 +110,7 @@ def attack(
     out: OutOption,
     base: Annotated[
         Optional[str],
-        typer.Option(
-            "--base", help="The model before any safeguard, for attacks that need it; default: what the card names."
-        ),
+        typer.Option("--base", help="The model before any safeguard, for attacks that need it; default: the card's."),
     ] = None,
     seed: SeedOption = 0,
     milestones: MilestonesOption = None,
@@ -126,7 +124,7 @@ def attack(
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one attack on one model and measure it along the way."""
+    """Run one attack on one model and measure the model along the way."""
     console = make_console()
     load_plugins(*plugins or ())
     from holdfast.campaign.cells import parse_milestones
@@ -171,7 +169,7 @@ def evaluate_(
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model as it is: hazard, abilities, held-out loss, degeneracy, how well it still learns."""
+    """Measure a model without an attack: hazard, abilities, held-out loss, degeneracy, how well the model learns."""
     console = make_console()
     load_plugins(*plugins or ())
     from rich.table import Table
@@ -250,7 +248,9 @@ def audit(
     ] = 5,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Only say what the audit could tell, how long it would take, what it would cost."),
+        typer.Option(
+            "--plan", help="Only say what the audit could detect, how long it would take and what it would cost."
+        ),
     ] = False,
     status: StatusOption = None,
     without_base: Annotated[
@@ -283,7 +283,7 @@ def audit(
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Attack a safeguarded model and its controls with every attack of a suite, and report. Stop and restart at will."""
+    """Attack a safeguarded model and its controls with a suite, and report. The same command continues a stopped run."""
     console = make_console()
     load_plugins(*plugins or ())
     from holdfast.campaign.cells import parse_milestones
@@ -376,7 +376,8 @@ def search(
         Optional[str], typer.Option("--reference", help="A shallow safeguard for the confirmation to compare with.")
     ] = None,
     never_exposed: Annotated[
-        Optional[str], typer.Option("--never-exposed", help="A control that never learned the hazard, likewise.")
+        Optional[str],
+        typer.Option("--never-exposed", help="A control that never learned the hazard, for the confirmation."),
     ] = None,
     workers: WorkersOption = 2,
     status: StatusOption = None,
@@ -388,7 +389,7 @@ def search(
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search for the attack that recovers most while ability is kept, and confirm it. Stop and restart at will."""
+    """Search for the attack that recovers most while ability is kept, and confirm it. Continues a stopped run."""
     console = make_console()
     load_plugins(*plugins or ())
     from rich.table import Table

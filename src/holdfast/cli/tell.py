@@ -28,7 +28,7 @@ def report(
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the report anew from records: one HTML file, and the same as Markdown and JSON."""
+    """Make the report again from records: one HTML file, and the same as Markdown and JSON."""
     console = make_console()
     from holdfast.cli import documents
     from holdfast.report.page import build_report
@@ -74,7 +74,7 @@ def compare(
 def card(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that audit wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="Markdown file; a README.md is given the section in its place.")],
+    out: Annotated[Path, typer.Option("--out", help="Markdown file; of a README.md only the section is replaced.")],
     as_json: JsonOption = False,
 ) -> None:
     """Write the section for a Hugging Face model card from the public form: Markdown and `model-index`."""
@@ -98,7 +98,7 @@ def records(
     out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl or .parquet.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write all records of an audit as one table, a row a measured value: JSON lines or Parquet."""
+    """Write all records of an audit as one table with a row for each value: JSON lines or Parquet."""
     console = make_console()
     from holdfast.cli import documents
     from holdfast.core.export import write_records
@@ -126,7 +126,7 @@ def list_(
     plugins: PluginsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what there is: attacks, safeguards, evaluations, suites, or one preset with its fields."""
+    """List attacks, safeguards, evaluations or suites, or show one preset with its fields."""
     console = make_console()
     load_plugins(*plugins or ())
     if as_json:
