@@ -194,6 +194,17 @@ def mlp_writers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> 
     return [_written(layer, _mlp_parts(model, layer)) for layer in decoder_layers(model, chosen)]
 
 
+def mlp_maps(model: PreTrainedModel) -> list[LinearMap]:
+    """The linear maps of each layer's MLP and its experts, first layer to last, without routers.
+
+    Raises:
+        HoldfastError: as `mlp_writers`.
+    """
+    parts = [part for layer in decoder_layers(model) for part in _mlp_parts(model, layer)]
+    maps = {id(linear.weight): linear for part in parts for linear in part.maps if not _routes(linear)}
+    return list(maps.values())
+
+
 def hidden_units(model: PreTrainedModel) -> list[HiddenUnits]:
     """The hidden units of every MLP, and of all experts, first layer to last.
 

@@ -87,6 +87,12 @@ BEYOND_KNOWLEDGE = (
         label="rmu-lat", stages=("rmu-lat",), space={**_SHALLOW, "forget_weight": (0.002, 0.01, 0.02, 0.1)}, size=35
     ),
     Method(
+        label="rep-select",
+        stages=("rep-select",),
+        space={"learning_rate": (0.015, 0.03, 0.06), "outer_steps": (12, 24), "components": (4, 8, 16, 32)},
+        size=8,
+    ),
+    Method(
         label="undo",
         stages=("random-mapping", "undo"),
         space={"shrink": (0.4, 0.5, 0.6, 0.7), "noise": (0.1, 0.3, 1.0)},
