@@ -223,7 +223,11 @@ def test_the_tour(
     content = json.loads(lost.read_text(encoding="utf-8").splitlines()[0])
     lost.unlink()
     monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
-    told = json.loads(run(capsys, *audited, "--json"))
+    stated = tmp_path / "stated.toml"
+    stated.write_text('use = "a chat assistant"\n', encoding="utf-8")
+    told = json.loads(run(capsys, *audited, "--release", stated, "--json"))
+    assert (audit / "release.toml").read_text() == stated.read_text()
+    assert "a chat assistant" in (audit / "report.html").read_text()
     assert [verdict["model"] for verdict in told["verdicts"]] == ["tar"]
     assert told["failed"] == []
     assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}

@@ -94,10 +94,6 @@ def a_run_left_out(folder: Path) -> None:
     a_cell(folder).unlink()
 
 
-def a_run_of_elsewhere(folder: Path) -> None:
-    shutil.copy(a_cell(folder), folder / "cells" / ("f" * 16 + ".jsonl"))
-
-
 def another_plan(folder: Path) -> None:
     edit(folder / "campaign.json", r'"suite": "standard"', '"suite": "thorough"')
 
@@ -127,7 +123,6 @@ def a_number_in_the_markdown(folder: Path) -> None:
         (another_attack, {"identities", "seal"}),
         (another_seed_in_the_identity, {"identities", "seal"}),
         (a_run_left_out, {"seal"}),
-        (a_run_of_elsewhere, {"plan"}),
         (another_plan, {"seal"}),
         (other_weights_in_the_plan, {"plan", "seal"}),
     ],
@@ -158,6 +153,14 @@ def test_whatever_was_changed_on_the_page_is_found(
 ) -> None:
     tamper(folder)
     assert set(wrong(verify(folder, no_model))) == kinds
+
+
+def test_a_run_that_the_plan_does_not_name_is_said_to_count_nowhere(folder: Path) -> None:
+    (folder / "report.html").unlink()
+    shutil.copy(a_cell(folder), folder / "cells" / ("f" * 16 + ".jsonl"))
+    found = verify(folder, no_model)
+    assert wrong(found) == {}
+    assert "1 record file of runs that the plan does not name (ffffffffffffffff)" in " ".join(sentences(found))
 
 
 def test_a_measurement_changed_together_with_the_page_is_found_by_the_seal_alone(folder: Path) -> None:

@@ -49,6 +49,8 @@ class Verified:
     wrong: tuple[Disagreement, ...] = ()
     skipped: Why = ""
     """why it was not checked"""
+    strays: tuple[str, ...] = ()
+    """runs whose records are there and that the plan does not name, so that no figure counts them"""
     withheld: tuple[str, ...] = ()
     """models that the attacks alone would call "not recovered", where a check of the page withholds it"""
 
@@ -101,7 +103,7 @@ def _identities(folder: Path, results: Sequence[CellResult]) -> Verified:
 
 
 def _plan(folder: Path, plan: CampaignPlan, results: Sequence[CellResult]) -> Verified:
-    """The plan names the models that were measured, and every file of records."""
+    """The plan names the models that were measured; files of records that it does not name are runs of an earlier plan."""
     wrong = []
     for label in plan.models:
         stored = model_details(plan, label).get("digest")
@@ -109,8 +111,7 @@ def _plan(folder: Path, plan: CampaignPlan, results: Sequence[CellResult]) -> Ve
         if stored is not None and measured and measured != {stored}:
             wrong.append(Disagreement(where=f"{PLAN}, {label}", stored=stored, found=", ".join(sorted(measured))))
     strays = sorted({path.stem for path in (folder / "cells").glob("*.jsonl")} - set(plan.cells))
-    wrong += [Disagreement(where=f"cells/{name}.jsonl", stored="", found=name) for name in strays]
-    return Verified(kind="plan", checked=len(plan.models), wrong=tuple(wrong))
+    return Verified(kind="plan", checked=len(plan.models), wrong=tuple(wrong), strays=tuple(strays))
 
 
 def _seal(folder: Path) -> Verified:

@@ -16,9 +16,11 @@ def sentences(found: Sequence[Verified]) -> list[str]:
     texts = []
     for one in found:
         texts.append(_sentence(one))
-        texts += [f"  {_wrong(one, wrong)}" for wrong in one.wrong[:SHOWN]]
+        texts += [f"  {_wrong(wrong)}" for wrong in one.wrong[:SHOWN]]
         if len(one.wrong) > SHOWN:
             texts.append(f"  … and {len(one.wrong) - SHOWN} more.")
+        if one.strays:
+            texts.append(f"  {_strays(one.strays)}")
         if one.withheld:
             texts.append(
                 f'  The attacks alone would say "not recovered" of {listed(one.withheld)}; the page says undecided, because a '
@@ -44,7 +46,7 @@ def _sentence(one: Verified) -> str:
         case "identities":
             return f"{right} of {count(one.checked, 'record file')}: the name is the hash of what was run."
         case "plan" if not one.wrong:
-            return f"The plan names the weights that were measured, for {count(one.checked, 'model')}, and every record file."
+            return f"The plan names the weights that were measured, for {count(one.checked, 'model')}."
         case "plan":
             return "The plan and the records disagree:"
         case "seal":
@@ -78,8 +80,14 @@ def _skipped(one: Verified) -> str:
     return f"{one.name}: the model is not where the plan says; give its folder with --model to check the weights."
 
 
-def _wrong(one: Verified, wrong: Disagreement) -> str:
-    if one.kind == "plan" and not wrong.stored:
-        return f"{wrong.where}: no plan names this file."
+def _strays(names: Sequence[str]) -> str:
+    shown = listed([*names[:SHOWN], *(["others"] if len(names) > SHOWN else [])])
+    return (
+        f"{count(len(names), 'record file')} of runs that the plan does not name ({shown}), such as those of an earlier plan or "
+        "version: no figure counts them."
+    )
+
+
+def _wrong(wrong: Disagreement) -> str:
     stored, found = (repr(text) if text else "nothing" for text in (wrong.stored, wrong.found))
     return f"{wrong.where}: stored is {stored}, found is {found}."
