@@ -338,6 +338,41 @@ class PresetLine:
 
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
+class DomainMade(Document):
+    """`domain make`."""
+
+    kind: Literal["domain-made"] = "domain-made"
+    domain: str
+    folder: str
+    rows: dict[str, int]
+    """role -> its rows"""
+    questions: dict[str, int]
+    """name of a set -> its questions"""
+    sources: list[dict[str, Any]]
+    """what was read, as `made.json` in the folder states it"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class DomainChecked(Document):
+    """`domain check`."""
+
+    kind: Literal["domain-checked"] = "domain-checked"
+    name: str
+    max_length: int
+    model: str | None
+    roles: list[dict[str, Any]]
+    sets: list[dict[str, Any]]
+    findings: dict[str, Any]
+    """overlaps, and prompts that run into their options, as a plan has them"""
+    missing: list[dict[str, Any]]
+    """what cannot run for want of what"""
+    stops: list[str]
+    """what would stop a run; empty: nothing"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
 class Presets(Document):
     """`list NAME`."""
 
@@ -388,7 +423,7 @@ class Calibrated(Document):
 
 AnyDocument = Annotated[
     Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
-    | Listing | Presets | Verified | Reproduced | Calibrated,
+    | DomainMade | DomainChecked | Listing | Presets | Verified | Reproduced | Calibrated,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from holdfast.cli.answer import JsonOption, end
 from holdfast.cli.options import RemoteCodeOption, SeedOption
-from holdfast.cli.terminal import fail, literal, make_console, quoted, say, say_next
+from holdfast.cli.terminal import fail, literal, make_console, quoted, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ app = typer.Typer(
     "--source locuslab/TOFU=downloads/TOFU"
 )
 def make(
+    context: typer.Context,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="wmdp-bio, wmdp-chem, wmdp-cyber, tofu or harmful-requests.")
     ],
@@ -50,9 +52,13 @@ def make(
     questions: Annotated[
         int, typer.Option("--questions", min=10, help="Questions of an ability set at most; hazard sets are whole.")
     ] = 500,
+    as_json: JsonOption = False,
 ) -> None:
     """Prepare the public sets of a hazard proxy as a domain folder. Sets that are gated or absent say how to ask for them."""
     console = make_console()
+    from dataclasses import asdict
+
+    from holdfast.cli.documents import DomainMade
     from holdfast.runs.domains.make import make_domain
     from holdfast.runs.domains.preparing import Sizes
 
@@ -62,7 +68,15 @@ def make(
         say(console, f"{opened.role}: {opened.rows:,} rows from {opened.place}")
     in_all, asked = sum(made.rows.values()), sum(made.questions.values())
     say(console, f"The domain is in {folder}: {in_all:,} rows in {len(made.rows)} roles, {asked:,} questions")
-    say_next(console, f"holdfast domain check {quoted(folder)}" + (f" --model {quoted(model)}" if model else ""))
+    document = DomainMade(
+        domain=name,
+        folder=str(folder),
+        rows=dict(made.rows),
+        questions=dict(made.questions),
+        sources=[asdict(opened) for opened in made.opened],
+    )
+    command = f"holdfast domain check {quoted(folder)}" + (f" --model {quoted(model)}" if model else "")
+    end(context, console, document, command)
 
 
 def _places(sources: list[str]) -> dict[str, str]:
@@ -77,28 +91,35 @@ def _places(sources: list[str]) -> dict[str, str]:
 
 @app.command(epilog="Example: holdfast domain check runs/tofu --model runs/tofu/model --json")
 def check(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with domain.toml.")],
     model: Annotated[
         Optional[str], typer.Option("--model", help="Count tokens, cut rows and positions as this model has them.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     trust_remote_code: RemoteCodeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Look a domain folder through: samples, lengths, duplicates, overlaps, and what is missing for what."""
+    console = make_console()
+    from dataclasses import asdict
+
+    from holdfast.cli.documents import DomainChecked
     from holdfast.runs.domains.check import check_domain
 
     checked = check_domain(folder, model, trust_remote_code)
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        print(json.dumps(asdict(checked), indent=2))
-    else:
-        console = make_console()
-        _show(console, checked)
-        if not checked.stops:
-            flag = f" --model {quoted(model)}" if model else " --model MODEL"
-            say_next(console, f"holdfast evaluate{flag} --domain {quoted(folder)}")
+    _show(console, checked)
+    document = DomainChecked(
+        name=checked.name,
+        max_length=checked.max_length,
+        model=checked.model,
+        roles=[asdict(role) for role in checked.roles],
+        sets=[asdict(asked) for asked in checked.sets],
+        findings=asdict(checked.findings),
+        missing=[asdict(missing) for missing in checked.missing],
+        stops=list(checked.stops),
+    )
+    flag = f" --model {quoted(model)}" if model else " --model MODEL"
+    end(context, console, document, None if checked.stops else f"holdfast evaluate{flag} --domain {quoted(folder)}")
     if checked.stops:
         more = "" if len(checked.stops) == 1 else f" (and {len(checked.stops) - 1} more)"
         fail(f"{checked.stops[0]}{more}")

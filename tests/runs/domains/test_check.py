@@ -146,6 +146,7 @@ def test_rows_and_questions_that_a_model_cannot_read_are_stops(tiny_testbed: Sma
 def test_json_is_one_document_with_everything(tiny_testbed: SmallTestbed, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["domain", "check", str(tiny_testbed.domain.folder), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "domain-checked"
     assert document["stops"] == []
     assert {role["role"] for role in document["roles"]} == set(tiny_testbed.domain.sources)
     assert document["findings"]["compared"]

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from holdfast.cli.app import app
+from holdfast.cli.app import app, main
 from holdfast.core.domain import Domain
 from holdfast.core.overlaps import overlaps
 from holdfast.core.types import HoldfastError
@@ -79,7 +79,7 @@ def test_every_row_and_question_of_a_ready_domain_is_well_formed(name: str, made
         assert domain.questions(title).questions
     assert {"forget", "forget_heldout", "retain", "attack", "attack_all", "benign"} <= domain.sources.keys()
     readme = (domain.folder / "README.md").read_text()
-    assert all(f"| {role} |" in readme for role in DOMAINS[name].sources)
+    assert all(readme.count(f"| {role} |") == len(sources) for role, sources in DOMAINS[name].sources.items())
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -315,7 +315,9 @@ def test_a_malformed_source_is_one_sentence(content: str, says: str, tmp_path: P
         make_domain("wmdp-bio", tmp_path / "domain", {**given, "forget": str(tmp_path / "forget.jsonl")})
 
 
-def test_the_command_line_makes_a_domain_and_checks_it(tmp_path: Path, chat_model: str) -> None:
+def test_the_command_line_makes_a_domain_and_checks_it(
+    tmp_path: Path, chat_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = sets.tofu(tmp_path / "TOFU")
     domain = str(tmp_path / "domain")
     result = CliRunner().invoke(
@@ -324,6 +326,14 @@ def test_the_command_line_makes_a_domain_and_checks_it(tmp_path: Path, chat_mode
     assert result.exit_code == 0, result.output
     assert "forget: 400 rows from" in result.output
     assert f"holdfast domain check {domain} --model {chat_model}" in result.output
+    assert (
+        main(["domain", "make", "tofu", domain, "--model", chat_model, "--source", f"locuslab/TOFU={place}", "--json"])
+        == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "domain-made"
+    assert document["rows"]["attack_all"] == 400
+    assert document["next"].startswith("holdfast domain check")
 
 
 def test_every_part_gets_a_document_and_none_gets_two() -> None:

@@ -68,6 +68,7 @@ class Given:
 
     def __init__(self, sources: Mapping[str, Sequence[Source]], places: Mapping[str, str]) -> None:
         self._sources, self._places = sources, places
+        self._read: dict[str, list[Record]] = {}
         self.opened: list[Opened] = []
 
     def has(self, role: str) -> bool:
@@ -75,7 +76,7 @@ class Given:
         return role in self._sources
 
     def rows(self, role: str, most: int | None = None) -> list[Record]:
-        """The rows of a role.
+        """The rows of a role, read once.
 
         Args:
             role: of the domain's sources.
@@ -84,13 +85,14 @@ class Given:
         Raises:
             HoldfastError: a set is gated, absent or out of reach, a file is malformed, or there are no rows.
         """
-        found: list[Record] = []
-        for source in self._sources[role]:
-            rows = self._rows(role, source, most)
-            if not rows:
-                raise HoldfastError(f"the source {role} ({self._place(role, source)}) has no rows; give another")
-            found += rows
-        return found
+        if role not in self._read:
+            self._read[role] = []
+            for source in self._sources[role]:
+                rows = self._rows(role, source, most)
+                if not rows:
+                    raise HoldfastError(f"the source {role} ({self._place(role, source)}) has no rows; give another")
+                self._read[role] += rows
+        return self._read[role]
 
     def _place(self, role: str, source: Source) -> str:
         return self._places.get(role) or self._places.get(source.hub) or source.hub
