@@ -322,7 +322,7 @@ def test_the_next_command_carries_on_what_belongs_to_model_and_machine(
         suggested = next_command(run(capsys, *VERBS_WORDS["evaluate"][1](at, tmp_path / "out"), *given))
     assert suggested[0] == "attack"
     values = VERBS["attack"].make_context("attack", suggested[1:]).params
-    assert (values["plugins"], values["trust_remote_code"]) == ([plugin], True)
+    assert (list(values["plugins"]), values["trust_remote_code"]) == ([plugin], True)
     assert (values["device"], values["dtype"]) == ("cpu", "bfloat16")
     with stubbed("study", tmp_path / "out", "x"):
         suggested = next_command(run(capsys, "study", "claims", "--out", tmp_path / "out", "--plugins", plugin))

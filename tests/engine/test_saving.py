@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedModel
 
@@ -188,6 +190,10 @@ def quantised_llama(folder: Path) -> Checkpoint:
 def test_a_quantised_model_is_trained_and_saved_with_plain_weights(
     make: Callable[[Path], Checkpoint], tmp_path: Path
 ) -> None:
+    if make is quantised_llama and Version(transformers.__version__) < Version("5.17"):
+        pytest.skip(
+            "transformers loads FP8 models without experts from 5.17 on; before, holdfast refuses them in a sentence"
+        )
     checkpoint = make(tmp_path / "quantised")
     character_tokenizer(None).save_pretrained(checkpoint.path)
     checkpoint.check()
