@@ -235,16 +235,18 @@ import sqlite3, json
 rows = sqlite3.connect(file).execute("select step, metrics from metrics order by step").fetchall()
 print([(step, json.loads(metrics)["loss/mapping loss"]) for step, metrics in rows])
 """,
+    # The file is a log of records with a head of 7 bytes each: checksum, length, kind. A small file is one block.
     "wandb": """
+import struct
 from wandb.proto import wandb_internal_pb2 as pb
-from wandb.sdk.internal.datastore import DataStore
 rows = []
-for file in sorted((Path(sys.argv[2]) / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+for file in (Path(sys.argv[2]) / "wandb").glob("offline-run-*/*.wandb"):
+    content, at = file.read_bytes(), 7
+    while at + 7 <= len(content):
+        length, kind = struct.unpack_from("<HB", content, at + 4)
         record = pb.Record()
-        record.ParseFromString(data)
+        record.ParseFromString(content[at + 7 : at + 7 + length])
+        at += 7 + length
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             rows.append((int(items["_step"]), float(items["loss/mapping loss"])))
