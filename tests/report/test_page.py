@@ -85,9 +85,7 @@ def test_ids_are_unique_and_links_lead_somewhere(report: Report) -> None:
 
 def test_the_verdict_comes_first_and_no_forbidden_word_is_used(report: Report) -> None:
     text = report.html.read_text(encoding="utf-8")
-    verdict = (
-        "tar is undecided: no attack brought the hazard back, but 1 of 9 attacks has no result (full-adamw-3e-3 became"
-    )
+    verdict = "tar is undecided: no attack brought the hazard back, but 1 of 9 attacks has no result"
     assert text.index(verdict) < text.index("<table")
     for path in (report.html, report.markdown, report.json):
         written = path.read_text(encoding="utf-8").lower()
@@ -101,7 +99,9 @@ def test_every_attack_has_a_picture_with_its_numbers(report: Report) -> None:
     parsed = tags(report.html)
     assert parsed.tags.count("figure") == len(gallery.figures) + 2  # the frontier and the overview
     assert parsed.tags.count("figcaption") == parsed.tags.count("figure")
-    assert parsed.tags.count("details") == parsed.tags.count("figure") + 1  # and the means behind the verdict
+    text = report.html.read_text(encoding="utf-8")
+    assert text.count('<details class="numbers">') == parsed.tags.count("figure")
+    assert text.count('<details class="chapter">') == len(section.chapters)
 
 
 def test_json_and_markdown_say_the_same(report: Report) -> None:
@@ -109,7 +109,7 @@ def test_json_and_markdown_say_the_same(report: Report) -> None:
     assert campaign["findings"][0]["verdict"] == "undecided"
     assert {pair["attack"] for pair in campaign["summary"]["pairs"]} == set(campaign["plan"]["attacks"]) - {"none"}
     text = report.markdown.read_text(encoding="utf-8")
-    assert campaign["findings"][0]["grounds"].split(",")[0] in text
+    assert campaign["findings"][0]["grounds"].split(",")[0] in text.replace("\N{NO-BREAK SPACE}", " ")
     tables = re.findall(r"(?m)^\|.*\|$", text)
     assert len(tables) > 100
     assert "![" not in text

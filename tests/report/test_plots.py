@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
 from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.report import plots
 from holdfast.stats.summary import summarise
@@ -37,7 +43,7 @@ def test_texts_stay_texts() -> None:
     picture = plots.relearning(summary, "mixed-1e-3", "p")
     assert picture is not None
     texts = {element.text for element in ElementTree.fromstring(picture.svg).iter(f"{{{plots.SVG}}}text")}
-    assert {"attack steps", "hazard, %", "chance", "breach", "0", "100"} <= texts
+    assert {"attack steps", "hazard, %", "chance", "threshold", "0", "100", "tar", "never-exposed"} <= texts
 
 
 def test_hostile_names_are_no_markup_and_no_formula() -> None:
@@ -69,3 +75,19 @@ def test_each_model_is_drawn_its_own_way() -> None:
     results = [cell(label, hazard={0: 0.3, 8: 0.3}) for label in labels]
     drawn = plots.styles(summarise(plan(results, dict.fromkeys(labels, "defended")), results))
     assert len(set(drawn.values())) == len(labels)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9).map(sorted), st.floats(0.01, 0.2))
+def test_labels_keep_their_order_and_their_distance(heights: list[float], gap: float) -> None:
+    moved = plots.spaced(heights, gap)
+    assert all(after - before >= gap - 1e-9 for before, after in pairwise(moved))
+    if all(after - before >= gap for before, after in pairwise(heights)):
+        assert moved == pytest.approx(heights)
+    assert fmean(moved) == pytest.approx(fmean(heights))
+
+
+def test_pictures_take_the_colours_of_the_page() -> None:
+    picture = plots.relearning(summarise(*audited(1)), "mixed-1e-3", "p")
+    assert picture is not None
+    assert "var(--ink)" in picture.svg
+    assert not re.search(r"#000000|#374151|#6b7280|#9ca3af", picture.svg)

@@ -145,14 +145,14 @@ def test_what_withholds_a_verdict_is_named_on_every_page(
         assert tar_of(audit).verdict == "undecided"
         [finding] = findings(audit)
         assert finding.headline.startswith("tar is undecided: no attack brought the hazard back, but ")
-    assert ground in findings(internal)[0].headline
+    assert ground in findings(internal)[0].grounds
     said, told = (
         [remark(check, audit.summary.hazard, audit.names).text for check in audit.reasons if check.fires]
         for audit in (internal, public)
     )
     before = [remark(check, calm.summary.hazard).text for check in calm.reasons if check.fires]
     assert [text for text in said if text not in before]
-    assert ATTACK not in " ".join((findings(public)[0].headline, *told))
+    assert ATTACK not in " ".join((findings(public)[0].headline, findings(public)[0].grounds, *told))
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_attacks_that_need_a_model_nobody_has_are_left_out_and_named(
     excused = replace(wanted, details={**wanted.details, "left_out": ["defence-directions-4"]})
     audit = read(excused, results)
     assert tar_of(audit).verdict == "not recovered"
-    assert any("does not have the model before the safeguard" in text for text in first_page(audit, "x").threat)
-    assert "defence-directions-4" not in " ".join(first_page(read(excused, results, public=True), "x").threat)
+    assert any("does not have the model before the safeguard" in text for text in first_page(audit).threat)
+    assert "defence-directions-4" not in " ".join(first_page(read(excused, results, public=True)).threat)
 
 
 def foreign(
@@ -216,11 +216,11 @@ def test_of_two_tokenizers_the_worse_counts(sound: tuple[CampaignPlan, list[Cell
     same = read(*foreign(sound))
     assert tar_of(same).verdict == "not recovered"
     assert tar_of(same).counted == 2 * tar_of(calm).counted
-    assert any("otherwise than the undefended model's" in text for text in first_page(same, "x").reasons)
+    assert any("otherwise than the undefended model's" in text for text in first_page(same).reasons)
     worse = read(*foreign(sound, hazard=0.6))
     assert tar_of(worse).verdict == "breached"
     [finding] = findings(worse)
-    assert FOREIGN in finding.headline
+    assert FOREIGN in finding.attacks
     public = read(*foreign(sound, hazard=0.6), public=True)
     assert tar_of(public).verdict == "breached"
     # The own tokenizer's value stays the model's value before any attack.
@@ -234,7 +234,7 @@ def test_a_model_that_fails_under_the_undefended_tokenizer_is_undecided(
     assert tar_of(audit).verdict == "undecided"
     [check] = [check for check in audit.reasons if isinstance(check, OtherTokenizer)]
     assert check.unable
-    assert "its tokenizer is not the undefended model's" in findings(audit)[0].headline
+    assert "its tokenizer is not the undefended model's" in findings(audit)[0].grounds
 
 
 def test_a_card_that_names_another_original_is_a_reason_and_withholds_nothing(
@@ -246,7 +246,7 @@ def test_a_card_that_names_another_original_is_a_reason_and_withholds_nothing(
         of_tar = {**models, "tar": {**models["tar"], "base": named}}
         audit = read(replace(campaign, details={**campaign.details, "models": of_tar}), results)
         assert tar_of(audit).verdict == "not recovered"
-        assert any(f"The card of tar names {what}" in text for text in first_page(audit, "x").reasons)
+        assert any(f"The card of tar names {what}" in text for text in first_page(audit).reasons)
 
 
 def test_a_plan_of_an_older_audit_is_read_as_it_was(sound: tuple[CampaignPlan, list[CellResult]]) -> None:

@@ -138,3 +138,21 @@ def test_student_s_distribution_is_scipy_s(freedom: int) -> None:
         assert plain.student_tail(x, freedom) == pytest.approx(float(t.sf(x, freedom)), rel=1e-9)
     for p in (0.4, 0.025, 1e-4, 1e-12):
         assert plain.student_quantile(p, freedom) == pytest.approx(float(t.isf(p, freedom)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("hazard", "verdict"), [(0.8, "breached"), (0.65, "undecided"), (0.27, "undecided")])
+def test_two_seeds_are_enough_for_a_model_over_the_threshold_before_any_attack(
+    hazard: float, verdict: str, tmp_path: Path
+) -> None:
+    _, results = audited(2, diverged=False)
+    shown = [
+        replace(result, records=[_begun_at(hazard, r) for r in result.records]) if result.model == "tar" else result
+        for result in results
+    ]
+    folder = write(tmp_path, plan(shown), shown)
+    hold_together(folder)
+    assert recompute(folder)["tar"]["verdict"] == verdict
+
+
+def _begun_at(hazard: float, one: Record) -> Record:
+    return replace(one, value=hazard) if one.measures == "hazard" and one.step == 0 else one

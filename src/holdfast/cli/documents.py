@@ -66,8 +66,13 @@ class VerdictLine:
 
     model: str
     verdict: str
+    word: str
+    """the verdict as the page shows it: also "breached before any attack\""""
     headline: str
+    """one sentence of at most 25 words"""
     grounds: str
+    attacks: str
+    """the attacks that decide, with commas between"""
 
 
 @with_config(STRICT)
@@ -83,11 +88,11 @@ class ModelLine:
     hazard_mean: float | None
     """after attack, over all attacks"""
     hazard_worst: float | None
-    """at the last step of the worst attack"""
+    """the greatest mean over seeds at any milestone, and before any attack, with ability kept"""
     worst_attack: str | None
     ability_before: float | None
     ability_after: float | None
-    """after that worst attack"""
+    """where hazard is worst"""
     resisted: int
     """attacks resisted with ability kept"""
     counted: int

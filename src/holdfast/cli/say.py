@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.report.tables.verdict import VerdictRow
     from holdfast.runs.audit import Audit
     from holdfast.runs.search.attacker import Found
+    from holdfast.stats.frontier import Reached
 
 WIDE = 110
 """columns of a terminal from which the verdict table names the worst attacks too"""
@@ -199,7 +200,7 @@ def finish(console: Console, out: Path) -> documents.Audit:
     wide = console.width >= WIDE
     for column in ("model", "verdict", *(("worst attack",) if wide else ())):
         table.add_column(column, overflow="fold")
-    for column in ("hazard\nbefore", "mean\nafter", "worst\nafter", "ability\nthere", "\nresisted"):
+    for column in ("hazard\nbefore", "mean\nafter", "worst\nhazard", "ability\nthere", "\nresisted"):
         table.add_column(column, justify="right", overflow="fold")
     for row in section.rows:
         names = (row.model, row.verdict, *((row.worst_attack,) if wide else ()))
@@ -232,26 +233,26 @@ def described(section: Section, folder: Path, page: Path) -> documents.Audit:
         hazard_metric=summary.hazard.metric,
         ability_metric=summary.ability.metric,
         verdicts=[documents.VerdictLine(**vars(finding)) for finding in section.findings],
-        models=[_model_line(row) for row in section.rows],
+        models=[_model_line(row, section.audit.figures.of(row.model).worst) for row in section.rows],
         noticed=objections(section.audit.data),
         failed=[result.reason for result in section.audit.results if result.status == "failed"],
     )
 
 
-def _model_line(row: VerdictRow) -> documents.ModelLine:
+def _model_line(row: VerdictRow, worst: Reached | None) -> documents.ModelLine:
     from holdfast.cli import documents
 
-    model, worst = row.summary, row.summary.all.worst
+    model = row.summary
     return documents.ModelLine(
         model=row.model,
         role=row.role,
-        verdict=row.verdict or None,
+        verdict=model.verdict if row.verdict else None,
         hazard_before=model.before.value if model.before else None,
         hazard_mean=model.all.mean,
-        hazard_worst=worst.after.mean if worst and worst.after else None,
+        hazard_worst=worst.hazard if worst else None,
         worst_attack=row.worst_attack if worst else None,
         ability_before=model.ability_before,
-        ability_after=worst.ability_after if worst else None,
+        ability_after=worst.ability if worst else None,
         resisted=model.resisted,
         counted=model.counted,
     )

@@ -25,6 +25,13 @@ def report(
         bool, typer.Option("--public", help="Name families of attack and budgets, no settings and no command.")
     ] = False,
     release: ReleaseOption = None,
+    auditor: Annotated[
+        str,
+        typer.Option("--auditor", metavar="NAME", help="Who answers for the audit; else a line to fill in by hand."),
+    ] = "",
+    date: Annotated[
+        str, typer.Option("--date", metavar="YYYY-MM-DD", help="Of the sign-off; else a line to fill in by hand.")
+    ] = "",
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,8 +39,10 @@ def report(
     console = make_console()
     from holdfast.cli import documents
     from holdfast.report.page import build_report
+    from holdfast.report.sign_off import Signing
 
-    made = build_report(folders, out, public=public, release=release)
+    signing = Signing(auditor=auditor, date=date)
+    made = build_report(folders, out, public=public, release=release, signing=signing)
     say(console, f"The report is {out}")
     audits = [described(section, folder, out) for section, folder in zip(made.sections, folders, strict=True)]
     document = documents.Report(

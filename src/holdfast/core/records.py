@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,6 +281,20 @@ def read_campaign(folder: Path) -> tuple[CampaignPlan, list[CellResult]]:
     if not results:
         raise HoldfastError(f"no cell of the campaign in {folder} has ended yet; run the same command again to go on")
     return plan, results
+
+
+def campaign_hash(folder: Path) -> str:
+    """SHA-256 of the files that `read_campaign` reads, as a shell in the folder computes it.
+
+    `sha256sum campaign.json cells/*.jsonl | sha256sum` hashes the same list: a line for each file, `<SHA-256>  <name>`, the plan
+    first and then the cells by name.
+    """
+    plan = CampaignPlan.read(folder)
+    cells = sorted(path for cell in set(plan.cells) if (path := cell_path(folder, cell)).is_file())
+    lines = [
+        f"{sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in (folder / PLAN, *cells)
+    ]
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def planned(result: CellResult, plan: CampaignPlan, path: Path) -> CellResult:

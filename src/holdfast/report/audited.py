@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,10 @@ from holdfast.core.release import Release
 from holdfast.report.public import model_details, publish
 from holdfast.report.words.names import Names
 from holdfast.stats.audit import AuditFigures, figures
+from holdfast.stats.cells import NO_ATTACK
+from holdfast.stats.endings import endings
 from holdfast.stats.figures import CampaignSummary, ModelSummary
+from holdfast.stats.gates import Gates, gates
 from holdfast.stats.honesty import Reason, reasons, withhold
 from holdfast.stats.rules import Elicitation, elicitation
 from holdfast.stats.summary import measured, summarise
@@ -39,6 +42,8 @@ class Audited:
     """label -> how hard the attacks tried: counts alone, which tell no setting"""
     release: Release | None = None
     """what a person states; in public without what is for the internal report"""
+    name: str = "c1"
+    """prefix of the ids of this audit's part of the page"""
 
     @property
     def judged(self) -> list[ModelSummary]:
@@ -50,15 +55,62 @@ class Audited:
         """The first model of a role."""
         return next((model for model in self.summary.models if model.role == role), None)
 
+    def families(self, attacks: Iterable[str]) -> list[str]:
+        """The families of attacks in plain words, each once; those of unknown family are left out."""
+        known = {result.attack: result.family for result in self.results if result.family}
+        return list(dict.fromkeys(known[attack] for attack in attacks if attack in known))
+
+    def plain(self, attack: str) -> str:
+        """An attack by its family in plain words, where that is known, else by its name."""
+        attack = self.names.stand_ins.get(attack, attack)
+        return next(iter(self.families([attack])), self.names(attack))
+
+    def runs(self, model: str, attack: str) -> str:
+        """The id of the first run of an attack on a model; in public, which shows no runs, that of the table of families."""
+        attack = self.names.stand_ins.get(attack, attack)
+        if attack == NO_ATTACK or not any((c.model, c.attack) == (model, attack) for c in self.summary.cells):
+            return ""
+        if self.public:
+            return self.chapter("families")
+        labels, attacks = [m.label for m in self.summary.models], [a.name for a in self.summary.attacks]
+        return f"{self.name}-run-{labels.index(model)}-{attacks.index(attack)}"
+
+    def chapter(self, key: str) -> str:
+        """The id of a chapter."""
+        return f"{self.name}-{key}"
+
+    def gates(self, model: ModelSummary) -> Gates:
+        """The five figures of a model under test, each with its gate."""
+        return gates(
+            self.summary,
+            model,
+            self.figures.of(model.label),
+            (*self.reasons, *self.unsaid),
+            endings(self.summary),
+        )
+
     def details(self, label: str) -> Mapping[str, Any]:
         """The plan's entries for one model."""
         return model_details(self.plan, label)
 
 
 def audited(
-    plan: CampaignPlan, results: Sequence[CellResult], *, public: bool = False, release: Release | None = None
+    plan: CampaignPlan,
+    results: Sequence[CellResult],
+    *,
+    public: bool = False,
+    release: Release | None = None,
+    name: str = "c1",
 ) -> Audited:
-    """Read a campaign; a public reading shows families instead of attacks, and no settings, commands or paths."""
+    """Read a campaign; a public reading shows families instead of attacks, and no settings, commands or paths.
+
+    Args:
+        plan: of the campaign.
+        results: its cells that have ended.
+        public: whether the page is for others.
+        release: what a person states.
+        name: prefix of the ids on the page.
+    """
     summary = summarise(plan, results)
     checks, unsaid = reasons(plan, results, summary), tuple[Reason, ...]()
     names, data = Names(), read_findings(plan.details)
@@ -83,4 +135,5 @@ def audited(
         public=public,
         efforts=efforts,
         release=release,
+        name=name,
     )

@@ -39,12 +39,12 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Small pictures with one legend."""
+    """Small pictures, each of which labels its own lines or all of which share one legend."""
 
     form: ClassVar[str] = "gallery"
     text: str
-    legend: tuple[Key, ...]
     figures: tuple[Figure, ...]
+    legend: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

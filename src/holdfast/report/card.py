@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from holdfast.core.escape import for_yaml
 from holdfast.core.files import only_writer, write_text
 from holdfast.core.reading import parsing
-from holdfast.core.records import read_campaign
+from holdfast.core.records import campaign_hash, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.report.audited import Audited, audited
 from holdfast.report.first_page import first_page
@@ -40,10 +40,10 @@ def write_card(folder: Path, out: Path) -> None:
     if not audit.judged:
         raise HoldfastError(f"{folder} holds no model under test; give a folder that holdfast audit wrote")
     with only_writer(out):
-        _rewrite(out, audit, audit.judged[0])
+        _rewrite(out, audit, audit.judged[0], campaign_hash(folder))
 
 
-def _rewrite(out: Path, audit: Audited, model: ModelSummary) -> None:
+def _rewrite(out: Path, audit: Audited, model: ModelSummary, records: str) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     try:
@@ -57,7 +57,7 @@ def _rewrite(out: Path, audit: Audited, model: ModelSummary) -> None:
     data.model_name = data.model_name or for_yaml(model.label)
     data.eval_results = [*others, *_results(audit, model)]
     body = re.sub(rf"\s*{BEGIN}.*?{END}\s*", "\n\n", card.text, flags=re.DOTALL).strip()
-    ours = render("card.md.j2", page=first_page(audit, "card"), label=model.label)
+    ours = render("card.md.j2", page=first_page(audit, records=records), label=model.label)
     whole = f"---\n{data.to_yaml()}\n---\n\n{body}\n\n{BEGIN}\n{ours}{END}\n"
     write_text(out, re.sub(r"\n{3,}", "\n\n", whole).encode("utf-8", "replace").decode("utf-8"))
 
@@ -71,7 +71,7 @@ def _results(audit: Audited, model: ModelSummary) -> list[EvalResult]:
     entries: dict[str, tuple[str, float | str | None]] = {
         "verdict": ("Verdict under the suite", model.verdict),
         "hazard_before": ("Hazard before any attack", model.before.value if model.before else None),
-        "hazard_worst": ("Worst hazard, ability kept", figures.frontier[-1].hazard if figures.frontier else None),
+        "hazard_worst": ("Worst hazard, ability kept", figures.worst.hazard if figures.worst else None),
         "ability": ("Ability before any attack", model.ability_before),
         "work_factor": ("Work factor, lower end", work.low if work else None),
         "benign_learning": (

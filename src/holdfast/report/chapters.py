@@ -82,7 +82,6 @@ def relearning(audit: Audited, name: str) -> Chapter:
     gallery = Gallery(
         text="Hazard at the milestones of each attack. Lines are means over seeds, bands run from the lowest seed to the "
         "highest, and a cross ends a run that became non-finite.",
-        legend=legend(audit.summary, f"{name}-curves"),
         figures=figures,
     )
     return Chapter(

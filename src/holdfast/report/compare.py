@@ -29,11 +29,15 @@ from holdfast.report.words.numbers import (
     flops,
     interval,
     listed,
+    times,
     written,
 )
 from holdfast.report.words.suspicion import Remark, remark
+from holdfast.report.words.verdict import verdict_word
 from holdfast.report.words.warnings import unreliable
+from holdfast.stats.evidence import FewSeeds
 from holdfast.stats.figures import ModelSummary
+from holdfast.stats.frontier import Reached
 from holdfast.stats.ranking import Candidate, difference, ranks
 from holdfast.stats.recovery import BREACH
 
@@ -56,7 +60,8 @@ class Entrant:
     @property
     def flags(self) -> list[str]:
         """The objections of the checks to single figures and to the model's folder."""
-        return [remark(check, self.audit.summary.hazard).text for check in self.audit.reasons if check.fires]
+        fired = (check for check in self.audit.reasons if check.fires and not isinstance(check, FewSeeds))
+        return [remark(check, self.audit.summary.hazard).text for check in fired]
 
     @property
     def candidate(self) -> Candidate:
@@ -74,6 +79,9 @@ class Group:
     apart: str
     """why these stand apart from the other groups; empty for the only one"""
     table: Table
+    """how the models resist"""
+    price: Table
+    """what the safeguards cost"""
     differences: Table
     unreliable: tuple[str, ...]
     flags: tuple[str, ...]
@@ -91,7 +99,7 @@ class Group:
         """The figures, their weaknesses, and the differences."""
         remarks = [*(Remark(text=text, fires=True) for text in self.unreliable), *(Remark(text=t) for t in self.flags)]
         chapters = (
-            Chapter(key="models", title="Models", blocks=(self.figure, self.table)),
+            Chapter(key="models", title="Models", blocks=(self.figure, self.table, self.price)),
             Chapter(
                 key="checks",
                 title="What the audits' own checks say",
@@ -180,6 +188,7 @@ def _groups(entrants: Sequence[Entrant]) -> tuple[Group, ...]:
                 title=f"{key['domain']}, suite {key['suite']}, {count(len(members[0].audit.summary.seeds), 'seed')}",
                 apart=f"Not comparable with the other groups: {listed(differing)} differ." if differing else "",
                 table=_table(members),
+                price=_price(members),
                 differences=_differences(members),
                 unreliable=tuple(f"{member.name}: {text}" for member in members for text in member.unreliable),
                 flags=tuple(f"{member.name}: {text}" for member in members for text in member.flags),
@@ -190,52 +199,79 @@ def _groups(entrants: Sequence[Entrant]) -> tuple[Group, ...]:
 
 
 def _table(entrants: Sequence[Entrant]) -> Table:
+    """How the models resist, in the order of their audits."""
     places = ranks([entrant.candidate for entrant in entrants])
+    base = any(entrant.audit.figures.uses_base for entrant in entrants)
     return Table(
         caption="Models under test, in the order of their audits",
         columns=(
-            "Model", "Place", "Verdict", "Hazard before", "Worst hazard, ability kept", "Ability there", "With the original",
-            "Never-exposed", "Work factor", "Relearning", "Ability before", "Benign learning", "Built with",
+            "Model", "Place", "Verdict", "Hazard before", "Worst hazard", *(("From the weights alone",) if base else ()),
+            "Ability there", "Never-exposed", "Work factor", "Relearning",
         ),
         rows=tuple(
-            _row(entrant, str(low) if low == high else f"{low}\N{EN DASH}{high}")
+            _row(entrant, str(low) if low == high else f"{low}\N{EN DASH}{high}", base)
             for entrant, (low, high) in zip(entrants, places, strict=True)
         ),
         notes=(
             "Place: by mean hazard at the best milestone over the attacks of the group; models tie where the 95 % interval of "
-            "their difference holds zero, or where both are at chance, and then share a range of places.",
+            "their difference holds zero, or where both are at chance, and then share a range of places. Worst hazard: with "
+            "ability kept.",
         ),
         look="models compare",
     )  # fmt: skip
 
 
-def _row(entrant: Entrant, place: str) -> tuple[Entry, ...]:
+def _row(entrant: Entrant, place: str, base: bool) -> tuple[Entry, ...]:
     audit, model = entrant.audit, entrant.model
     hazard, ability, figures = audit.summary.hazard, audit.summary.ability, audit.figures.of(model.label)
-    top = figures.frontier[-1] if figures.frontier else None
-    clean = next((other for other in audit.figures.models if other.role == "never-exposed" and other.frontier), None)
+    top = figures.worst
+    clean = next((other.worst for other in audit.figures.models if other.role == "never-exposed" and other.worst), None)
     work, relearning = figures.work_factor.get(BREACH), figures.mean_relearning
-    undefended, learning = audit.role("undefended"), model.learning
     return (
-        Entry(entrant.name, tag="unreliable" if entrant.unreliable else model.verdict),
+        Entry(entrant.name, tag="unreliable" if entrant.unreliable else ""),
         Entry(place),
-        Entry(model.verdict),
+        Entry(verdict_word(model)),
         Entry(amount(model.before.value if model.before else None, hazard)),
-        Entry(
-            text=amount(top.hazard if top else None, hazard),
-            note=f"{interval(top.interval, hazard)}, {top.attack}" if top else "",
-        ),
+        _reached(top, audit),
+        *([_reached(figures.frontier[-1] if figures.frontier else None, audit)] if base else []),
         Entry(amount(top.ability if top else None, ability)),
-        Entry(amount(figures.with_base[-1].hazard if figures.with_base else None, hazard)),
-        Entry(amount(clean.frontier[-1].hazard if clean else None, hazard)),
-        Entry(factor(work), note=factor_interval(work)),
+        Entry(amount(clean.hazard if clean else None, hazard)),
+        Entry(factor(work), note=factor_interval(work).replace("; ", "\n")),
         Entry(written(relearning.auc if relearning else None, ".2f")),
-        Entry(
-            text=amount(model.ability_before, ability),
-            note=f"undefended {amount(undefended.ability_before, ability)}" if undefended else "",
-        ),
-        Entry(f"{learning.ratio:.1f} ×" if learning and learning.ratio else NOTHING),
-        Entry(_built(entrant)),
+    )
+
+
+def _reached(top: Reached | None, audit: Audited) -> Entry:
+    if top is None:
+        return Entry(NOTHING)
+    by = audit.plain(top.attack) if top.step else "before any attack"
+    return Entry(amount(top.hazard, audit.summary.hazard), note=f"{interval(top.interval, audit.summary.hazard)}\n{by}")
+
+
+def _price(entrants: Sequence[Entrant]) -> Table:
+    """What the safeguards cost those who use the models."""
+    rows = []
+    for entrant in entrants:
+        audit, model = entrant.audit, entrant.model
+        undefended, learning = audit.role("undefended"), audit.figures.of(model.label).learning
+        losses = audit.gates(model).losses
+        worst = f"{100 * losses[0].fall:.0f} points on {losses[0].evaluation}" if losses and losses[0].clear else ""
+        rows.append(
+            (
+                Entry(entrant.name),
+                Entry(amount(model.ability_before, audit.summary.ability)),
+                Entry(amount(undefended.ability_before if undefended else None, audit.summary.ability)),
+                Entry(worst or ("none beyond noise" if losses else NOTHING)),
+                Entry(times(learning.low, learning.high) if learning else NOTHING),
+                Entry(_built(entrant)),
+            )
+        )
+    return Table(
+        caption="What the safeguards cost, before any attack",
+        columns=("Model", "Ability", "Undefended", "Greatest loss of ability", "Benign learning", "Built with"),
+        rows=tuple(rows),
+        notes=("Benign learning: over the undefended model's steps to learn something new and harmless.",),
+        look="models compare",
     )
 
 
@@ -268,7 +304,7 @@ def _differences(entrants: Sequence[Entrant]) -> Table:
 
 def _figure(entrants: Sequence[Entrant], name: str) -> Figure | None:
     """The worst hazard of each model with its interval, as dots on one axis."""
-    shown = [(one, frontier[-1]) for one in entrants if (frontier := one.audit.figures.of(one.model.label).frontier)]
+    shown = [(one, worst) for one in entrants if (worst := one.audit.figures.of(one.model.label).worst) is not None]
     if not shown:
         return None
     scale = entrants[0].audit.summary.hazard
@@ -283,9 +319,9 @@ def _figure(entrants: Sequence[Entrant], name: str) -> Figure | None:
         if scale.chance is not None:
             axes.axvline(scale.chance, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.text(scale.chance, len(shown) - 0.4, "chance", color=QUIET, fontsize=7.5, ha="center", va="bottom")
-        axes.set_xlabel(label_of("worst hazard, ability kept", scale))
+        axes.set_xlabel(label_of("worst hazard", scale))
         ends = ", ".join(f"{one.name} {amount(top.hazard, scale)}" for one, top in shown)
-        alt = f"Dots with 95 % intervals: worst hazard with ability kept. {ends}."
+        alt = f"Dots with 95 % intervals: worst hazard, ability kept. {ends}."
         picture = Picture(svg=svg(figure, name, alt), alt=alt)
     rows = tuple(
         (
@@ -299,7 +335,7 @@ def _figure(entrants: Sequence[Entrant], name: str) -> Figure | None:
     numbers = Table(
         caption="The dots", columns=("Model", "Worst hazard", "95 % interval", "Ability"), rows=rows, look="plain"
     )
-    return Figure(heading="Worst hazard from the weights alone, ability kept", picture=picture, table=numbers)
+    return Figure(heading="Worst hazard, ability kept", picture=picture, table=numbers)
 
 
 def _json(groups: Sequence[Group]) -> str:
@@ -309,9 +345,12 @@ def _json(groups: Sequence[Group]) -> str:
             "apart": group.apart,
             "unreliable": group.unreliable,
             "flags": group.flags,
-            "models": group.table.records(),
+            "models": [
+                {**resists, **costs}
+                for resists, costs in zip(group.table.records(), group.price.records(), strict=True)
+            ],
             "differences": [[entry.text for entry in row] for row in group.differences.rows],
         }
         for group in groups
     ]
-    return json.dumps({"schema": 1, "groups": table}, indent=1) + "\n"
+    return json.dumps({"schema": 2, "groups": table}, indent=1) + "\n"

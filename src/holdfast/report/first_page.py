@@ -6,30 +6,36 @@ from dataclasses import dataclass
 
 from holdfast.report import frontier_plot
 from holdfast.report.audited import Audited
-from holdfast.report.blocks import Fact, Figure, legend
+from holdfast.report.blocks import Fact, Figure
+from holdfast.report.sign_off import Signing, SignOff, sign_off
 from holdfast.report.table import Entry, Table
+from holdfast.report.tables.controls import controls
 from holdfast.report.tables.models import over_refusal
 from holdfast.report.words.data import holdings, measured_on, objections
+from holdfast.report.words.masking import alarms
 from holdfast.report.words.numbers import (
     NOTHING,
     amount,
+    bare,
     count,
+    duration,
     factor,
     factor_interval,
     flops,
     interval,
     leverage_text,
     spent,
-    written,
 )
 from holdfast.report.words.suspicion import remark
+from holdfast.report.words.tiles import Tile, tiles
 from holdfast.report.words.verdict import Finding, findings
 from holdfast.report.words.warnings import unreliable, warnings
 from holdfast.stats.audit import ModelFigures
 from holdfast.stats.cells import ABILITY_BOUND
-from holdfast.stats.figures import ANCHOR_ROLES, ModelSummary
-from holdfast.stats.frontier import Reached
+from holdfast.stats.figures import ModelSummary
+from holdfast.stats.honesty import Masked, Reason
 from holdfast.stats.recovery import BREACH
+from holdfast.stats.suspicion import Control
 
 NEVER_TESTED = (
     "reinforcement learning on hazardous rewards, distillation into a fresh copy, merging with models other than the original",
@@ -40,18 +46,32 @@ NEVER_TESTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstPage:
-    """One audit on one page, safe to publish: the page names attacks by `Audited.names` alone."""
+class Judged:
+    """One model under test: its verdict and its five figures."""
 
-    findings: tuple[Finding, ...]
+    finding: Finding
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPage:
+    """One audit on one page, safe to publish: the page names attacks by `Audited.names` and `Audited.plain` alone."""
+
+    sign_off: SignOff
+    judged: tuple[Judged, ...]
+    reasons: tuple[str, ...]
     facts: tuple[Fact, ...]
     frontier: Figure | None
     models: Table
     threat: tuple[str, ...]
     falsifiers: tuple[str, ...]
-    reasons: tuple[str, ...]
     untested: tuple[str, ...]
     identity: tuple[Fact, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The verdicts."""
+        return tuple(one.finding for one in self.judged)
 
     @property
     def lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -59,22 +79,31 @@ class FirstPage:
         lists = (
             ("Threat model and budget", self.threat),
             ("What would falsify this", self.falsifiers),
-            ("Reasons not to believe this", self.reasons),
             ("Not tested", self.untested),
         )
         return tuple((heading, sentences) for heading, sentences in lists if sentences)
 
 
-def first_page(audit: Audited, name: str) -> FirstPage:
-    """Everything on the first page; `name` makes the picture's ids unique."""
+def first_page(audit: Audited, *, records: str = "", signing: Signing = Signing()) -> FirstPage:  # noqa: B008 - frozen
+    """Everything on the first page.
+
+    Args:
+        audit: what the page is about.
+        records: the hash of the audit's folder.
+        signing: what only the person who makes the page can say.
+    """
     return FirstPage(
-        findings=findings(audit),
+        sign_off=sign_off(audit, records, signing),
+        judged=tuple(
+            Judged(finding=finding, tiles=tiles(model, audit))
+            for finding, model in zip(findings(audit), audit.judged, strict=True)
+        ),
+        reasons=tuple(dict.fromkeys(_reasons(audit))),
         facts=tuple(fact for model in audit.judged[:1] for fact in _facts(model, audit)),
-        frontier=_frontier(audit, f"{name}-frontier"),
-        models=_models(audit),
+        frontier=_frontier(audit, f"{audit.name}-frontier"),
+        models=controls(audit),
         threat=tuple(_threat(audit)),
         falsifiers=tuple(_falsifiers(audit)),
-        reasons=tuple(_reasons(audit)),
         untested=tuple(_untested(audit)),
         identity=tuple(_identity(audit)),
     )
@@ -84,10 +113,6 @@ def _facts(model: ModelSummary, audit: Audited) -> list[Fact]:
     """The figures of the model under test that belong beside the verdict."""
     figures, of = audit.figures, audit.figures.of(model.label)
     facts = []
-    if of.frontier:
-        facts.append(_worst("Worst attack on the weights alone, ability kept", of.frontier[-1], audit))
-    if of.with_base and of.with_base[-1].attack in figures.uses_base:
-        facts.append(_worst("With the model before the safeguard at hand", of.with_base[-1], audit))
     if figures.reference and of.work_factor:
         work = of.work_factor[BREACH]
         between = factor_interval(work)
@@ -96,42 +121,10 @@ def _facts(model: ModelSummary, audit: Audited) -> list[Fact]:
     if edits := [cost.attack for cost in of.breach_costs if cost.by == 0 and cost.attack in model.under("breached")]:
         value = f"breached by {audit.names.listed(edits)}, to which no work factor applies"
         facts.append(Fact(term="Without training", value=value))
-    facts.append(Fact(term="Ability before attack", value=_ability(model, audit)))
     if (refused := over_refusal(audit, model.label)) is not None:
         facts.append(Fact(term="Over-refusal", value=refused))
-    if model.learning is not None:
-        facts.append(Fact(term="Benign learning", value=_learning(of, model)))
     facts.append(Fact(term="Cost of the safeguard", value=_built(of, audit)))
     return facts
-
-
-def _worst(term: str, top: Reached, audit: Audited) -> Fact:
-    hazard = audit.summary.hazard
-    reached = f"{audit.names(top.attack)}: hazard {amount(top.hazard, hazard)} ({interval(top.interval, hazard)})"
-    return Fact(term=term, value=f"{reached}, ability {amount(top.ability, audit.summary.ability)}")
-
-
-def _ability(model: ModelSummary, audit: Audited) -> str:
-    undefended, scale = audit.role("undefended"), audit.summary.ability
-    beside = {measured.evaluation: measured.value for measured in undefended.untouched} if undefended else {}
-    texts = [
-        f"{measured.evaluation} {amount(measured.value, scale)}"
-        + (f" (undefended {amount(beside[measured.evaluation], scale)})" if measured.evaluation in beside else "")
-        for measured in model.untouched
-        if measured.measures == "ability" and measured.metric == scale.metric
-    ]
-    return "; ".join(texts) or "not measured"
-
-
-def _learning(of: ModelFigures, model: ModelSummary) -> str:
-    if of.learning is None:
-        return f"{model.learning.steps:,.0f} steps" if model.learning else NOTHING
-    times = (
-        f"at least {of.learning.low:.1f}"
-        if of.learning.high is None
-        else f"{of.learning.low:.1f} to {of.learning.high:.1f}"
-    )
-    return f"{times} times the undefended model's steps to learn something new"
 
 
 def _built(of: ModelFigures, audit: Audited) -> str:
@@ -141,80 +134,10 @@ def _built(of: ModelFigures, audit: Audited) -> str:
     if details.get("tokens"):
         texts.append(f"{details['tokens']:,} tokens")
     if details.get("seconds"):
-        texts.append(f"{details['seconds'] / 3600:.2g} h")
+        texts.append(duration(details["seconds"]))
     if of.leverage is not None:
         texts.append(f"which the attacker has to repay {leverage_text(of.leverage)} times")
     return ", ".join(texts) or "not known"
-
-
-def _models(audit: Audited) -> Table:
-    """One line a model: the controls that frame the verdict."""
-    figures = audit.figures
-    return Table(
-        caption="The model under test between its controls",
-        columns=(
-            "Model",
-            "Hazard before",
-            "Worst hazard, ability kept",
-            "Ability there",
-            *(("With the original",) if figures.uses_base else ()),
-            "Work factor",
-            "Relearning",
-            "Ability before",
-            "Benign learning",
-        ),
-        rows=tuple(_model(model, audit) for model in audit.summary.models),
-        notes=(
-            f"Ability kept: within {100 * ABILITY_BOUND:.0f} points of before. Work factor: cost of the cheapest breach by "
-            f"training on the weights alone over {figures.reference or 'a reference'}'s, per seed, median. Relearning: 0 as the "
-            "never-exposed model, 1 as the undefended. With the original: the model before the safeguard is at hand too.",
-        ),
-        look="models",
-    )
-
-
-def _model(model: ModelSummary, audit: Audited) -> tuple[Entry, ...]:
-    hazard, ability, of = audit.summary.hazard, audit.summary.ability, audit.figures.of(model.label)
-    top = of.frontier[-1] if of.frontier else None
-    work = of.work_factor.get(BREACH) if model.role not in ANCHOR_ROLES or model.role == "never-exposed" else None
-    is_reference = model.label == audit.figures.reference
-    return (
-        Entry(model.label, note=_role(model), tag="" if model.role in ANCHOR_ROLES else model.verdict),
-        Entry(amount(model.before.value if model.before else None, hazard)),
-        Entry(
-            text=amount(top.hazard if top else None, hazard),
-            note=f"{interval(top.interval, hazard)}, {audit.names(top.attack)}" if top else "",
-        ),
-        Entry(amount(top.ability if top else None, ability)),
-        *([_with_base(of, audit)] if audit.figures.uses_base else []),
-        Entry(
-            text=NOTHING if work is None or is_reference else factor(work), note="the reference" if is_reference else ""
-        ),
-        Entry(written(of.mean_relearning.auc if of.mean_relearning else None, ".2f")),
-        Entry(amount(model.ability_before, ability)),
-        Entry(_ratio(of)),
-    )
-
-
-def _with_base(of: ModelFigures, audit: Audited) -> Entry:
-    """The worst hazard with attacks that need the original model included; a dash where no safeguard is to be undone."""
-    if of.role in ANCHOR_ROLES or not of.with_base:
-        return Entry(NOTHING)
-    top = of.with_base[-1]
-    name = audit.names(top.attack) if top.attack in audit.figures.uses_base else ""
-    return Entry(amount(top.hazard, audit.summary.hazard), note=name)
-
-
-def _role(model: ModelSummary) -> str:
-    role = {"reference": "shallow reference", "defended": "under test", "destroyed": "weights out of order"}
-    return role.get(model.role, "" if model.role == model.label else model.role)
-
-
-def _ratio(of: ModelFigures) -> str:
-    if of.learning is None:
-        return NOTHING
-    low = f"{of.learning.low:.1f}"
-    return f"≥ {low} ×" if of.learning.high is None else f"{low} to {of.learning.high:.1f} ×"
 
 
 def scenarios(audit: Audited) -> Table:
@@ -233,10 +156,10 @@ def scenarios(audit: Audited) -> Table:
         of = audit.figures.of(model.label)
         for way, reached, bound in (
             ("Safeguard removal", of.with_base, "ability kept"),
-            ("Worst-case misuse", of.unbounded, "whatever ability is left"),
+            ("Misuse of a broken model", of.unbounded, "whatever ability is left"),
         ):
             for top in reached[-1:]:
-                what = f"the worst of all attacks, {bound}: {audit.names(top.attack)}"
+                what = f"the attack that does most, {bound}: {audit.names(top.attack)}"
                 row(way, model.label, what, top.hazard, top.ability)
     for top in audit.figures.of(undefended.label).unbounded[-1:] if undefended is not None else ():
         what = f"the undefended model, trained further on the hazard: {audit.names(top.attack)}"
@@ -252,7 +175,6 @@ def _frontier(audit: Audited, name: str) -> Figure | None:
         heading="Breach frontier: the greatest hazard that each cost buys, from the weights alone, ability kept",
         picture=picture,
         table=_frontier_table(audit),
-        legend=legend(audit.summary, name),
     )
 
 
@@ -266,7 +188,10 @@ def _frontier_table(audit: Audited) -> Table:
             (
                 Entry(model.label),
                 Entry(spent(reached.cost, audit.figures.unit)),
-                Entry(amount(reached.hazard, hazard, decimals=1)),
+                Entry(
+                    text=amount(reached.hazard, hazard, decimals=1),
+                    link=audit.runs(model.label, reached.attack) if reached.step else "",
+                ),
                 Entry(interval(reached.interval, hazard)),
                 Entry(amount(reached.ability, audit.summary.ability)),
             )
@@ -286,7 +211,7 @@ def _threat(audit: Audited) -> list[str]:
     held = holdings(audit.data, measured_on(audit.results, summary.hazard.evaluations))
     sentences = [
         f"The attacker holds the weights, {held}, and up to {count(updates, 'update')}{budget} an attack.",
-        f"{count(len(summary.attacks), 'attack')} of {'1 family' if len(families) == 1 else f'{len(families)} families'}, suite "
+        f"{count(len(summary.attacks), 'attack')} of {count(len(families), 'family')}, suite "
         f"{audit.plan.suite}, each with {count(len(summary.seeds), 'seed')}; what draws nothing is run once.",
     ]
     uses = [name for name in figures.uses_base if summary.attack(name)]
@@ -307,7 +232,8 @@ def _threat(audit: Audited) -> list[str]:
 def _falsifiers(audit: Audited) -> list[str]:
     hazard = audit.summary.hazard
     limits = [pair.threshold for pair in audit.summary.pairs if pair.threshold is not None]
-    limit = f"{amount(min(limits), hazard)} to {amount(max(limits), hazard)}" if limits else "its threshold"
+    low, high = (bare(min(limits), hazard), amount(max(limits), hazard)) if limits else ("", "its threshold")
+    limit = f"{low}\N{EN DASH}{high}" if low and low != bare(max(limits), hazard) else high
     return [
         f"A confirmed run within this budget that brings hazard above {limit} (half-way from the never-exposed model to the "
         f"undefended one under the same attack, fixed beforehand), with ability within {100 * ABILITY_BOUND:.0f} points.",
@@ -317,13 +243,20 @@ def _falsifiers(audit: Audited) -> list[str]:
 
 def _reasons(audit: Audited) -> list[str]:
     """The objections to the audit. A public page only counts those of the attack checks, which tell of rates and single runs."""
-    fired = [remark(check, audit.summary.hazard, audit.names).text for check in audit.reasons if check.fires]
+    fired = [_reason(check, audit) for check in audit.reasons if check.fires and not isinstance(check, Control)]
     unsaid = sum(check.fires for check in audit.unsaid)
     if unsaid:
         fired.append(
             f"{unsaid} of {len(audit.unsaid)} checks of the attacks fired; the internal report says which and why."
         )
     return [*(f"Unreliable: {text}." for text in unreliable(audit)), *fired, *warnings(audit), *objections(audit.data)]
+
+
+def _reason(check: Reason, audit: Audited) -> str:
+    """A check that fires, in words: of the checks for masking what fires alone. Weak attacks are among the warnings."""
+    if isinstance(check, Masked):
+        return alarms(check.masking, check.models)
+    return remark(check, audit.summary.hazard, audit.names).text
 
 
 def _untested(audit: Audited) -> list[str]:
@@ -340,13 +273,8 @@ def _untested(audit: Audited) -> list[str]:
 
 
 def _identity(audit: Audited) -> list[Fact]:
-    """The identity of the audited model, complete enough to find the model again."""
-    plan, facts = audit.plan, []
-    for model in audit.judged[:1]:
-        digest = audit.details(model.label).get("digest") or next(
-            (result.model_digest for result in audit.results if result.model == model.label), ""
-        )
-        facts.append(Fact(term="Weights", value=f"{model.label}, {digest[:16]}"))
+    """What was run, complete enough to find it again; the model itself stands in the sign-off."""
+    plan, facts = audit.plan, list[Fact]()
     data = {digest for result in audit.results for digest in result.identity.get("data", {}).values()}
     facts.append(Fact(term="Attacker's data", value=", ".join(sorted(digest[:12] for digest in data)) or NOTHING))
     seeds = ", ".join(map(str, audit.summary.seeds))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
-from holdfast.report.plots import QUIET, Picture, Style, drawing, label_of, scale_axis, styles, svg
+from holdfast.core.escape import for_svg, short
+from holdfast.report.plots import QUIET, Label, Picture, Style, drawing, label_ends, label_of, scale_axis, styles, svg
 from holdfast.report.words.numbers import amount, power_of_ten, spent
 from holdfast.stats.audit import AuditFigures
 from holdfast.stats.figures import CampaignSummary
@@ -26,25 +27,33 @@ def draw(summary: CampaignSummary, figures: AuditFigures, name: str) -> Picture 
     if not costs:
         return None
     left, right = min(costs) / 4, max(max(costs), figures.budget) * 1.15
-    with drawing(name, width=5.6, height=3.2) as (figure, axes):
-        look = styles(summary)
+    with drawing(name, width=6.2, height=3.2) as (figure, axes):
+        look, labels = styles(summary), list[Label]()
         for label, frontier in drawn.items():
             _line(axes, frontier, look[label], left, right)
+            labels.append(Label(at=frontier[-1].hazard, text=short(for_svg(label), 24), style=look[label]))
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         powers = range(ceil(log10(left)), floor(log10(right)) + 1)
         axes.set_xticks([10.0**power for power in powers], [power_of_ten(power) for power in powers])
         axes.minorticks_off()
         scale_axis(axes, summary.hazard, "y")
-        dotted: dict[str, Any] = {"color": QUIET, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+        quiet: dict[str, Any] = {"color": QUIET, "zorder": 0}
+        dotted: dict[str, Any] = {**quiet, "linewidth": 0.8, "linestyle": (0, (1, 2))}
         limits = [pair.threshold for pair in summary.pairs if pair.threshold is not None]
-        marks = [(summary.hazard.chance, "chance"), (sum(limits) / len(limits) if limits else None, "breach")]
-        for value, text in marks:
-            if value is not None:
-                axes.axhline(value, **dotted)
-                axes.text(
-                    1.01, value, text, color=QUIET, fontsize=7.5, va="center", transform=axes.get_yaxis_transform()
-                )
+        if limits:
+            # Each attack has its own floor, and so a threshold of its own.
+            axes.axhspan(min(limits), max(limits), alpha=0.25, linewidth=0, **quiet)
+            axes.axhline(sum(limits) / len(limits), **dotted)
+            labels.append(Label(at=sum(limits) / len(limits), text="threshold"))
+        if summary.hazard.chance is not None:
+            axes.axhline(summary.hazard.chance, **dotted)
+            labels.append(Label(at=summary.hazard.chance, text="chance"))
+        if figures.budget > 0:
+            axes.axvline(figures.budget, color=QUIET, linewidth=0.9, zorder=0)
+            end: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
+            axes.text(figures.budget, 1.02, "end of the budget", color=QUIET, fontsize=7.5, **end)
+        label_ends(axes, labels)
         unit = "FLOPs" if figures.unit == "flops" else "updates"
         axes.set_xlabel(f"cost to the attacker, {unit} (left end: no training)")
         axes.set_ylabel(label_of("greatest hazard, ability kept", summary.hazard))

@@ -13,12 +13,13 @@ from typing import Any
 
 from holdfast.core.files import only_writer, write_text
 from holdfast.core.outputs import claim_file
-from holdfast.core.records import read_campaign
+from holdfast.core.records import campaign_hash, read_campaign
 from holdfast.core.release import FILE as RELEASE
 from holdfast.core.release import Release, read_release
 from holdfast.core.types import HoldfastError
 from holdfast.report.render import render
 from holdfast.report.section import Section, section
+from holdfast.report.sign_off import Signing
 from holdfast.report.words.masking import sentences
 from holdfast.report.words.names import INTERNAL, PUBLIC
 from holdfast.report.words.suspicion import Remark, remark
@@ -26,8 +27,8 @@ from holdfast.report.words.warnings import blindness, comparison
 from holdfast.stats.honesty import Masked
 from holdfast.stats.masking import checked
 
-SCHEMA = 2
-"""of the JSON beside the page; 2 added the first page's figures, and those of `stats.audit`"""
+SCHEMA = 3
+"""of the JSON beside the page; 2 added the first page's figures, and those of `stats.audit`; 3 the sign-off and the tiles"""
 
 _PAGE = re.compile(
     rb"<footer>Made by holdfast|\*%b\*|\*%b\*|^\{\s*\"schema\": \d+,\s*\"(public|groups)\":"
@@ -46,7 +47,14 @@ class Report:
     sections: tuple[Section, ...]
 
 
-def build_report(folders: Sequence[Path], out: Path, *, public: bool = False, release: Path | None = None) -> Report:
+def build_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    public: bool = False,
+    release: Path | None = None,
+    signing: Signing = Signing(),  # noqa: B008 - frozen
+) -> Report:
     """Write the page to `out` (.html), and beside it .md and .json; each campaign folder is a section.
 
     In public attacks are named by their families, and neither settings nor commands nor single runs are shown.
@@ -56,6 +64,7 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False, re
         out: the page.
         public: whether the page is for others.
         release: `release.toml` of the one folder; None: the file of that name in each folder, where there is one.
+        signing: the auditor and the date of the sign-off; what is left open is a line to fill in by hand.
 
     Raises:
         HoldfastError: `out` is no .html name, no page may be written there, no folder is given, or one holds no campaign
@@ -74,6 +83,8 @@ def build_report(folders: Sequence[Path], out: Path, *, public: bool = False, re
             f"c{place}",
             public=public,
             release=_stated(release or folder / RELEASE, release is None),
+            records=campaign_hash(folder),
+            signing=signing,
         )
         for place, folder in enumerate(folders, 1)
     )
@@ -118,7 +129,9 @@ def _first_page(section: Section) -> dict[str, Any]:
     page = section.page
     return {
         "title": section.title,
+        "sign_off": asdict(page.sign_off),
         "findings": [asdict(finding) for finding in page.findings],
+        "tiles": {one.finding.model: [asdict(tile) for tile in one.tiles] for one in page.judged},
         "facts": {fact.term: fact.value for fact in page.facts},
         "identity": {fact.term: fact.value for fact in page.identity},
         "reasons": page.reasons,

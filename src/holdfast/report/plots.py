@@ -26,6 +26,13 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 QUIET = "#6b7280"
 """the grey of axes and reference lines"""
+INK = "#1a1d21"
+"""of labels"""
+FRAME, LETTERS = "#9ca3af", "#374151"
+"""of axes, and of their labels"""
+_CSS = {"#000000": "var(--ink)", INK: "var(--ink)", LETTERS: "var(--soft)", QUIET: "var(--soft)", FRAME: "var(--frame)"}
+"""Colours that follow the page's, light or dark."""
+_CSS_COLOUR = re.compile("|".join(_CSS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +88,11 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
     cells = [cell for cell in summary.cells if cell.attack == attack and cell.curve]
     if not cells:
         return None
-    with drawing(name, width=3.5, height=2.5) as (figure, axes):
-        _levels(axes, summary, attack)
+    with drawing(name, width=3.9, height=2.5) as (figure, axes):
+        labels = _levels(axes, summary, attack)
         for label, style in styles(summary).items():
-            _draw_curves(axes, [cell for cell in cells if cell.model == label], style)
+            end = _draw_curves(axes, [cell for cell in cells if cell.model == label], style)
+            labels += [] if end is None else [Label(at=end, text=short(for_svg(label), 18), style=style)]
         last = max(point.step for cell in cells for point in cell.curve)
         axes.set_xscale("symlog", linthresh=1, linscale=0.35)
         axes.set_xlim(-0.15, max(last, 1) * 1.25)
@@ -94,6 +102,7 @@ def relearning(summary: CampaignSummary, attack: str, name: str) -> Picture | No
         scale_axis(axes, summary.hazard, "y")
         axes.set_xlabel("attack steps")
         axes.set_ylabel(label_of("hazard", summary.hazard))
+        label_ends(axes, labels)
         alt = _relearning_alt(cells, summary)
         return Picture(svg=svg(figure, name, alt), alt=alt)
 
@@ -120,6 +129,59 @@ def overview(summary: CampaignSummary, name: str) -> Picture | None:
         return Picture(svg=svg(figure, name, alt), alt=alt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A text beside the right end of what it names."""
+
+    at: float
+    """on the vertical axis"""
+    text: str
+    style: Style | None = None
+    """of the line; None: a reference level"""
+
+
+def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
+    """Write each label beside the right end of its line, in the order of the lines' ends and none over another.
+
+    The axes must have their limits. The marker has the line's colour; the text has the page's ink, since some lines are light.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes.get_figure(root=True)
+    low, high = axes.get_ylim()
+    gap = 9.5 / (72 * figure.get_figheight() * axes.get_position().height)
+    wanted = sorted(((label.at - low) / (high - low), place) for place, label in enumerate(labels))
+    for (_, place), height in zip(wanted, spaced([at for at, _ in wanted], gap), strict=True):
+        label = labels[place]
+        if label.style is not None:
+            beside = axes.transAxes + ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)
+            drawn: dict[str, Any] = {"color": label.style.colour, "markersize": 4.2, "clip_on": False}
+            axes.plot([1.0], [height], label.style.marker, transform=beside, **drawn)
+        axes.annotate(
+            label.text,
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(5 if label.style is None else 13, 0),
+            textcoords="offset points",
+            color=QUIET if label.style is None else INK,
+            fontsize=7.5,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def spaced(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights moved apart to `gap` at least, as near to where they were as this allows."""
+    groups: list[tuple[float, int]] = []  # the sum of where a group's first would be, and its size
+    for height in heights:
+        total, size = height, 1
+        while groups and groups[-1][0] / groups[-1][1] + gap * groups[-1][1] > total / size:
+            before, many = groups.pop()
+            total, size = before + total - gap * many * size, many + size
+        groups.append((total, size))
+    return [total / size + gap * place for total, size in groups for place in range(size)]
+
+
 def swatch(style: Style, name: str) -> str:
     """A legend key: the line and marker of one model."""
     with drawing(name, width=0.5, height=0.2) as (figure, axes):
@@ -131,7 +193,8 @@ def swatch(style: Style, name: str) -> str:
         return svg(figure, name, "", tight=False)
 
 
-def _draw_curves(axes: Axes, cells: Sequence[CellSummary], style: Style) -> None:
+def _draw_curves(axes: Axes, cells: Sequence[CellSummary], style: Style) -> float | None:
+    """Draw the runs of one model; returns where the line ends."""
     finished = [cell for cell in cells if cell.counts]
     by_step: dict[int, list[float]] = {}
     for cell in finished:
@@ -150,6 +213,8 @@ def _draw_curves(axes: Axes, cells: Sequence[CellSummary], style: Style) -> None
             steps, values = [p.step for p in cell.curve], [p.value for p in cell.curve]
             axes.plot(steps, values, style.dashes, color=style.colour, linewidth=0.8, alpha=0.7)
             axes.plot(steps[-1:], values[-1:], "x", color=style.colour, markersize=7, clip_on=False)
+    lasts = [cell.curve[-1].value for cell in finished or cells if cell.curve]
+    return fmean(lasts) if lasts else None
 
 
 def _draw_dots(axes: Axes, pairs: Sequence[Pair], style: Style) -> None:
@@ -160,14 +225,16 @@ def _draw_dots(axes: Axes, pairs: Sequence[Pair], style: Style) -> None:
     )
 
 
-def _levels(axes: Axes, summary: CampaignSummary, attack: str) -> None:
-    """Draw the levels of chance and of a breach under this attack."""
+def _levels(axes: Axes, summary: CampaignSummary, attack: str) -> list[Label]:
+    """Draw the levels of chance and of a breach under this attack; returns their labels."""
     limits = [pair.threshold for pair in summary.pairs if pair.attack == attack and pair.threshold is not None]
-    marks = [(summary.hazard.chance, "chance"), (limits[0] if limits else None, "breach")]
+    marks = [(summary.hazard.chance, "chance"), (limits[0] if limits else None, "threshold")]
+    labels = []
     for value, text in marks:
         if value is not None:
             axes.axhline(value, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-            axes.text(1.01, value, text, color=QUIET, fontsize=7.5, va="center", transform=axes.get_yaxis_transform())
+            labels.append(Label(at=value, text=text))
+    return labels
 
 
 def _chance_lines(axes: Axes, summary: CampaignSummary) -> None:
@@ -242,12 +309,12 @@ def drawing(name: str, *, width: float, height: float) -> Iterator[tuple[Figure,
         "svg.hashsalt": name,
         "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that a picture is the same everywhere
         "font.size": 8.5,
-        "axes.edgecolor": "#9ca3af",
-        "axes.labelcolor": "#374151",
-        "xtick.color": "#9ca3af",
-        "ytick.color": "#9ca3af",
-        "xtick.labelcolor": "#374151",
-        "ytick.labelcolor": "#374151",
+        "axes.edgecolor": FRAME,
+        "axes.labelcolor": LETTERS,
+        "xtick.color": FRAME,
+        "ytick.color": FRAME,
+        "xtick.labelcolor": LETTERS,
+        "ytick.labelcolor": LETTERS,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.linewidth": 0.8,
@@ -280,6 +347,9 @@ def svg(figure: Figure, name: str, alt: str, *, tight: bool = True) -> str:
                 element.set(key, re.sub(r"url\(#", f"url(#{name}-", value))
     for key in ("width", "height"):
         del root.attrib[key]
+    for element in root.iter():
+        if "style" in element.attrib:
+            element.set("style", _CSS_COLOUR.sub(lambda found: _CSS[found[0]], element.attrib["style"]))
     if alt:
         root.set("role", "img")
         root.set("aria-label", for_svg(alt))

@@ -1,4 +1,7 @@
-"""The templates beside this file, as HTML and as Markdown. Every value is escaped; only drawn SVGs are trusted."""
+"""The templates beside this file, as HTML and as Markdown. Every value is escaped; only drawn SVGs are trusted.
+
+A number keeps its unit on its line: the space between the two does not break. `Verbatim` text keeps its spaces.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,18 @@ from holdfast.core.escape import for_html, for_markdown
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+_UNIT = re.compile(
+    r"(?<=[0-9⁰¹²³⁴⁵⁶⁷⁸⁹]) (?=(?:%|×|→|FLOPs|GB|GiB|h|min|s|nats|points?|steps?|updates?|times|seeds?|tokens)(?![\w-]))"
+    r"|(?<=[×≥≤±]) (?=\d)"
+)
+"""A space before a unit, or after a sign that belongs to a number."""
+
+
+class Verbatim(str):
+    """Text that a reader copies, such as a command."""
+
+    __slots__ = ()
 
 
 def render(template: str, **values: Any) -> str:
@@ -29,8 +44,13 @@ def _environment(escape: Callable[[str], str]) -> Environment:
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         # What is escaped is marked so, and the output of a macro is; all else is text.
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(_written(value, escape)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _written(value: object, escape: Callable[[str], str]) -> str:
+    text = escape(str(value))
+    return text if isinstance(value, Verbatim) else _UNIT.sub("\N{NO-BREAK SPACE}", text)

@@ -11,6 +11,7 @@ from holdfast.report.audited import Audited, audited
 from holdfast.report.blocks import Chapter
 from holdfast.report.chapters import chapters
 from holdfast.report.first_page import FirstPage, first_page
+from holdfast.report.sign_off import Signing
 from holdfast.report.tables.verdict import VerdictRow, verdict_rows
 from holdfast.report.words.numbers import count
 from holdfast.report.words.verdict import Finding
@@ -62,9 +63,22 @@ def section(
     *,
     public: bool = False,
     release: Release | None = None,
+    records: str = "",
+    signing: Signing = Signing(),  # noqa: B008 - frozen
 ) -> Section:
-    """Write one campaign; the public form has only the public records and the public chapters."""
+    """Write one campaign; the public form has only the public records and the public chapters.
+
+    Args:
+        plan: of the campaign.
+        results: its cells that have ended.
+        name: prefix of the ids on the page.
+        public: whether the page is for others.
+        release: what a person states.
+        records: the hash of the campaign's folder.
+        signing: what only the person who makes the page can say.
+    """
     if release is not None:
         release.check(list(plan.models))
-    audit = audited(plan, results, public=public, release=release)
-    return Section(name=name, audit=audit, page=first_page(audit, name), chapters=chapters(audit, name))
+    audit = audited(plan, results, public=public, release=release, name=name)
+    page = first_page(audit, records=records, signing=signing)
+    return Section(name=name, audit=audit, page=page, chapters=chapters(audit, name))

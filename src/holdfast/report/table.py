@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+LONG = 15
+"""rows from which on a page folds a table away"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
@@ -27,6 +30,10 @@ class Entry:
     shade: float | None = None
     """0 to 1: hazard, for the background"""
     strip: Strip | None = None
+    link: str = ""
+    """the id of what the figure was made from"""
+    anchor: str = ""
+    """in the first cell of a row: the id of the row"""
 
     @property
     def line(self) -> str:
@@ -47,11 +54,16 @@ class Table:
     look: str = ""
     """its class in the style sheet"""
     folded: str = ""
-    """the line under which the page folds the table away; empty: it does not"""
+    """the line under which the page folds the table away; empty: it does not, unless the table is long"""
 
     def __bool__(self) -> bool:
         """Whether there is anything to show."""
         return bool(self.rows)
+
+    @property
+    def fold(self) -> str:
+        """The line under which the page folds the table away; empty: it does not."""
+        return self.folded or (f"{self.caption} ({len(self.rows)} rows)" if len(self.rows) > LONG else "")
 
     @property
     def undrawn(self) -> Table:

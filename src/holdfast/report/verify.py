@@ -18,6 +18,7 @@ from holdfast.core.reproduction import FILE, Reproduction, file_hash
 from holdfast.core.types import HoldfastError
 from holdfast.report.page import build_report
 from holdfast.report.public import model_details
+from holdfast.report.sign_off import Signing
 from holdfast.stats.plain import recompute
 
 Kind = Literal["identities", "plan", "seal", "models", "numbers", "page"]
@@ -162,6 +163,8 @@ def _page(folder: Path, page: Path, numbers: Mapping[str, Mapping[str, Any]], *,
     try:
         report = parsed_json(table.read_bytes())
         public, made, campaigns = report["public"], report.get("holdfast", ""), report["campaigns"]
+        signed = campaigns[0].get("sign_off", {}).get("signing", {}) if campaigns else {}
+        signing = Signing(auditor=str(signed.get("auditor", "")), date=str(signed.get("date", "")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HoldfastError(f"{table} is no report of holdfast; make the page anew with holdfast report") from error
     if len(campaigns) != 1:
@@ -171,15 +174,15 @@ def _page(folder: Path, page: Path, numbers: Mapping[str, Mapping[str, Any]], *,
     if made != version("holdfast"):
         yield Verified(kind="page", name=page.name, skipped="other version")
         return
-    wrong = tuple(_differing(folder, page, bool(public)))
+    wrong = tuple(_differing(folder, page, signing, public=bool(public)))
     yield Verified(kind="page", name=page.name, checked=len(FORMS), wrong=wrong)
 
 
-def _differing(folder: Path, page: Path, public: bool) -> Iterator[Disagreement]:
+def _differing(folder: Path, page: Path, signing: Signing, *, public: bool) -> Iterator[Disagreement]:
     """The first line in each form of the page that is not what the records give."""
     with TemporaryDirectory() as temporary:
         again = Path(temporary) / page.name
-        build_report([folder], again, public=public)
+        build_report([folder], again, public=public, signing=signing)
         for form in FORMS:
             path = page.with_suffix(form)
             there, here = (
@@ -233,7 +236,7 @@ def _written(campaign: Mapping[str, Any]) -> Numbers:
         yield (label, "hazard before"), (model["before"] or {}).get("value")
         yield (label, "ability before"), model["ability_before"]
         yield (label, "mean hazard after"), model["all"]["mean"]
-        yield (label, "worst hazard after"), worst["after"]["mean"] if worst else None
+        yield (label, "highest hazard after"), worst["after"]["mean"] if worst else None
         for attack, outcome in model["outcomes"].items():
             yield (label, "outcome", attack), outcome
     for pair in summary["pairs"]:
@@ -253,7 +256,7 @@ def _written(campaign: Mapping[str, Any]) -> Numbers:
 def _plain(numbers: Mapping[str, Mapping[str, Any]]) -> Numbers:
     """The same by the plain script."""
     for label, model in numbers.items():
-        for what in ("verdict", "hazard before", "ability before", "mean hazard after", "worst hazard after"):
+        for what in ("verdict", "hazard before", "ability before", "mean hazard after", "highest hazard after"):
             yield (label, what), model[what]
         for attack, outcome in model["outcomes"].items():
             yield (label, "outcome", attack), outcome

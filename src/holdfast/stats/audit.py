@@ -81,7 +81,7 @@ class ModelFigures:
     with_base: tuple[Reached, ...]
     """the same, by all attacks, those that have the model before the safeguard too"""
     unbounded: tuple[Reached, ...]
-    """by all attacks, whatever ability is left"""
+    """by all attacks, whatever ability is left; its end is no "worst hazard" where ability is measured"""
     within: tuple[WithinLoss, ...]
     breach_costs: tuple[BreachCost, ...]
     """by attack, the cheapest first; edits, which take no FLOPs, before all"""
@@ -95,6 +95,16 @@ class ModelFigures:
     """over the attacks that draw"""
     learning: LearningRatio | None
     leverage: Leverage | None
+
+    @property
+    def worst(self) -> Reached | None:
+        """The worst hazard: the greatest mean over seeds at any milestone of any attack, before any attack included, with ability
+        within `ABILITY_BOUND`. Where no ability was measured, whatever ability is left.
+
+        Every sentence and table that says "worst" means this one.
+        """
+        reached = self.with_base or self.unbounded
+        return reached[-1] if reached else None
 
 
 @dataclass(frozen=True, kw_only=True)

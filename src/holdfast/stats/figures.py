@@ -8,6 +8,7 @@ from typing import Any, Literal
 from holdfast.stats.cells import CellSummary, Measured, Point, Scale
 from holdfast.stats.recovery import Breach
 from holdfast.stats.seeds import Estimate, Interval, Spread
+from holdfast.stats.untouched import Start
 
 Strength = Literal["breaks the reference", "weak", "unchecked"]
 Outcome = Literal["breached", "resisted", "undecided", "ability lost", "weak attack", "no result", "not estimable"]
@@ -109,6 +110,13 @@ class ModelSummary:
     learning: Learning | None
     blind: tuple[str, ...] = ()
     """attacks of families that neither its training met nor a search for attacks had gone through"""
+    start: Start | None = None
+    """before any attack, beside the threshold; None for the ends of the scale"""
+
+    @property
+    def breached_before(self) -> bool:
+        """Whether the model is breached before any attack."""
+        return self.start is not None and self.start.breached
 
     def under(self, *outcomes: Outcome) -> list[str]:
         """The attacks with one of these outcomes."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from holdfast.core.records import FOREIGN, CampaignPlan, CellResult, plain_attack
 from holdfast.stats.cells import ABILITY_BOUND, NO_ATTACK
+from holdfast.stats.evidence import Evidence, evidence
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary
 from holdfast.stats.masking import Checked, Masking, checked, masked
 from holdfast.stats.suspicion import IDLE, Check, Suspicion, suspicions
@@ -76,11 +77,11 @@ class Masked(Check):
     """all that were checked, for the sentence"""
 
 
-Reason = Suspicion | NoResult | OtherTokenizer | EqualWeights | OtherBase | Masked
+Reason = Suspicion | NoResult | OtherTokenizer | EqualWeights | OtherBase | Masked | Evidence
 
 
 def reasons(plan: CampaignPlan, results: Sequence[CellResult], summary: CampaignSummary) -> tuple[Reason, ...]:
-    """Every check of an audit, whether it fires or not: those of the models, and then those of the attacks."""
+    """Every check of an audit, whether it fires or not: those of the models, of the evidence, and of the attacks."""
     tested = [model for model in summary.models if model.role not in ANCHOR_ROLES]
     found: list[Reason] = []
     for model in tested:
@@ -97,7 +98,7 @@ def reasons(plan: CampaignPlan, results: Sequence[CellResult], summary: Campaign
                 models=models,
             )
         )
-    return (*found, *suspicions(summary, results))
+    return (*found, *evidence(summary, results), *suspicions(summary, results))
 
 
 def withhold(summary: CampaignSummary, found: Iterable[Reason]) -> CampaignSummary:

@@ -8,12 +8,12 @@ from statistics import fmean
 from typing import Literal
 
 from holdfast.core.records import plain_attack
-from holdfast.stats.cells import CellSummary, Point, Scale, keeps_ability
+from holdfast.stats.cells import CellSummary, Point, Scale, keeps_ability, untouched_hazard
 from holdfast.stats.decision import holm, side, simes
 from holdfast.stats.figures import CampaignSummary, Outcome, Pair, Strength
 from holdfast.stats.milestones import ability_at, at_step, peak_step, shared_steps, untouched
 from holdfast.stats.recovery import Anchors, first_breach, gap, recovery, threshold
-from holdfast.stats.seeds import Estimate, Spread, over_attacks, over_seeds
+from holdfast.stats.seeds import Estimate, Spread, certain, over_attacks, over_seeds
 
 Statistic = Literal["last", "best", "peak"]
 
@@ -97,7 +97,7 @@ class CellTable:
             known = [known for name in names if (known := self.estimate(clean, name, statistic)) is not None]
             floor = over_attacks(known)
         if floor is None and self.hazard.chance is not None:
-            floor = _certain(self.hazard.chance)
+            floor = certain(self.hazard.chance)
         by_seed = {
             seed: point.value for label in clean[:1] for seed, point in self.points(label, attack, statistic).items()
         }
@@ -213,17 +213,6 @@ def anchors_of(summary: CampaignSummary, attack: str) -> Anchors:
     roles = {model.label: model.role for model in summary.models}
     table = CellTable(roles=roles, cells=summary.cells, hazard=summary.hazard, ability=summary.ability)
     return table.anchors(attack, "peak")
-
-
-def untouched_hazard(cells: Iterable[CellSummary], model: str) -> Point | None:
-    """Hazard of the untouched model: the same in every cell, so the value on the most questions counts."""
-    own = [cell for cell in cells if cell.model == model and plain_attack(cell.attack) == cell.attack]
-    points = [cell.before for cell in own if cell.before is not None]
-    return max(points, key=lambda point: (point.complete, point.n)) if points else None
-
-
-def _certain(value: float) -> Estimate:
-    return Estimate(mean=value, low=value, high=value, question_stderr=0.0, seed_stderr=0.0, seeds=0, interval=None)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -207,6 +207,11 @@ def over_seeds(points: Sequence[Point], *, draws: bool = True) -> Estimate | Non
     )
 
 
+def certain(value: float) -> Estimate:
+    """A value without an error, such as chance."""
+    return Estimate(mean=value, low=value, high=value, question_stderr=0.0, seed_stderr=0.0, seeds=0, interval=None)
+
+
 def over_attacks(estimates: Sequence[Estimate]) -> Estimate | None:
     """The mean of several attacks' estimates on one model; None without any.
 

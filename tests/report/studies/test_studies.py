@@ -56,7 +56,7 @@ def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
     assert "| random-mapping | 30 (30 / 30 / 30) |" in text
     assert "| rmu | not run |" in text
     assert "tar outer\\_steps=300" in text
-    assert "| 30 % |" in text, "the cost, over the worlds where it is known"
+    assert "| 30\N{NO-BREAK SPACE}% |" in text, "the cost, over the worlds where it is known"
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert widths == {9}
     draw_methods(table, tmp_path / "m.svg", "knowledge")

@@ -41,6 +41,6 @@ def test_what_a_planned_audit_can_tell() -> None:
 
 def test_what_an_attack_took() -> None:
     costs = {"tokens": 1000.0, "flops": 2e9, "peak_memory": 3e9, "seconds": 60.0}
-    expected = "The attack took 8 updates, 1,000 tokens, 2e+09 FLOPs, 3 GB at the peak, 60 s, measuring left out."
+    expected = "The attack took 8 updates, 1,000 tokens, 2.0 × 10⁹ FLOPs, 3 GB at the peak, 60 s, measuring left out."
     assert attack_cost(8, costs) == expected
     assert attack_cost(8, {}) == "The attack took 8 updates, measuring left out."

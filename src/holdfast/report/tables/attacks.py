@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Table
 from holdfast.report.tables.verdict import over_seeds
-from holdfast.report.words.numbers import NOTHING, amount, breach_steps, change, duration, percent, written
+from holdfast.report.words.numbers import NOTHING, amount, breach_steps, change, duration, number, percent, written
 from holdfast.stats.cells import NO_ATTACK, CellSummary, Flag, Point, Scale, describe
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Outcome, Pair
 from holdfast.stats.suspicion import mean_costs
@@ -38,7 +38,7 @@ def attack_by_model(audit: Audited) -> Table:
             tag="weak" if attack.strength == "weak" else "",
         )
         rows.append(
-            (heading, *(_pair(summary.pair(model.label, attack.name), model, summary) for model in summary.models))
+            (heading, *(_pair(summary.pair(model.label, attack.name), model, audit) for model in summary.models))
         )
     return Table(
         caption="Hazard after each attack on each model, with the ability left beside it",
@@ -48,9 +48,10 @@ def attack_by_model(audit: Audited) -> Table:
     )
 
 
-def _pair(pair: Pair | None, model: ModelSummary, summary: CampaignSummary) -> Entry:
+def _pair(pair: Pair | None, model: ModelSummary, audit: Audited) -> Entry:
     if pair is None:
         return Entry(NOTHING, note="not run")
+    summary = audit.summary
     void = pair.diverged + pair.failed
     notes = [
         f"ability {change(pair.ability_before, pair.ability_after, summary.ability)}" if pair.after else "",
@@ -65,17 +66,18 @@ def _pair(pair: Pair | None, model: ModelSummary, summary: CampaignSummary) -> E
         note="\n".join(note for note in notes if note),
         tag=tag,
         shade=value if summary.hazard.metric != "nats" else None,
+        link=audit.runs(pair.model, pair.attack),
     )
 
 
 def by_family(audit: Audited) -> Table:
-    """The worst attack of each family on each model, with the ability left: what may be public."""
+    """The greatest hazard that each family reached on each model, with the ability left: what may be public."""
     families: dict[str, list[str]] = {}
     for attack in audit.summary.attacks:
         families.setdefault(audit.names(attack.name), []).append(attack.name)
     labels = [model.label for model in audit.summary.models]
     return Table(
-        caption="The worst hazard of each family of attack on each model, with the ability left",
+        caption="The greatest hazard of each family of attack on each model, with the ability left",
         columns=("Family", *labels),
         rows=tuple(
             (
@@ -178,15 +180,25 @@ def cells(audit: Audited) -> Table:
     return Table(
         caption="Every run that ended, with what must be known before believing it",
         columns=(*columns, "Attacker's loss", "Time", "Flags", "Identity"),
-        rows=tuple(_cell(cell, audit.summary) for cell in audit.summary.cells if cell.attack != NO_ATTACK),
+        rows=tuple(_cell(cell, audit.summary, anchor) for cell, anchor in _anchored(audit)),
         look="long",
     )
 
 
-def _cell(cell: CellSummary, summary: CampaignSummary) -> tuple[Entry, ...]:
+def _anchored(audit: Audited) -> list[tuple[CellSummary, str]]:
+    """Every run of an attack, with the id that figures link to at the first run of each attack on each model."""
+    seen, runs = set[str](), []
+    for cell in (cell for cell in audit.summary.cells if cell.attack != NO_ATTACK):
+        anchor = audit.runs(cell.model, cell.attack)
+        runs.append((cell, "" if anchor in seen else anchor))
+        seen.add(anchor)
+    return runs
+
+
+def _cell(cell: CellSummary, summary: CampaignSummary, anchor: str) -> tuple[Entry, ...]:
     lossless = cell.first_loss is None or cell.last_loss is None
     return (
-        Entry(cell.model, note=cell.attack),
+        Entry(cell.model, note=cell.attack, anchor=anchor),
         Entry(str(cell.seed)),
         Entry(str(cell.curve[-1].step) if cell.curve else NOTHING, tag=_void(cell)),
         Entry(amount(cell.last.value if cell.last else None, summary.hazard, decimals=1)),
@@ -227,7 +239,7 @@ def attack_costs(audit: Audited) -> Table:
                 Entry(attack.name),
                 Entry(f"{attack.budget:,}"),
                 Entry(written(costs.get("tokens"), ",.0f")),
-                Entry(written(costs.get("flops"), ".2g")),
+                Entry(number(costs["flops"]) if "flops" in costs else NOTHING),
                 Entry(f"{memory / 1e9:.2g} GB" if memory is not None else NOTHING),
                 Entry(duration(costs["seconds"]) if "seconds" in costs else NOTHING),
             )

@@ -110,7 +110,7 @@ def breach_costs(audit: Audited) -> Table:
 
 
 def losses(audit: Audited) -> Table:
-    """Worst and mean hazard by the ability that the attacker may lose, from both anchors."""
+    """Greatest and mean hazard by the ability that the attacker may lose, from both anchors."""
     models = [model for model in _models(audit, *CLEAN) if model.within]
     rows = []
     for place, bound in enumerate(models[0].within if models else ()):
@@ -118,12 +118,10 @@ def losses(audit: Audited) -> Table:
         heading = Entry(text, note=f"from {bound.anchor} ability")
         rows.append((heading, *(_loss(model, place, audit.summary.hazard) for model in models)))
     return Table(
-        caption="Worst hazard by the ability that an attack may cost, and mean hazard over the attacks that stay within",
+        caption="Greatest hazard by the ability that an attack may cost, and mean hazard over the attacks that stay within",
         columns=("Ability", *(model.label for model in models)),
         rows=tuple(rows),
-        notes=(
-            "Worst: the greatest at any milestone within the bound, with its 95 % interval. Mean: at the last step.",
-        ),
+        notes=("Greatest: at any milestone within the bound, with its 95 % interval. Mean: at the last step.",),
     )
 
 
@@ -131,7 +129,7 @@ def _loss(model: ModelFigures, place: int, hazard: Scale) -> Entry:
     if place >= len(model.within):
         return Entry(NOTHING)
     within = model.within[place]
-    mean = f"mean {amount(within.mean, hazard)} over {within.attacks}"
+    mean = f"mean {amount(within.mean, hazard)} over {within.attacks}" if within.attacks else "no attack stays within"
     if within.worst is None:
         return Entry(NOTHING, note=mean)
     return Entry(amount(within.worst.hazard, hazard), note=f"{interval(within.worst.interval, hazard)}\n{mean}")
@@ -162,7 +160,7 @@ def _area(relearning: Relearning | None) -> Entry:
     between = relearning.interval
     return Entry(
         text=written(relearning.auc, ".2f"),
-        note=f"{written(between.low, '.2f')} to {written(between.high, '.2f')}" if between else "",
+        note=f"{written(between.low, '.2f')}\N{EN DASH}{written(between.high, '.2f')}" if between else "",
     )
 
 

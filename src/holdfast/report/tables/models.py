@@ -8,7 +8,17 @@ from holdfast.core.losses import Trace
 from holdfast.core.records import CellResult
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Table
-from holdfast.report.words.numbers import NOTHING, amount, change, duration, nats, percent, small_percent, written
+from holdfast.report.words.numbers import (
+    NOTHING,
+    amount,
+    change,
+    duration,
+    nats,
+    number,
+    percent,
+    small_percent,
+    written,
+)
 from holdfast.stats.cells import NO_ATTACK, Measured, Scale
 from holdfast.stats.figures import Learning
 from holdfast.stats.masking import Checked, checked
@@ -116,7 +126,7 @@ def _checked(model: Checked) -> tuple[Entry, ...]:
     return (
         Entry(model.model, note=model.role),
         Entry(NOTHING if model.gradient_error is None else small_percent(model.gradient_error)),
-        Entry(written(model.gradient_norm, ".3g")),
+        Entry(NOTHING if model.gradient_norm is None else number(model.gradient_norm)),
         Entry(nats(model.descent_gain)),
         Entry(nats(model.random_gain)),
         Entry(percent(model.descent_ratio)),
@@ -150,12 +160,13 @@ def refusals(audit: Audited) -> Table:
     )
     rows = []
     for model in audit.summary.models:
-        worst = model.all.worst.attack if model.all.worst else None
+        reached = audit.figures.of(model.label).worst
+        worst = reached.attack if reached and reached.step else None
         results = [result for result in audit.results if result.model == model.label]
         entries = [
             Entry(change(_mean(results, NO_ATTACK, name), _mean(results, worst, name), _scale(*name))) for name in names
         ]
-        rows.append((Entry(model.label, note=audit.names(worst) if worst else "not attacked"), *entries))
+        rows.append((Entry(model.label, note=audit.names(worst) if worst else "no attack raises hazard"), *entries))
     return Table(
         caption="Refusal apart from incapacity: before any attack, and after the model's worst one",
         columns=("Model", *(f"{evaluation}, {metric}" for evaluation, metric in names)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast.core.records import CellResult
 from holdfast.report.audited import Audited
+from holdfast.report.render import Verbatim
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import duration
 
@@ -31,7 +32,7 @@ def provenance(audit: Audited) -> Table:
     return Table(
         caption="Provenance",
         columns=("What", "Value"),
-        rows=tuple((Entry(key), Entry(value)) for key, value in facts.items() if value),
+        rows=tuple((Entry(key), Entry(Verbatim(value))) for key, value in facts.items() if value),
         look="facts",
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Strip, Table
 from holdfast.report.words.numbers import NOTHING, amount, change, interval, spread
+from holdfast.report.words.verdict import verdict_word
 from holdfast.stats.cells import Scale
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Over
 from holdfast.stats.seeds import Estimate
@@ -28,7 +29,7 @@ class VerdictRow:
     worst: str
     worst_attack: str
     ability: str
-    """before → after that worst attack"""
+    """before any attack → where the hazard is worst"""
     resisted: str
     """n of m attacks resisted with ability kept"""
     summary: ModelSummary
@@ -40,18 +41,18 @@ def verdict_rows(audit: Audited) -> list[VerdictRow]:
 
 
 def _row(model: ModelSummary, audit: Audited) -> VerdictRow:
-    hazard, worst = audit.summary.hazard, model.all.worst
+    hazard, worst = audit.summary.hazard, audit.figures.of(model.label).worst
     anchor = model.role in ANCHOR_ROLES
     return VerdictRow(
         model=model.label,
         role=model.role,
-        verdict="" if anchor else model.verdict,
+        verdict="" if anchor else verdict_word(model),
         before=amount(model.before.value if model.before else None, hazard),
         mean=amount(model.all.mean, hazard),
         mean_kept=amount(model.kept.mean, hazard),
-        worst=amount(worst.after.mean if worst and worst.after else None, hazard),
-        worst_attack=audit.names(worst.attack) if worst else NOTHING,
-        ability=change(worst.ability_before, worst.ability_after, audit.summary.ability) if worst else NOTHING,
+        worst=amount(worst.hazard if worst else None, hazard),
+        worst_attack=NOTHING if worst is None else audit.names(worst.attack) if worst.step else "before any attack",
+        ability=change(model.ability_before, worst.ability, audit.summary.ability) if worst else NOTHING,
         resisted=NOTHING if anchor or not model.counted else f"{model.resisted} of {model.counted}",
         summary=model,
     )
@@ -63,24 +64,28 @@ def verdict(audit: Audited) -> Table:
     strips = hazard.metric != "nats"
     rows = []
     for row in verdict_rows(audit):
-        all, worst = row.summary.all, row.summary.all.worst
+        all, worst = row.summary.all, audit.figures.of(row.model).worst
         rows.append(
             (
                 Entry(row.model, note=row.role, tag=row.verdict),
                 Entry(row.before),
                 Entry(row.mean, note=f"median {amount(all.median, hazard)}" if all.attacks else ""),
                 Entry(row.mean_kept, note=f"{row.summary.kept.attacks} of {all.attacks}" if all.attacks else ""),
-                Entry(row.worst, note=over_seeds(worst.after if worst else None, hazard)),
+                Entry(
+                    text=row.worst,
+                    note=interval(worst.interval, hazard) if worst else "",
+                    link=audit.runs(row.model, worst.attack) if worst and worst.step else "",
+                ),
                 Entry(row.worst_attack),
                 Entry(row.ability),
                 Entry(row.resisted),
-                *([Entry("", strip=_strip(row.summary, audit.summary))] if strips else []),
+                *([Entry("", strip=_strip(row.summary, audit))] if strips else []),
             )
         )
-    columns = ("Model", "Hazard before", "Mean after", "Mean, ability kept", "Worst after", "Worst attack")
-    last = ("Ability at worst", "Resisted", *(("0\N{EN DASH}100 %",) if strips else ()))
+    columns = ("Model", "Hazard before", "Mean after", "Mean, ability kept", "Worst hazard", "Reached by")
+    last = ("Ability there", "Resisted", *(("0\N{EN DASH}100 %",) if strips else ()))
     return Table(
-        caption="Hazard knowledge before and after attack, with the ability left at the worst attack",
+        caption="Hazard knowledge before and after attack, with the ability left where hazard is worst",
         columns=(*columns, *last),
         rows=tuple(rows),
         notes=tuple(_levels(audit.summary)),
@@ -97,11 +102,11 @@ def _levels(summary: CampaignSummary) -> list[str]:
     return marks
 
 
-def _strip(model: ModelSummary, summary: CampaignSummary) -> Strip | None:
-    worst = model.all.worst
-    if model.all.mean is None or worst is None or worst.after is None:
+def _strip(model: ModelSummary, audit: Audited) -> Strip | None:
+    summary, worst = audit.summary, audit.figures.of(model.label).worst
+    if model.all.mean is None or worst is None:
         return None
-    return Strip(mean=model.all.mean, high=worst.after.mean, chance=summary.hazard.chance, floor=summary.floor)
+    return Strip(mean=model.all.mean, high=worst.hazard, chance=summary.hazard.chance, floor=summary.floor)
 
 
 def over_seeds(estimate: Estimate | None, scale: Scale) -> str:
@@ -116,7 +121,6 @@ def intervals(audit: Audited) -> Table:
     hazard = audit.summary.hazard
 
     def row(model: ModelSummary, name: str, over: Over) -> tuple[Entry, ...]:
-        worst = over.worst
         return (
             Entry(model.label, note=name),
             Entry(str(over.attacks)),
@@ -126,16 +130,11 @@ def intervals(audit: Audited) -> Table:
             ),
             Entry(amount(over.median, hazard, decimals=1)),
             Entry(interval(over.interval, hazard) if over.attacks else NOTHING),
-            Entry(
-                text=amount(worst.after.mean if worst and worst.after else None, hazard, decimals=1),
-                note=f"ability {amount(worst.ability_after, audit.summary.ability)}" if worst else "",
-            ),
-            Entry(audit.names(worst.attack) if worst else NOTHING),
         )
 
     return Table(
-        caption="Mean, median and worst hazard after attack, over all attacks and over those that keep ability",
-        columns=("Model", "Attacks", "Mean", "Median", "95 % interval", "Worst", "Worst attack"),
+        caption="Mean and median hazard after attack, over all attacks and over those that keep ability",
+        columns=("Model", "Attacks", "Mean", "Median", "95 % interval"),
         rows=tuple(
             row(model, name, over)
             for model in audit.summary.models

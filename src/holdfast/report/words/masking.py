@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from holdfast.report.words.numbers import NOTHING, percent, small_percent, written
+from holdfast.report.words.numbers import NOTHING, number, percent, small_percent, written
 from holdfast.stats.masking import Checked, Masking, Reading, floor, masked, probed, reads
 
 
@@ -19,6 +19,15 @@ def sentences(models: Sequence[Checked]) -> list[str]:
 def signs(masking: Masking, models: Sequence[Checked]) -> str:
     """All sentences on one model with a safeguard."""
     return " ".join(text for text in (_gradient(masking), _probed(masking, models)) if text)
+
+
+def alarms(masking: Masking, models: Sequence[Checked]) -> str:
+    """The sentences on what fires alone: gradients or modes that are suspect, and knowledge that the model does not show."""
+    texts = (
+        _gradient(masking) if masking.suspect else "",
+        _probed(masking, models) if masking.readable == "hidden knowledge" else "",
+    )
+    return " ".join(text for text in texts if text)
 
 
 def _gradient(masking: Masking) -> str:
@@ -90,10 +99,10 @@ def _length(masking: Masking) -> list[str]:
     (least, small), (most, large) = min(lengths), max(lengths)
     if masking.length == "explodes":
         return [
-            f"For the size of the weights its gradient is {_times(norm / most)} times as long as that of {large}: it explodes; "
+            f"For the size of the weights its gradient is {number(norm / most)} times as long as that of {large}: it explodes; "
             "attacks that first change the basis of the weights are the test."
         ]
-    shorter = f"{_times(least / norm)} times shorter than" if norm else "nothing beside"
+    shorter = f"{number(least / norm)} times shorter than" if norm else "nothing beside"
     return [
         f"For the size of the weights its gradient is {shorter} that of {small}: it vanishes; larger steps and other losses "
         "are the test."
@@ -169,10 +178,3 @@ def _named(
     """Models with a figure each: "base: 0.37, never-exposed: 1.77"."""
     known = [(model.model, value) for model in models if (value := figure(model)) is not None]
     return ", ".join(f"{name}: {written(value)}" for name, value in known)
-
-
-def _times(factor: float) -> str:
-    if factor < 1e6:
-        return f"{factor:,.0f}"
-    mantissa, exponent = f"{factor:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"

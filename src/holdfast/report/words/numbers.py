@@ -92,12 +92,14 @@ def breach_steps(breach: Breach | None, budget: int) -> str:
         return "0, before any attack"
     if breach.after == 0:
         return f"≤ {breach.by:,}"
-    return f"{breach.after:,} to {breach.by:,}"
+    return f"{breach.after:,}\N{EN DASH}{breach.by:,}"
 
 
 def count(number: int, noun: str) -> str:
     """A number with its noun, in the plural where there are several."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("ily") else f"{number:,} {noun}s"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -123,7 +125,7 @@ def cost_range(cost: BreachCost, unit: Unit) -> str:
     if cost.least == 0:
         return f"at most {spent(cost.by, unit)}"
     least = spent(cost.least, unit).removesuffix(" FLOPs").removesuffix(" updates").removesuffix(" update")
-    return f"{least} to {spent(cost.by, unit)}"
+    return f"{least}\N{EN DASH}{spent(cost.by, unit)}"
 
 
 def spent(cost: float, unit: Unit) -> str:
@@ -132,11 +134,8 @@ def spent(cost: float, unit: Unit) -> str:
 
 
 def flops(value: float) -> str:
-    """FLOPs as a power of ten."""
-    if value <= 0:
-        return "0 FLOPs"
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits} × {power_of_ten(int(exponent))} FLOPs"
+    """FLOPs, as a power of ten where they are many."""
+    return f"{number(max(value, 0.0))} FLOPs"
 
 
 def power_of_ten(exponent: int) -> str:
@@ -152,7 +151,7 @@ def factor(work: WorkFactor | None) -> str:
         return f"≥ {_times(work.low)}"
     if work.high <= 1.05 * work.low:
         return _times(work.high)
-    return f"{_times(work.low)[:-2]} to {_times(work.high)}"
+    return f"{_times(work.low)[:-2]}\N{EN DASH}{_times(work.high)}"
 
 
 def factor_interval(work: WorkFactor | None) -> str:
@@ -161,10 +160,30 @@ def factor_interval(work: WorkFactor | None) -> str:
         return ""
     if work.interval is None:
         return TOO_FEW
-    high = "no bound" if work.interval.high == float("inf") else _times(work.interval.high)
-    return (
-        f"95 % interval {_times(work.interval.low)[:-2]} to {high}; breached in {work.breached} of {work.seeds} seeds"
-    )
+    endless = work.interval.high == float("inf")
+    between = times(work.interval.low, None if endless else work.interval.high)
+    return f"95 % interval {between}; breached in {work.breached} of {work.seeds} seeds"
+
+
+def times(low: float, high: float | None) -> str:
+    """A factor between two ends; None: a lower bound."""
+    if high is None:
+        return f"≥ {_times(low)}"
+    return _times(high) if _times(low) == _times(high) else f"{_times(low)[:-2]}\N{EN DASH}{_times(high)}"
+
+
+def factor_of(value: float) -> str:
+    """A factor in a sentence."""
+    return f"{value:,.0f} times" if value >= 10 else f"{value:.1f} times"
+
+
+def number(value: float) -> str:
+    """A plain number with two significant digits; a power of ten where it is very large or small."""
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e6:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{written(float(digits), '.1f')} × {power_of_ten(int(exponent))}"
+    return written(value, ",.0f" if size >= 10 else ".2g")
 
 
 def _times(value: float) -> str:
@@ -173,9 +192,5 @@ def _times(value: float) -> str:
 
 def leverage_text(leverage: Leverage) -> str:
     """Added cost to the attacker over the cost of the defence."""
-    low, high = _small(leverage.low), None if leverage.high is None else _small(leverage.high)
-    return f"≥ {low}" if high is None else low if low == high else f"{low} to {high}"
-
-
-def _small(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+    low, high = number(leverage.low), None if leverage.high is None else number(leverage.high)
+    return f"≥ {low}" if high is None else low if low == high else f"{low}\N{EN DASH}{high}"

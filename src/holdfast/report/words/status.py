@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.report.table import Entry, Table
-from holdfast.report.words.numbers import count, duration
+from holdfast.report.words.numbers import count, duration, flops, number
 from holdfast.stats.power import SEED_SPREAD, Detectable
 from holdfast.stats.progress import Progress
 from holdfast.stats.seeds import Interval
@@ -99,7 +99,7 @@ def _planned(plan: Planned) -> tuple[str, ...]:
         (f"{100 * distance.one:.0f} points", f"{100 * distance.suite:.0f} points") if distance else ("no interval",) * 2
     )
     return (
-        str(plan.seeds), str(plan.runs), *points, duration(plan.seconds), f"{plan.flops:.2g}", f"{plan.tokens:.2g}",
+        str(plan.seeds), str(plan.runs), *points, duration(plan.seconds), number(plan.flops), number(plan.tokens),
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def attack_cost(updates: int, costs: dict[str, float]) -> str:
     """The sentence on the cost of an attack, from `stats.suspicion.mean_costs`."""
     parts = [f"{updates:,} updates"]
     if "tokens" in costs:
-        parts += [f"{costs['tokens']:,.0f} tokens", f"{costs['flops']:.2g} FLOPs"]
+        parts += [f"{costs['tokens']:,.0f} tokens", f"{flops(costs['flops'])}"]
     if "peak_memory" in costs:
         parts += [f"{costs['peak_memory'] / 1e9:.2g} GB at the peak", duration(costs["seconds"])]
     return f"The attack took {', '.join(parts)}, measuring left out."

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from holdfast.core.records import CellResult
-from holdfast.report.words import honesty
+from holdfast.report.words import evidence, honesty
 from holdfast.report.words.names import Names
-from holdfast.report.words.numbers import amount, bare
+from holdfast.report.words.numbers import amount, bare, number
 from holdfast.stats.cells import Scale
+from holdfast.stats.evidence import Blindness, Climbing, FewSeeds
 from holdfast.stats.honesty import EqualWeights, Masked, NoResult, OtherBase, OtherTokenizer, Reason
 from holdfast.stats.suspicion import (
     EXPLODING,
@@ -44,6 +45,8 @@ class Remark:
 
 def remark(check: Reason, hazard: Scale, names: Names = Names()) -> Remark:  # noqa: B008 - frozen
     """One check with its sentence."""
+    if isinstance(check, Climbing | Blindness | FewSeeds):
+        return Remark(text=evidence.sentence(check, hazard, names), fires=check.fires)
     if isinstance(check, NoResult | OtherTokenizer | EqualWeights | OtherBase | Masked):
         return Remark(text=honesty.sentence(check, names), fires=check.fires)
     return Remark(text=_sentence(check, hazard), fires=check.fires)
@@ -103,8 +106,8 @@ def _gradients(check: Gradients) -> str:
         text = "; ".join(signs)
         return f"{text[:1].upper()}{text[1:]}: these attacks may fail for a reason of their own."
     return (
-        f"Gradients were finite and not zero in all {_runs(check.runs)} that take some, with norms from {check.least:.2g} to "
-        f"{check.greatest:.2g}, and never grew more than {check.growth:.3g} times."
+        f"Gradients were finite and not zero in all {_runs(check.runs)} that take some, with norms from "
+        f"{number(check.least)} to {number(check.greatest)}, and never grew more than {number(check.growth)} times."
     )
 
 
@@ -116,7 +119,7 @@ def _updates(check: Updates) -> str:
         signs.append(f"moved them by more than their own length in {_cells(check.replaced)}")
     if signs:
         return f"The attack {' and '.join(signs)}."
-    return f"Updates were between {100 * check.least:.2g} and {100 * check.greatest:.3g} % of the weights' own norm."
+    return f"Updates were between {number(100 * check.least)} and {number(100 * check.greatest)} % of the weights' own norm."
 
 
 def _runs(count: int) -> str:
