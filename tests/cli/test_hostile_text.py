@@ -171,7 +171,9 @@ def _audit(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
 
 def documented(out: Path, text: str) -> documents.Audit:
     """An audit as `finish` returns it, in which every text is `text`."""
-    verdict = documents.VerdictLine(model=text, verdict="breached", headline=text, grounds=text)
+    verdict = documents.VerdictLine(
+        model=text, verdict="breached", word=text, headline=text, grounds=text, attacks=text
+    )
     return documents.Audit(
         title=text, folder=str(out), report=text, hazard_metric=text, ability_metric=text, verdicts=[verdict], models=[],
         noticed=[text], failed=[],
