@@ -110,11 +110,11 @@ def a_number_in_the_table(folder: Path) -> None:
 
 
 def a_number_on_the_page(folder: Path) -> None:
-    edit(folder / "report.html", r"(>)(\d\d) %", r"\g<1>11 %")
+    edit(folder / "report.html", r"(>)(\d\d)\s%", r"\g<1>11 %")
 
 
 def a_number_in_the_markdown(folder: Path) -> None:
-    edit(folder / "report.md", r"\b(\d\d) %", "11 %")
+    edit(folder / "report.md", r"\b(\d\d)\s%", "11 %")
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_a_public_page_is_made_anew_too(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "public.html"
     build_report([folder], page, public=True)
     assert wrong(verify(folder, no_model, [page])) == {}
-    a_number = re.search(r">(\d\d) %", page.read_text(encoding="utf-8"))
+    a_number = re.search(r">(\d\d)\s%", page.read_text(encoding="utf-8"))
     assert a_number is not None
-    edit(page, r">(\d\d) %", ">11 %")
+    edit(page, r">(\d\d)\s%", ">11 %")
     found = verify(folder, no_model, [page])
     assert wrong(found) == {"page": 1}
     assert "public.html, line" in " ".join(sentences(found))

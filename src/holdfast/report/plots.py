@@ -148,6 +148,7 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     figure = axes.get_figure(root=True)
+    assert figure is not None
     low, high = axes.get_ylim()
     gap = 9.5 / (72 * figure.get_figheight() * axes.get_position().height)
     wanted = sorted(((label.at - low) / (high - low), place) for place, label in enumerate(labels))
