@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast.api.results import Results, Scores
+    from holdfast.api.run import evaluate, make_testbed, run, study
     from holdfast.attacks.base import Attack
     from holdfast.attacks.finetune import FineTune
     from holdfast.campaign.cells import Campaign, Model
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from holdfast.engine.session import Session, open_session
     from holdfast.engine.walk import drive, walk
     from holdfast.evals.base import Evaluation
-    from holdfast.report.page import build_report
+    from holdfast.report.page import Report, build_report
+    from holdfast.runs.audit import Audit
+    from holdfast.runs.search.attacker import Found, search_and_confirm
+    from holdfast.runs.search.search import Budget, Search
     from holdfast.runs.stages import Recipe, build
     from holdfast.runs.suites import SUITES, Suite
     from holdfast.safeguards.base import Safeguard
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from holdfast.safeguards.tar import TAR
 
 _HOMES = {
+    "api.results": ("Results", "Scores"),
+    "api.run": ("evaluate", "make_testbed", "run", "study"),
     "attacks.base": ("Attack",),
     "attacks.finetune": ("FineTune",),
     "campaign.cells": ("Campaign", "Model"),
@@ -50,7 +57,10 @@ _HOMES = {
     "engine.session": ("Session", "open_session"),
     "engine.walk": ("drive", "walk"),
     "evals.base": ("Evaluation",),
-    "report.page": ("build_report",),
+    "report.page": ("Report", "build_report"),
+    "runs.audit": ("Audit",),
+    "runs.search.attacker": ("Found", "search_and_confirm"),
+    "runs.search.search": ("Budget", "Search"),
     "runs.stages": ("Recipe", "build"),
     "runs.suites": ("SUITES", "Suite"),
     "safeguards.base": ("Safeguard",),
@@ -64,6 +74,8 @@ __all__ = [
     "TAR",
     "Adversary",
     "Attack",
+    "Audit",
+    "Budget",
     "Campaign",
     "CellResult",
     "Checkpoint",
@@ -71,6 +83,7 @@ __all__ = [
     "Domain",
     "Evaluation",
     "FineTune",
+    "Found",
     "HoldfastError",
     "Model",
     "NonFinite",
@@ -78,20 +91,29 @@ __all__ = [
     "RandomMapping",
     "Recipe",
     "Record",
+    "Report",
+    "Results",
     "Run",
     "Safeguard",
     "Score",
+    "Scores",
+    "Search",
     "Session",
     "Suite",
     "build",
     "build_report",
     "collect",
     "drive",
+    "evaluate",
     "load_plugins",
+    "make_testbed",
     "open_session",
     "pick",
     "read_campaign",
+    "run",
     "run_campaign",
+    "search_and_confirm",
+    "study",
     "walk",
 ]
 

@@ -54,13 +54,13 @@ def test_a_file_stands_for_the_options(tmp_path: Path, ran: list[Any], monkeypat
     path = folder(tmp_path)
     monkeypatch.chdir("/")
     assert main(["audit", str(path)]) == 0
-    [(audit, out, told)] = ran
+    [(audit, out, _)] = ran
     assert (audit.model, audit.undefended) == (str(path.parent / "models" / "tar"), "owner/name")
     assert (audit.domain, out) == (path.parent / "domain", tmp_path / "out")
     assert audit.peers == (str(path.parent / "models" / "other"),)
     assert (audit.seeds, audit.stop_after_breach, audit.base, audit.milestones) == (3, 2, False, (0, 8))
     assert "full-adamw-1e-3+max_steps=9" in audit.attacks
-    assert told["suite"].startswith("demo-2 (version 2, 1 attack changed")
+    assert audit.called.startswith("demo-2 (version 2, 1 attack changed")
 
 
 def test_the_command_line_goes_before_the_file_and_the_record_needs_no_file(

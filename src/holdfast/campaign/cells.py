@@ -5,17 +5,19 @@ A cell's identity is the content of all that its numbers depend on; a cell whose
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.attacks.base import Attack
+from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain
 from holdfast.core.escape import short
 from holdfast.core.files import digest
 from holdfast.core.options import Options
-from holdfast.core.presets import collect, describe
+from holdfast.core.presets import collect, describe, pick
 from holdfast.core.records import FOREIGN
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -45,9 +47,30 @@ _WITHOUT_BASE = ("undefended", "never-exposed", "destroyed")
 class Model:
     """A model under test."""
 
-    label: str
-    path: str
-    role: Role
+    path: Converted[str | os.PathLike[str], str] = Converted(as_text)
+    """a Hugging Face folder or a hub id"""
+    label: str = ""
+    """empty: `label_of` the path"""
+    role: Role = "defended"
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", label_of(self.path))
+
+
+def label_of(model: str) -> str:
+    """A model's name in an audit: its folder's, or its hub id's last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+
+
+def named_attacks(given: Mapping[str, Attack] | Iterable[str | tuple[str, Attack]]) -> tuple[tuple[str, Attack], ...]:
+    """Attacks with their names; of a preset the name is enough.
+
+    Raises:
+        HoldfastError: there is no such preset.
+    """
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return tuple((one, pick("holdfast.attacks", one)) if isinstance(one, str) else one for one in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +145,17 @@ class Cell:
         return digest(self.identity())[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Campaign:
     """Attacks on models, in one domain."""
 
-    models: tuple[Model, ...]
-    domain: Path
-    attacks: tuple[tuple[str, Attack], ...]
-    seeds: tuple[int, ...]
+    models: Converted[Iterable[Model], tuple[Model, ...]] = Converted(tuple)
+    domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
+    attacks: Converted[Mapping[str, Attack] | Iterable[str | tuple[str, Attack]], tuple[tuple[str, Attack], ...]] = (
+        Converted(named_attacks)
+    )
+    """with their names; of a preset the name is enough"""
+    seeds: Converted[Iterable[int], tuple[int, ...]] = Converted(tuple, default=(0,))
     milestones: tuple[int, ...] | None = None
     """None: each attack's own, log-spaced"""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -146,6 +172,10 @@ class Campaign:
     """the model before any safeguard; empty: the attacker has none, and attacks that read it are left out"""
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     """label -> the model whose tokenizer every attack is run with too, beside the labelled model's own"""
+
+    def __repr__(self) -> str:
+        models = ", ".join(model.label for model in self.models)
+        return f"Campaign({models}; {len(self.attacks)} attacks; seeds {', '.join(map(str, self.seeds))})"
 
     def cells(self) -> Iterator[Cell]:
         """List the cells: every model without attack, each attack with each seed, and the probes of untouched models.

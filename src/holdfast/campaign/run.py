@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from holdfast.attacks.base import Attack
 from holdfast.campaign.cell import is_done, record_failure, run_cell, state_path
 from holdfast.campaign.cells import (
     PROTOCOL,
@@ -21,12 +22,12 @@ from holdfast.campaign.cells import (
 )
 from holdfast.campaign.examining import examine
 from holdfast.core.domain import Domain
-from holdfast.core.files import claimed, clear_temporaries, environment, forget_digests
+from holdfast.core.files import claimed, clear_temporaries, digest, environment, forget_digests
 from holdfast.core.locks import only_one
 from holdfast.core.losses import LOSSES, POINTS, read_lines, traces
+from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
 from holdfast.core.records import PLAN, CampaignPlan
-from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -35,16 +36,26 @@ from holdfast.jobs.local import run_jobs
 
 def run_campaign(
     campaign: Campaign,
-    out: Path,
-    workers: int,
+    out: Path | str,
+    workers: int = 2,
     *,
-    title: str,
-    suite: str,
+    title: str = "",
+    suite: str = "",
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     **details: Any,
 ) -> list[Outcome]:
     """Run the cells that have no record, record the failures, and write the plan with `details`.
+
+    Args:
+        campaign: the cells.
+        out: the folder.
+        workers: processes at a time.
+        title: of the report; by default it names the models under test.
+        suite: what the attacks are called together; by default their number and a hash of their settings.
+        command: for the record.
+        on_progress: called with how the cells stand.
+        details: for the record.
 
     Returns:
         How each cell's job ended.
@@ -52,11 +63,22 @@ def run_campaign(
     Raises:
         HoldfastError: another process runs a campaign in the same folder.
     """
-    with only_one(out):
-        clear_temporaries(out)
+    folder = Path(out)
+    tested = [model.label for model in campaign.models if model.role == "defended"]
+    with only_one(folder):
+        clear_temporaries(folder)
         return run_held(
-            campaign, out, workers, title=title, suite=suite, command=command, on_progress=on_progress, **details
-        )
+            campaign, folder, workers,
+            title=title or f"Attacks on {', '.join(tested or [model.label for model in campaign.models])}",
+            suite=suite or called_by_content(dict(campaign.attacks)),
+            command=command, on_progress=on_progress, **details,
+        )  # fmt: skip
+
+
+def called_by_content(attacks: Mapping[str, Attack]) -> str:
+    """The name of attacks that are no suite: two of one name are the same attacks."""
+    count = "1 attack" if len(attacks) == 1 else f"{len(attacks)} attacks"
+    return f"{count} ({digest({label: describe(attack) for label, attack in attacks.items()})[:6]})"
 
 
 def run_held(
@@ -68,22 +90,9 @@ def run_held(
     suite: str,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    after: Campaign | None = None,
     **details: Any,
 ) -> list[Outcome]:
-    """As `run_campaign`, in a folder that this process holds.
-
-    Args:
-        campaign: to be run.
-        out: the folder.
-        workers: processes at a time.
-        title: of the campaign.
-        suite: its attacks, in a name.
-        command: for the record.
-        on_progress: called several times a second.
-        after: the campaign that this run has just put into the folder; its cells are not told of as reused.
-        details: for the plan.
-    """
+    """As `run_campaign`, in a folder that this process holds."""
     forget_digests()  # files may have changed since they were hashed for another run
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
@@ -94,9 +103,6 @@ def run_held(
 
     write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
     pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
-    just_run = {cell.id for cell in after.cells()} if after else set()
-    if reused := sum(cell not in pending and ids[cell.name] not in just_run for cell in cells):
-        say_reused(f"{reused} of {len(cells)} cells, recorded in {out}")
     for cell in cells:
         if cell not in pending:  # a kill came between its record and the end of its state
             state_path(out, ids[cell.name]).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import calibrate, check, domain, init, make, measure, tell
+from holdfast.cli import calibrate, check, domain, make, measure, tell
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -150,4 +150,3 @@ app.command(epilog="Example: holdfast verify runs/audit")(check.verify)
 app.command(epilog="Example: holdfast reproduce runs/audit/reproduce.json --plan")(check.reproduce)
 app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")(tell.list_)
 app.add_typer(domain.app, name="domain", epilog="Example: holdfast domain check runs/testbed --json")
-app.command(epilog="Example: holdfast init attack ascend-first --out my-attacks")(init.init)

@@ -9,6 +9,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
+from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -166,6 +167,7 @@ def safeguard(
     from holdfast.report.words.data import cut_sentences
     from holdfast.report.words.effect import effect_sentences
     from holdfast.runs.effect import effect
+    from holdfast.runs.fitting import suite_for
     from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
@@ -178,6 +180,7 @@ def safeguard(
         options=run_options(device, dtype, trust_remote_code, track=track),
         saved_as=saved_precision(save_dtype),
     )
+    warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])
     finished = is_built(recipe, out)
     if not finished:
         claim_output(out, Path(model), domain)
@@ -200,5 +203,5 @@ def safeguard(
             model=str(out), made_before=finished, effect=list(sentences), card=Checkpoint(str(out)).card
         ),
         f"holdfast audit --model {quoted(out)} --undefended {quoted(recipe.original().path)} --domain {quoted(domain)} "
-        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}",
+        f"--suite {suite_for(str(out))} --seeds 5 --out {quoted(out.parent / 'audit')}",
     )

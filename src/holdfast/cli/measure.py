@@ -10,6 +10,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
+from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
@@ -133,9 +134,11 @@ def attack(
     from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.attack import original_of, run_attack
+    from holdfast.runs.fitting import suite_for
 
     [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
     options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
+    warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
     if original.path:
         say(console, f"The original model is {original.path}: {original.source}.")
@@ -151,7 +154,7 @@ def attack(
     undefended = base or Checkpoint(model).card.get("base", {}).get("path", "THE-ORIGINAL-MODEL")
     command = (
         f"holdfast audit --model {quoted(model)} --undefended {quoted(undefended)} --domain {quoted(domain)} "
-        f"--suite quick-2 --seeds 5 --out {quoted(out.parent / 'audit')}"
+        f"--suite {suite_for(model)} --seeds 5 --out {quoted(out.parent / 'audit')}"
     )
     end(context, console, document, None if document.failed else command)
     check_cells(out)
@@ -177,6 +180,7 @@ def evaluate_(
     from holdfast.cli import documents
     from holdfast.report.words.data import objections
     from holdfast.runs.evaluate import claim_scores, evaluate, noticed, write_scores
+    from holdfast.runs.fitting import attack_for
 
     if out is not None:
         claim_scores(out)
@@ -207,7 +211,7 @@ def evaluate_(
         context,
         console,
         documents.Scores(model=model, domain=str(domain), scores=lines, noticed=sentences),
-        f"holdfast attack full-adamw-1e-3 --model {quoted(model)} --domain {quoted(domain)} --out runs/attack",
+        f"holdfast attack {attack_for(model)} --model {quoted(model)} --domain {quoted(domain)} --out runs/attack",
     )
 
 
@@ -236,13 +240,14 @@ def audit(
         ),
     ] = None,
     suite: Annotated[
-        str,
+        Optional[str],
         typer.Option(
             "--suite",
             autocompletion=complete.suites,
-            help="Attack suite (`holdfast list suites`), a TOML file, or a folder that search wrote.",
+            help="Attack suite (`holdfast list suites`), a TOML file, or a folder that search wrote; default: quick-2, "
+            "quick-small or quick-large, by the model's size.",
         ),
-    ] = "quick-2",
+    ] = None,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Attack seeds: 0, 1, … up to this many; 5 or more give intervals.")
     ] = 5,
@@ -292,9 +297,12 @@ def audit(
     from holdfast.core.release import keep_release, read_release
     from holdfast.core.settings import with_settings
     from holdfast.runs.audit import Audit
-    from holdfast.runs.suites import SUITES, attacks_of, called, canonical_of
+    from holdfast.runs.fitting import suite_for
+    from holdfast.runs.suites import attacks_of
 
+    suite = suite or suite_for(model)
     chosen = with_settings(attacks_of(suite), settings or [])
+    warn_of_size(console, model, "attacks", chosen)
     audited = Audit(
         model=model,
         undefended=undefended,
@@ -302,8 +310,8 @@ def audit(
         never_exposed=never_exposed,
         peers=tuple(peer or ()),
         domain=domain,
+        suite=suite,
         attacks=chosen,
-        canonical=canonical_of(suite, chosen),
         seeds=seeds,
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
@@ -317,16 +325,11 @@ def audit(
         audited.check()
         end(context, console, show_plan(console, audited, workers), command_of(context, "plan", "as_json", "file"))
         return
-    # Attacks that a search chose are not blind, whoever it was that searched.
-    searched = suite == "adaptive" or suite not in SUITES
     with show_jobs(console, title) as on_progress:
         audited.run(
             out,
             workers,
-            title=title,
-            suite=called(suite, chosen),
             command=command_of(context, "file"),
-            searched=sorted({type(attack).__name__ for attack in chosen.values()}) if searched else [],
             on_progress=on_progress,
         )
     write_records(out, out / "records.parquet")
@@ -416,7 +419,7 @@ def search(
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
-            chosen, models_of(model, undefended, reference, never_exposed), out, label=model_label(model),
+            chosen, out, models_of(model, undefended, reference, never_exposed), label=model_label(model),
             held_out=held_out, seeds=confirm_seeds, workers=workers, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
     draw_search(outcome.description, out / "search.svg")

@@ -243,6 +243,6 @@ def names_in(text: str | None) -> tuple[str, ...]:
 
 
 def model_label(model: str) -> str:
-    from holdfast.runs.audit import label_of
+    from holdfast.campaign.cells import label_of
 
     return label_of(model)

@@ -107,12 +107,13 @@ class Domain:
     """words that mark hazardous text"""
 
     @classmethod
-    def open(cls, folder: Path) -> Domain:
+    def open(cls, folder: Path | str) -> Domain:
         """Read `folder/domain.toml`.
 
         Raises:
             HoldfastError: the file is missing, is not TOML, has another schema, or names an unknown role or key.
         """
+        folder = Path(folder)
         path = folder / "domain.toml"
         if not path.is_file():
             raise HoldfastError(

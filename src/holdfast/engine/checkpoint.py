@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.core.converted import Converted, as_text
 from holdfast.core.files import digest, file_digest, os_errors, write_text
 from holdfast.core.folder import (
     CARD,
@@ -44,7 +46,7 @@ from holdfast.engine.read_back import difference, shapes_differ, tokenizers_diff
 class Checkpoint:
     """The place of a model: a Hugging Face folder or a hub id."""
 
-    path: str
+    path: Converted[str | os.PathLike[str], str] = Converted(as_text)
 
     @property
     def folder(self) -> Path:

@@ -16,6 +16,7 @@ from holdfast.core.outputs import claim_file
 from holdfast.core.records import campaign_hash, read_campaign
 from holdfast.core.release import FILE as RELEASE
 from holdfast.core.release import Release, read_release
+from holdfast.core.shown import html
 from holdfast.core.types import HoldfastError
 from holdfast.report.render import render
 from holdfast.report.section import Section, section
@@ -37,7 +38,7 @@ _PAGE = re.compile(
 """A page in each of its three forms."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """The written files, and their verdicts."""
 
@@ -46,10 +47,27 @@ class Report:
     json: Path
     sections: tuple[Section, ...]
 
+    def __repr__(self) -> str:
+        said = (f"{finding.model} {finding.verdict}" for section in self.sections for finding in section.findings)
+        return f"Report({str(self.html)!r}: {', '.join(said) or 'no verdict'})"
+
+    def _repr_html_(self) -> str:
+        return "".join(shown(section) for section in self.sections)
+
+
+def shown(section: Section) -> str:
+    """The verdicts on one audit as HTML, for a notebook."""
+    columns = ("model", "verdict", "hazard before", "mean after", "worst after", "worst attack", "ability", "resisted")
+    rows = [
+        (row.model, row.verdict, row.before, row.mean, row.worst, row.worst_attack, row.ability, row.resisted)
+        for row in section.rows
+    ]
+    return html(section.title, columns, rows, [finding.headline for finding in section.findings])
+
 
 def build_report(
-    folders: Sequence[Path],
-    out: Path,
+    folders: Path | str | Sequence[Path | str],
+    out: Path | str,
     *,
     public: bool = False,
     release: Path | None = None,
@@ -70,11 +88,13 @@ def build_report(
         HoldfastError: `out` is no .html name, no page may be written there, no folder is given, or one holds no campaign
             with an ended cell; or what is stated of a release cannot be read.
     """
-    if release is not None and len(folders) > 1:
+    out = Path(out)
+    read = [Path(folder) for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
+    if release is not None and len(read) > 1:
         raise HoldfastError("--release is about one audit; give one folder, or keep a release.toml in each")
     if out.suffix != ".html":
         raise HoldfastError(f"the report {out} needs a name that ends in .html; .md and .json are written beside it")
-    if not folders:
+    if not read:
         raise HoldfastError("a report needs the folder of at least one audit")
     claim_page(out)
     sections = tuple(
@@ -86,7 +106,7 @@ def build_report(
             records=campaign_hash(folder),
             signing=signing,
         )
-        for place, folder in enumerate(folders, 1)
+        for place, folder in enumerate(read, 1)
     )
     report = Report(html=out, markdown=out.with_suffix(".md"), json=out.with_suffix(".json"), sections=sections)
     values = {

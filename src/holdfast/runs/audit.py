@@ -9,22 +9,26 @@ Both are one campaign in one folder, so an audit that was stopped goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks.base import Attack
-from holdfast.campaign.cells import Campaign, Model
-from holdfast.campaign.run import check_campaign, claimed_campaign, run_held
+from holdfast.campaign.cells import Campaign, Model, label_of, named_attacks
+from holdfast.campaign.run import called_by_content, check_campaign, claimed_campaign, run_held
+from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
 from holdfast.core.records import FOREIGN, plain_attack, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Outcome, Progress
+from holdfast.runs.fitting import suite_for
 from holdfast.runs.reproducible import write_reproduction
+from holdfast.runs.suites import attacks_of, called, canonical_of, suites
 from holdfast.stats.summary import summarise
 
 if TYPE_CHECKING:
@@ -34,25 +38,68 @@ CONTROLS = ("undefended", "destroyed")
 """Roles of the models that go through the canonical and the worst attack only."""
 
 
-@dataclass(frozen=True, kw_only=True)
+def _paths(given: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    return tuple(os.fspath(one) for one in given)
+
+
+def _path(given: str | os.PathLike[str] | None) -> str | None:
+    return None if given is None else os.fspath(given)
+
+
+def _named(given: Mapping[str, Attack] | Iterable[str | tuple[str, Attack]]) -> Mapping[str, Attack]:
+    return dict(named_attacks(given))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Audit:
     """The plan of an audit: models, attacks and settings."""
 
-    model: str
-    undefended: str
-    reference: str | None
-    never_exposed: str | None
-    peers: tuple[str, ...] = ()
-    domain: Path
-    attacks: Mapping[str, Attack]
-    canonical: str
-    """the attack that every control goes through"""
-    seeds: int
+    model: Converted[str | os.PathLike[str], str] = Converted(as_text)
+    """under test: a Hugging Face folder or a hub id, as the models below are"""
+    undefended: Converted[str | os.PathLike[str], str] = Converted(as_text)
+    """the model before any safeguard"""
+    domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
+    reference: Converted[str | os.PathLike[str] | None, str | None] = Converted(_path, default=None)
+    """a shallow safeguard to compare with"""
+    never_exposed: Converted[str | os.PathLike[str] | None, str | None] = Converted(_path, default=None)
+    """a control that never learned the hazard"""
+    peers: Converted[Iterable[str | os.PathLike[str]], tuple[str, ...]] = Converted(_paths, default=())
+    """other safeguarded models"""
+    suite: str = ""
+    """a suite, a TOML file, or a folder that a search wrote; empty: that for the model's size, unless attacks are given"""
+    attacks: Converted[Mapping[str, Attack] | Iterable[str | tuple[str, Attack]], Mapping[str, Attack]] = Converted(
+        _named, default=()
+    )
+    """by name; of a preset the name is enough. Empty: those of the suite"""
+    canonical: str = ""
+    """the attack that every control goes through; empty: the suite's, else the first"""
+    seeds: int = 5
     milestones: tuple[int, ...] | None = None
     stop_after_breach: int | None = None
     base: bool = True
     """whether the attacker has the undefended model; without it the attacks that read it are left out"""
     options: Options = Options()
+
+    def __post_init__(self) -> None:
+        suite = self.suite or ("" if self.attacks else suite_for(self.model))
+        attacks = self.attacks or attacks_of(suite)
+        canonical = self.canonical or (canonical_of(suite, attacks) if suite else next(iter(attacks)))
+        for name, value in (("suite", suite), ("attacks", attacks), ("canonical", canonical)):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Audit({label_of(self.model)}; {self.called}; {self.seeds} seeds)"
+
+    @property
+    def called(self) -> str:
+        """What the attacks are called together in a report."""
+        return called(self.suite, self.attacks) if self.suite else called_by_content(self.attacks)
+
+    @property
+    def searched(self) -> list[str]:
+        """Classes of attacks that a search chose, whoever it was that searched: those are not blind."""
+        chosen = self.suite == "adaptive" or (self.suite and self.suite not in suites())
+        return sorted({type(attack).__name__ for attack in self.attacks.values()}) if chosen else []
 
     @cached_property
     def compared(self) -> Mapping[str, Likeness]:
@@ -113,16 +160,23 @@ class Audit:
 
     def run(
         self,
-        out: Path,
-        workers: int,
+        out: Path | str,
+        workers: int = 2,
         *,
-        suite: str,
-        command: str,
-        title: str,
-        searched: Sequence[str] = (),
+        suite: str = "",
+        command: str = "",
+        title: str = "",
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:
         """Run the cells that have no record: every attack, then the worst attack on the controls; write `reproduce.json`.
+
+        Args:
+            out: the folder.
+            workers: processes at a time.
+            suite: what the attacks are called together; empty: `called`.
+            command: for the record.
+            title: of the report; empty: it names the model.
+            on_progress: called with how the cells stand.
 
         Returns:
             How each cell's job ended.
@@ -130,8 +184,9 @@ class Audit:
         Raises:
             HoldfastError: as `check`, or the folder holds something else.
         """
+        out, title = Path(out), title or f"Audit of {label_of(self.model)}"
         details: dict[str, Any] = {
-            "searched": list(searched),
+            "searched": self.searched,
             "canonical": self.canonical,
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
             "compared": {label: asdict(beside) for label, beside in self.compared.items()},
@@ -142,7 +197,7 @@ class Audit:
         def run(campaign: Campaign, **more: Any) -> list[Outcome]:
             return run_held(
                 campaign, out, workers,
-                title=title, suite=suite, command=command, on_progress=on_progress, **details, **more,
+                title=title, suite=suite or self.called, command=command, on_progress=on_progress, **details, **more,
             )  # fmt: skip
 
         with claimed_campaign(self.campaign(), out, title):
@@ -150,7 +205,7 @@ class Audit:
             outcomes = run(self.campaign())
             worst = self.worst(out)
             if worst is not None and worst != self.canonical:
-                outcomes += run(self.campaign(worst), worst=worst, after=self.campaign())
+                outcomes += run(self.campaign(worst), worst=worst)
             write_reproduction(out)
             return outcomes
 
@@ -186,8 +241,3 @@ def models_of(
             f"two of the models have one name ({', '.join(labels)}); rename a folder, so that the report can tell them apart"
         )
     return tuple(models)
-
-
-def label_of(model: str) -> str:
-    """A model's name in an audit: its folder's, or its hub id's last part."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.rpartition("/")[2]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,9 +19,9 @@ from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 from holdfast.campaign.cells import milestones_up_to
-from holdfast.campaign.exposure import TRAINED_AGAINST
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.cache import copy_entry, has_entry, new_entry
+from holdfast.core.converted import Converted
 from holdfast.core.domain import DEFENDER_ROLES, Domain
 from holdfast.core.files import (
     atomic_folder,
@@ -36,8 +37,7 @@ from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD, copy_companions
 from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
-from holdfast.core.presets import SOURCE, describe
-from holdfast.core.reuse import say_reused
+from holdfast.core.presets import describe, pick
 from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError, Precision, weights_of
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
@@ -59,23 +59,40 @@ OnLosses = Callable[[Mapping[str, float]], None]
 """Called with the losses of an outer step, before `OnStep` is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+def _checkpoint(given: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    return given if isinstance(given, Checkpoint) else Checkpoint(given)
+
+
+def _checkpoint_or_none(given: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
+    return None if given is None else _checkpoint(given)
+
+
+def _stages(given: Iterable[str | tuple[str, Safeguard]]) -> tuple[tuple[str, Safeguard], ...]:
+    return tuple((one, pick("holdfast.safeguards", one)) if isinstance(one, str) else one for one in given)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """The parts that a safeguarded checkpoint is made of."""
 
-    model: Checkpoint
+    model: Converted[Checkpoint | str | os.PathLike[str], Checkpoint] = Converted(_checkpoint)
     """the model to safeguard"""
-    domain: Path
+    domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
     """the domain whose defender's rows are used"""
-    stages: tuple[tuple[str, Safeguard], ...]
-    """(preset name, safeguard), in order"""
-    base: Checkpoint | None = None
+    stages: Converted[Iterable[str | tuple[str, Safeguard]], tuple[tuple[str, Safeguard], ...]] = Converted(_stages)
+    """(preset name, safeguard), in order; of a preset the name is enough"""
+    base: Converted[Checkpoint | str | os.PathLike[str] | None, Checkpoint | None] = Converted(
+        _checkpoint_or_none, default=None
+    )
     """the original model, which retain losses compare with; None: what the model's card names, else the model itself"""
     seed: int = 0
     options: Options = Options()
     """device, precision, remote code"""
     saved_as: Precision | None = None
     """the precision of the saved weights; None: that of the model's files, weight by weight"""
+
+    def __repr__(self) -> str:
+        return f"Recipe({' → '.join([self.model.path, *(name for name, _ in self.stages)])})"
 
     def original(self) -> Checkpoint:
         """The model before the first safeguard.
@@ -140,7 +157,7 @@ class Recipe:
 
 def build(
     recipe: Recipe,
-    out: Path | None = None,
+    out: Path | str | None = None,
     on_step: OnStep = lambda step, total: None,
     on_losses: OnLosses = lambda losses: None,
 ) -> Path:
@@ -155,7 +172,7 @@ def build(
     """
     if out is None:
         return _cached(recipe, None, on_step, on_losses)
-    head = kept_head(recipe.model)  # read now, so that a long run does not fail at its end
+    out, head = Path(out), kept_head(recipe.model)  # read now, so that a long run does not fail at its end
     with only_writer(out):
         trained = _cached(recipe, tracking_folder(out, model=True), on_step, on_losses)
         with atomic_folder(out) as temporary:
@@ -175,8 +192,6 @@ def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: O
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
     done = next((i + 1 for i in reversed(range(len(folders))) if has_entry(folders[i])), 0)
-    if done:
-        say_reused(" → ".join(name for name, _ in recipe.stages[:done]))
     total = sum(safeguard.outer_steps for _, safeguard in recipe.stages)
     before = sum(safeguard.outer_steps for _, safeguard in recipe.stages[:done])
     on_step(before, total)
@@ -189,8 +204,6 @@ def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: O
                 if not has_entry(folders[i]):  # another process may have made it meanwhile
                     report = partial(_report, on_step, before, total)
                     _train(recipe, i, source, keys[i], folders[i], tracking, report, on_losses)
-                else:
-                    say_reused(recipe.stages[i][0])
                 state.unlink(missing_ok=True)
             finally:
                 if not state.exists():  # else a run goes on from there
@@ -260,17 +273,14 @@ def _train(
     reporting = Reporting(on_step=report, total=safeguard.outer_steps)
     tracked = _tracked(recipe, index, key, domain, tracking) if tracking and recipe.options.track else ()
     walk(session, safeguard, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
-    config = describe(safeguard)
     stage = {
         "preset": name,
-        "config": config,
+        "config": describe(safeguard),
         "seconds": round(session.run.seconds, 1),
         "tokens": meter.tokens,
         "flops": meter.flops,
         "last losses": dict(last.losses or {}),
     }
-    if SOURCE in config:  # whoever attacks the model may not have the safeguard's code
-        stage[TRAINED_AGAINST] = [attack.kind() for attack in safeguard.trains_against()]
     card = {
         "holdfast": version("holdfast"),
         "key": key,

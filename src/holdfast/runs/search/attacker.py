@@ -6,24 +6,33 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from holdfast.campaign.cells import Model, check_positions, evaluations_of
+from holdfast.campaign.cells import Model, check_positions, evaluations_of, label_of
 from holdfast.campaign.run import run_campaign
 from holdfast.core.domain import Domain
 from holdfast.core.files import write_text
 from holdfast.core.records import read_campaign
+from holdfast.core.shown import frame, html
+from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Progress
+from holdfast.runs.audit import models_of
 from holdfast.runs.search.confirmation import Confirmed, confirmation, confirmed, searched_classes
 from holdfast.runs.search.search import Search, write_suite
 from holdfast.runs.search.trial import PROTOCOL, Trial, attack_name, best_trials
 from holdfast.runs.standing import working_in
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Found:
     """The outcome of a search."""
+
+    folder: Path
+    """of the search; the confirmation is an audit's folder in it"""
 
     trials: list[Trial]
     """in the order in which they were proposed"""
@@ -34,13 +43,40 @@ class Found:
     description: dict[str, Any]
     """all of it as JSON, as `search.json` holds it"""
 
+    def __repr__(self) -> str:
+        return f"Found({self._told()})"
+
+    def _repr_html_(self) -> str:
+        columns = ("family", "trials", "hazard", "ability", "kept", "updates", "FLOPs")
+        rows = [
+            (
+                family, str(sum(other.family == family for other in self.trials)), f"{100 * trial.hazard:.0f} %",
+                f"{100 * trial.ability:.0f} %", "yes" if trial.feasible else "no", f"{trial.steps:,}", f"{trial.flops:.1e}",
+            )
+            for family, trial in self.best.items()
+        ]  # fmt: skip
+        return html("The best attack of each family, on the selection questions", columns, rows, [self._told()])
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The trials as a data frame, a row a trial.
+
+        Raises:
+            HoldfastError: pandas is not installed.
+        """
+        return frame({**asdict(trial), "attack_name": attack_name(trial)} for trial in self.trials)
+
+    def _told(self) -> str:
+        claim = self.confirmed
+        figures = f"hazard {100 * claim.hazard:.0f} %, ability {100 * claim.ability:.0f} %"
+        return f"{attack_name(self.winner)}: {figures}, confirmed after {len(self.trials)} trials"
+
 
 def search_and_confirm(
     search: Search,
-    models: Sequence[Model],
-    out: Path,
+    out: Path | str,
+    models: Sequence[Model] = (),
     *,
-    label: str,
+    label: str = "",
     held_out: Sequence[str] = (),
     seeds: int = 5,
     workers: int = 1,
@@ -53,9 +89,9 @@ def search_and_confirm(
 
     Args:
         search: the model, its families and the budget.
-        models: the model and the controls that the confirmation compares with.
         out: the folder of the search; the confirmation lies in it.
-        label: of the searched model among `models`.
+        models: the model and the controls that the confirmation compares with; empty: the model and its original.
+        label: of the searched model among `models`; empty: `label_of` it.
         held_out: families that the search leaves out, for the record.
         seeds: fresh seeds of the confirmation.
         workers: processes at a time.
@@ -66,6 +102,10 @@ def search_and_confirm(
         HoldfastError: the folder holds something else, another process works in it, every trial failed, or the confirmation
             could not be run.
     """
+    out, label = Path(out), label or label_of(search.model)
+    if not models and not search.base:
+        raise HoldfastError("a search is confirmed beside the model before any safeguard; give base=…")
+    models = models or models_of(search.model, search.base, None, None)
     domain, checkpoint = Domain.open(search.domain), Checkpoint(search.model)
     search.check()
     for model in models:
@@ -90,7 +130,7 @@ def search_and_confirm(
         claim = confirmed(results, label, search.ability_loss)
         description = describe_search(search, trials, held_out, claim)
         _write(out, description)
-    return Found(trials=trials, best=best, winner=winner, confirmed=claim, description=description)
+    return Found(folder=out, trials=trials, best=best, winner=winner, confirmed=claim, description=description)
 
 
 def describe_search(

@@ -15,8 +15,9 @@ weights.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Log, collect_families
 from holdfast.campaign.examining import look_at
+from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
 from holdfast.core.model_size import Size
 from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
-from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -81,11 +82,20 @@ class Budget:
         return over[0] if over else ""
 
 
-@dataclass(frozen=True, kw_only=True)
+def _families(given: Iterable[str] | None) -> tuple[str, ...]:
+    return usable_families() if given is None else tuple(given)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Search(Target):
     """A model, the families of attack on it, and a budget."""
 
-    families: tuple[str, ...]
+    # As in `Target`: mypy takes a converted field for what it is only in the class that declares it.
+    model: Converted[str | os.PathLike[str], str] = Converted(as_text)
+    domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
+    base: Converted[str | os.PathLike[str], str] = Converted(as_text, default="")
+    families: Converted[Iterable[str] | None, tuple[str, ...]] = Converted(_families, default=None)
+    """None: all for models of the testbed's size"""
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
@@ -99,6 +109,9 @@ class Search(Target):
             raise HoldfastError(f"the ability loss must lie between 0 and 1, such as 0.05, not {self.ability_loss}")
         if self.seed >= FRESH_SEED:
             raise HoldfastError(f"seeds from {FRESH_SEED} on are kept for the confirmation; give a smaller --seed")
+
+    def __repr__(self) -> str:
+        return f"Search({self.model}; {len(self.families)} families; {self.budget.trials} trials)"
 
     def check(self) -> None:
         """Read the trials' data early.
@@ -133,7 +146,6 @@ class Search(Target):
             study.enqueue_trial(self._parameters(family))
         trials: list[Trial] = []
         done, started = list[Outcome](), time.monotonic()
-        reused, made = set[Path](), set[Path]()
         while not self.budget.reached(trials):
             proposals = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
             arguments = [self._arguments(ask, trials, out) for ask in proposals]
@@ -148,8 +160,6 @@ class Search(Target):
                 seconds = time.monotonic() - started
                 on_progress(Progress([*before, *now.done], now.running, now.waiting, share + size * now.share, seconds))
 
-            reused |= {call["file"] for call in arguments if _done(call)} - made
-            made |= {call["file"] for call in arguments} - reused
             done += _run(arguments, workers, show)
             for ask, call in zip(proposals, arguments, strict=True):
                 trial = Trial.read(call["file"])
@@ -157,8 +167,6 @@ class Search(Target):
                     raise HoldfastError(f"a trial of {call['family']} left no result; run the same command again")
                 self._tell(study, ask, trial)
                 trials.append(trial)
-        if reused:
-            say_reused(f"{len(reused)} of {len(trials)} trials, recorded in {out / 'trials'}")
         return trials
 
     def _parameters(self, family: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, with_config
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import asked_by, milestones_up_to
 from holdfast.campaign.milestones import Milestones
+from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import Domain
 from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
@@ -151,14 +153,14 @@ def thresholds(earlier: Sequence[Trial]) -> tuple[float, ...]:
 class Target:
     """What every trial of a search attacks, and how it is judged."""
 
-    model: str
-    domain: Path
+    model: Converted[str | os.PathLike[str], str] = Converted(as_text)
+    domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
     ability_loss: float = 0.05
     """epsilon: how much ability an attack may cost, as a fraction"""
     seed: int = 0
     """of the proposals and of every trial"""
     options: Options = Options()
-    base: str = ""
+    base: Converted[str | os.PathLike[str], str] = Converted(as_text, default="")
     """the model before any safeguard; empty: the attacker has none"""
 
 
