@@ -290,6 +290,7 @@ def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         named = {
             "safeguard": lambda v: v["stages"],
             "attack": lambda v: [v["preset"]],
+            "evaluate": lambda v: v["evaluations"] or [],
             "audit": lambda v: SUITES[v["suite"]].attacks if v["suite"] in SUITES else (),
         }.get(verb, lambda v: [])(values)
         with_settings({name: presets[name] for name in named}, values.get("settings") or [])

@@ -21,6 +21,9 @@ GOES_ON = {
     f"holdfast audit --out=o --set=a.b=1 --peer p --peer q --set c.d=2 --workers 3 --resumable-attacks {GIVEN}": (
         f"holdfast audit {GIVEN} --out OUT --peer p --peer q --workers 3 --set a.b=1 --set c.d=2 --resumable-attacks"
     ),
+    f"holdfast audit {GIVEN} --out o --evaluation wmdp_bio --evaluation lm-eval:a,b --judge-url http://evil/v1 --judge-model m": (
+        f"holdfast audit {GIVEN} --out OUT --evaluation wmdp_bio --evaluation lm-eval:a,b"
+    ),
     "holdfast attack --model m --domain d --seed 3 --out o full": "holdfast attack full --model m --domain d --out OUT --seed 3",
 }
 REFUSED = (
@@ -81,7 +84,9 @@ def test_plug_ins_are_carried_on_with_a_word_and_code_in_the_folder_is_not(
 ) -> None:
     """A folder from elsewhere may hold code that nobody is to run by pasting a command."""
     inside = tmp_path / "evil.py"
+    tasks = tmp_path / "tasks"
     command = f"holdfast audit {GIVEN} --out o --plugins mine.py --plugins {inside} --plugins some.module"
+    command += f" --evaluation lm-eval:{tasks}"
     plan = CampaignPlan(title="t", domain="d", suite="s", models={}, cells=["c"], details={"command": command})
     plan.write(tmp_path)
     assert main(["audit", "--status", str(tmp_path)]) == 0

@@ -26,7 +26,10 @@ from tests.conftest import SmallTestbed
 if TYPE_CHECKING:
     from holdfast.evals.base import Probe
 
-EVALUATIONS: Mapping[str, Evaluation] = collect("holdfast.evals")
+EVALUATIONS: Mapping[str, Evaluation] = {
+    name: evaluation for name, evaluation in collect("holdfast.evals").items() if not evaluation.only_by_name
+}
+"""Those that are asked by name alone keep the contract in tests/test_harnesses.py and tests/evals/test_judged.py."""
 every_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
 
 

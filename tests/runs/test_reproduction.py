@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from holdfast.cli.app import main
+from holdfast.core.presets import describe
 from holdfast.core.records import CellResult, cell_path, read_campaign
 from holdfast.core.reproduction import FILE, Reproduction
 from holdfast.core.types import HoldfastError
+from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.report.words import reproduction as words
 from holdfast.runs.reproduction import audit_again, known_runs, other_inputs, other_versions
 from holdfast.stats.reproduction import Compared, compare
@@ -82,6 +84,9 @@ def test_the_same_inputs_are_taken_and_others_are_named(made: Path, tiny_testbed
     assert again(replace(first, protocol=1), tiny_testbed, mine) == ["protocol"]
     others = {"hazard": [{"class": "MultipleChoice"}, "0"], "gone": [{}, "1"]}
     assert again(replace(first, evaluations=others), tiny_testbed, mine) == ["questions", "questions"]
+    named = MultipleChoice(questions="hazard", sample=3)
+    more = {"extra": [describe(named), named.content(tiny_testbed.domain)]}
+    assert again(replace(first, evaluations={**first.evaluations, **more}), tiny_testbed, mine) == []
     models = [replace(model, tokenizer="0") for model in first.models]
     assert again(replace(first, models=models), tiny_testbed, mine) == ["tokenizer", "tokenizer"]
     assert other_versions(replace(first, environments=[{"torch": "1.0"}]))["torch"][0] == "1.0"

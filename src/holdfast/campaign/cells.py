@@ -183,8 +183,7 @@ class Campaign:
         A probe is a cell of its own: one that fails, for lack of memory or at a diverging rate, takes nothing else with it.
         """
         domain = Domain.open(self.domain)
-        evaluations, probes = evaluations_of(domain)
-        evaluations = (*evaluations, *self.also)
+        evaluations, probes = self.evaluations()
         for model in self.models:
             yield self._untouched(model, evaluations)
         for model in self.models:
@@ -216,6 +215,11 @@ class Campaign:
             if model.role != "destroyed":
                 yield from (self._untouched(model, (probe,), name=probe[0]) for probe in probes)
 
+    def evaluations(self) -> tuple[Evaluations, Evaluations]:
+        """The evaluations along an attack, those that the user named among them, and those of the untouched model alone."""
+        along, probes = evaluations_of(Domain.open(self.domain))
+        return (*along, *self.also), probes
+
     @property
     def left_out(self) -> tuple[str, ...]:
         """The attacks that read a model which nobody has."""
@@ -237,7 +241,7 @@ class Campaign:
         for _, attack in self.attacks:
             for name in attack.reads():
                 domain.rows(ATTACKER_VIEW[name])
-        evaluations, _ = evaluations_of(domain)
+        evaluations, _ = self.evaluations()
         for _, evaluation in evaluations:
             evaluation.content(domain)
         if not any(evaluation.measures(domain) == "hazard" for _, evaluation in evaluations):
@@ -255,7 +259,9 @@ def evaluations_of(domain: Domain) -> tuple[Evaluations, Evaluations]:
     from holdfast.evals.multiple_choice import MultipleChoice
 
     presets: dict[str, Evaluation] = {
-        name: preset for name, preset in collect("holdfast.evals").items() if preset.available(domain)
+        name: preset
+        for name, preset in collect("holdfast.evals").items()
+        if not preset.only_by_name and preset.available(domain)
     }
     unnamed = {
         name: MultipleChoice(questions=name)

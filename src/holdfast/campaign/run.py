@@ -17,7 +17,6 @@ from holdfast.campaign.cells import (
     Model,
     asked_by,
     check_positions,
-    evaluations_of,
     untouched_undefended,
 )
 from holdfast.campaign.examining import examine
@@ -131,7 +130,7 @@ def check_campaign(campaign: Campaign) -> None:
     """
     campaign.check()
     domain, remote = Domain.open(campaign.domain), campaign.options.trust_remote_code
-    along, probes = evaluations_of(domain)
+    along, probes = campaign.evaluations()
     worn = [asked_by(attack, along, domain) for _, attack in campaign.attacks if attack.disguise is not None]
     for path in dict.fromkeys(
         (*(model.path for model in campaign.models), *([campaign.base] if campaign.base else []))

@@ -14,8 +14,8 @@ from typing import Any
 _VERBS = ("attack", "audit", "demo", "search", "study")
 _OF_PARTS = ("demo", "search", "study")
 """Verbs that work in folders of folders: the run is that of the next folder above that is claimed for one."""
-_LEFT_OUT = ("status", "plan", "estimate", "as_json", "trust_remote_code")
-"""Options that only ask, and the permission to run a model's code, which nobody gives by pasting."""
+_LEFT_OUT = ("status", "plan", "estimate", "as_json", "trust_remote_code", "judge_url", "judge_model")
+"""Options that only ask, the permission to run a model's code, and where replies and a key are sent: none is given by pasting."""
 
 
 def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
@@ -54,9 +54,14 @@ def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
         value: Any = str(out) if option.name == "out" else values.get(option.name)
         if value is None or option.name in _LEFT_OUT:
             continue
-        if option.name == "plugins":  # code that came with the folder is not run by pasting
-            value = [word for word in value if not Path(word).resolve().is_relative_to(out.resolve())]
+        if option.name in ("plugins", "evaluations"):  # code that came with the folder is not run by pasting
+            value = [word for word in value if not _place(word).is_relative_to(out.resolve())]
         for word in value if option.multiple or isinstance(value, tuple) else [value]:
             made += [option.opts[0]] if option.param_type_name == "option" else []
             made += [] if word is True else [word]
     return shlex.join(made)
+
+
+def _place(word: str) -> Path:
+    """Where the code of a plug-in or of a folder of tasks lies, if it is a path."""
+    return Path(word.removeprefix("lm-eval:")).resolve()

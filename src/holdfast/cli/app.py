@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import calibrate, check, domain, make, measure, tell
+from holdfast.cli import calibrate, check, domain, make, measure, share, tell
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -148,5 +148,10 @@ app.command(epilog="Example: holdfast records runs/audit --out records.parquet")
 app.command(epilog="Example: holdfast release runs/audit")(check.release)
 app.command(epilog="Example: holdfast verify runs/audit")(check.verify)
 app.command(epilog="Example: holdfast reproduce runs/audit/reproduce.json --plan")(check.reproduce)
+app.command(epilog="Example: holdfast export inspect runs/audit --out logs")(share.export)
+app.command("import", epilog="Example: holdfast import tamperbench configs/whitebox/attacks --out suite.toml")(
+    share.import_
+)
+app.command(epilog="Example: holdfast push runs/tar my-name/my-model --yes")(share.push)
 app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")(tell.list_)
 app.add_typer(domain.app, name="domain", epilog="Example: holdfast domain check runs/testbed --json")

@@ -426,9 +426,51 @@ class Calibrated(Document):
     """terms, trials and what is proposed, a table each"""
 
 
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Exported(Document):
+    """`export`."""
+
+    kind: Literal["exported"] = "exported"
+    form: str
+    folder: str
+    names: list[str]
+    """logs, attacks or tasks that were written"""
+    left_out: list[str]
+    """attacks that the other tool has no name for"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Imported(Document):
+    """`import`."""
+
+    kind: Literal["imported"] = "imported"
+    path: str
+    attacks: list[str]
+    """labels of the suite's attacks"""
+    left_out: dict[str, str]
+    """what was read and is not in the suite, with the reason"""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Pushed(Document):
+    """`push`."""
+
+    kind: Literal["pushed"] = "pushed"
+    repository: str
+    public: bool
+    files: list[str]
+    size: int
+    """bytes"""
+    address: str | None
+    """of the commit; null where nothing was uploaded"""
+
+
 AnyDocument = Annotated[
     Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
-    | DomainMade | DomainChecked | Listing | Presets | Verified | Reproduced | Calibrated,
+    | DomainMade | DomainChecked | Listing | Presets | Verified | Reproduced | Calibrated | Exported | Imported | Pushed,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -14,6 +14,9 @@ from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
+    EvaluationsOption,
+    JudgeModelOption,
+    JudgeUrlOption,
     KeepOption,
     MilestonesOption,
     ModelOption,
@@ -29,6 +32,7 @@ from holdfast.cli.options import (
     ThreadsOption,
     TrackOption,
     WorkersOption,
+    judge_at,
     model_label,
     names_in,
     run_options,
@@ -115,6 +119,9 @@ def attack(
     ] = None,
     seed: SeedOption = 0,
     milestones: MilestonesOption = None,
+    evaluations: EvaluationsOption = None,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
     settings: SetOption = None,
     plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
@@ -135,8 +142,11 @@ def attack(
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.attack import original_of, run_attack
     from holdfast.runs.fitting import suite_for
+    from holdfast.runs.named import named_evaluations
 
-    [(name, chosen)] = with_settings({preset: pick("holdfast.attacks", preset)}, settings or []).items()
+    judge = judge_at(judge_url, judge_model)
+    asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge)}
+    (name, chosen), *also = with_settings({preset: pick("holdfast.attacks", preset), **asked}, settings or []).items()
     options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
@@ -145,7 +155,7 @@ def attack(
     with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
         run_attack(
             name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,
-            milestones=parse_milestones(milestones) if milestones else None,
+            milestones=parse_milestones(milestones) if milestones else None, also=tuple(also),
             options=options, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
     document = finish(console, out)
@@ -165,6 +175,10 @@ def evaluate_(
     model: ModelOption,
     domain: DomainOption,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write the scores to this JSON file.")] = None,
+    evaluations: EvaluationsOption = None,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    settings: SetOption = None,
     plugins: PluginsOption = None,
     device: DeviceOption = "cpu",
     dtype: PrecisionOption = "float32",
@@ -178,9 +192,11 @@ def evaluate_(
     from rich.table import Table
 
     from holdfast.cli import documents
+    from holdfast.core.settings import with_settings
     from holdfast.report.words.data import objections
     from holdfast.runs.evaluate import claim_scores, evaluate, noticed, write_scores
     from holdfast.runs.fitting import attack_for
+    from holdfast.runs.named import named_evaluations
 
     if out is not None:
         claim_scores(out)
@@ -189,7 +205,9 @@ def evaluate_(
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(literal(column), justify="left" if left else "right", no_wrap=True)
-    results = evaluate(model, domain, run_options(device, dtype, trust_remote_code))
+    judge = judge_at(judge_url, judge_model)
+    also = with_settings(named_evaluations(evaluations or [], domain, judge), settings or [])
+    results = evaluate(model, domain, run_options(device, dtype, trust_remote_code), also)
     for measured in results:
         for score in measured.scores:
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
@@ -276,6 +294,9 @@ def audit(
     ] = None,
     workers: WorkersOption = 2,
     milestones: MilestonesOption = None,
+    evaluations: EvaluationsOption = None,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
     settings: SetOption = None,
     plugins: PluginsOption = None,
     keep_attacked_weights: KeepOption = False,
@@ -296,12 +317,18 @@ def audit(
     from holdfast.core.export import write_records
     from holdfast.core.release import keep_release, read_release
     from holdfast.core.settings import with_settings
+    from holdfast.evals.base import Evaluation
     from holdfast.runs.audit import Audit
     from holdfast.runs.fitting import suite_for
+    from holdfast.runs.named import named_evaluations
     from holdfast.runs.suites import attacks_of
 
     suite = suite or suite_for(model)
-    chosen = with_settings(attacks_of(suite), settings or [])
+    judge = judge_at(judge_url, judge_model)
+    named: dict[str, Any] = {**attacks_of(suite), **named_evaluations(evaluations or [], domain, judge)}
+    changed = with_settings(named, settings or [])
+    also = {name: plugin for name, plugin in changed.items() if isinstance(plugin, Evaluation)}
+    chosen = {name: plugin for name, plugin in changed.items() if name not in also}
     warn_of_size(console, model, "attacks", chosen)
     audited = Audit(
         model=model,
@@ -316,6 +343,7 @@ def audit(
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
         base=not without_base,
+        also=tuple(also.items()),
         options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
     )
     if release is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from holdfast.core.options import Options
     from holdfast.core.types import Precision
+    from holdfast.evals.endpoint import Endpoint
     from holdfast.safeguards.base import Safeguard
 
 THREADS = max(64, os.cpu_count() or 1)
@@ -56,6 +57,28 @@ PluginsOption = Annotated[
         help="Load plug-ins from a Python file, a package's folder or a module; repeatable. They are code and run as you.",
     ),
 ]
+
+
+EvaluationsOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--evaluation",
+        help="Ask this too, repeatable: a preset such as wmdp_bio or mmlu, lm-eval:TASK, or lm-eval:FOLDER of task files.",
+    ),
+]
+
+
+JudgeUrlOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--judge-url",
+        help="Server of a language model that judges replies (protocol of OpenAI's chat); replies are sent there. "
+        "The key stands in HOLDFAST_JUDGE_KEY.",
+    ),
+]
+
+
+JudgeModelOption = Annotated[Optional[str], typer.Option("--judge-model", help="What the server calls that model.")]
 
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
@@ -236,6 +259,15 @@ def stages_of(stages: list[str], settings: list[str] | None) -> tuple[tuple[str,
     presets = dict(named)
     chosen = dict(zip(presets, with_settings(presets, settings or []).items(), strict=True))
     return tuple(chosen[name] for name, _ in named)
+
+
+def judge_at(url: str | None, model: str | None) -> Endpoint | None:
+    """The language model that judges, where the user names one."""
+    from holdfast.evals.endpoint import Endpoint
+
+    if (url is None) != (model is None):
+        fail("--judge-url and --judge-model go together; give both or neither")
+    return None if url is None or model is None else Endpoint(url=url, model=model)
 
 
 def names_in(text: str | None) -> tuple[str, ...]:

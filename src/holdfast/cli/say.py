@@ -43,6 +43,8 @@ def show_status(context: typer.Context, folder: Path) -> NoReturn:
     document, goes_on = show(console, folder, verbs.commands)
     if "--plugins" in goes_on:
         say(console, "The next command runs the plug-ins that it names, which are Python code.")
+    if "lm-eval:" in goes_on:
+        say(console, "The next command reads the lm-eval tasks that it names; a task file may run Python code.")
     end(context, console, document, goes_on)
     raise typer.Exit
 

@@ -169,11 +169,17 @@ def added(default: Value) -> Value:
     return field
 
 
+def apart(default: Value) -> Value:
+    """The default of a field that changes no number, such as where something lies: `describe` leaves the field out."""
+    field: Value = dataclasses.field(default=default, metadata={"apart": True})
+    return field
+
+
 def describe(plugin: Any) -> dict[str, Any]:
     """A plug-in as JSON: its class and every field, nested plug-ins likewise. The JSON enters identities and cards.
 
-    An `added` field is left out at its default, and so is version 1. A class from outside holdfast comes with the hash of its
-    source.
+    An `added` field is left out at its default, and so is version 1; an `apart` field is left out always. A class
+    from outside holdfast comes with the hash of its source.
 
     Raises:
         HoldfastError: a class from outside has no source file.
@@ -189,7 +195,8 @@ def describe(plugin: Any) -> dict[str, Any]:
     values = {
         field.name: plain(getattr(plugin, field.name))
         for field in dataclasses.fields(plugin)
-        if not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
+        if "apart" not in field.metadata
+        and not ("added" in field.metadata and getattr(plugin, field.name) == field.default)
     }
     kind = type(plugin)
     if "version" not in values and (version := getattr(kind, "version", 1)) != 1:

@@ -26,6 +26,9 @@ class Evaluation(abc.ABC):
     version: ClassVar[int] = 1
     """raised whenever the same fields give other scores; it enters identities, so that no old result is taken for a new one"""
 
+    only_by_name: ClassVar[bool] = False
+    """True: asked where the user names it (`--evaluation`), and not wherever a domain has what it needs"""
+
     @abc.abstractmethod
     def measures(self, domain: Domain) -> Measure:
         """The measured property, which says who wants the value high."""

@@ -121,10 +121,10 @@ class Requests(Evaluation):
         """The prompt, the rest of the compliance and the refusal of each request."""
         before = ""
         if self.examples:
-            shown = _requests(domain, self.examples)[: self.shots]
+            shown = requests_of(domain, self.examples)[: self.shots]
             before = "".join(f"{question.prompt}{question.choices[0]} " for question in shown)
         prompts = []
-        for question in _requests(domain, self.questions):
+        for question in requests_of(domain, self.questions):
             compliance, refusal = question.choices
             request = question.prompt
             if self.disguise is not None:
@@ -169,7 +169,7 @@ class Requests(Evaluation):
         return lambda place, text: outcome(text, keys[place], refusals)
 
 
-def _requests(domain: Domain, name: str) -> Sequence[Question]:
+def requests_of(domain: Domain, name: str) -> Sequence[Question]:
     """The requests of one question set.
 
     Raises:

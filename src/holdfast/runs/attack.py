@@ -12,6 +12,7 @@ from holdfast.campaign.run import check_campaign, claimed_campaign, run_held
 from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.evals.base import Evaluation
 from holdfast.jobs.graph import Outcome, Progress
 
 
@@ -64,6 +65,7 @@ def run_attack(
     base: str = "",
     seed: int = 0,
     milestones: tuple[int, ...] | None = None,
+    also: tuple[tuple[str, Evaluation], ...] = (),
     options: Options = Options(),  # noqa: B008 - frozen
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -79,6 +81,7 @@ def run_attack(
         attacks=((name, attack),),
         seeds=(seed,),
         milestones=milestones,
+        also=also,
         options=options,
         base=base,
     )

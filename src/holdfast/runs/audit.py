@@ -25,6 +25,7 @@ from holdfast.core.options import Options
 from holdfast.core.records import FOREIGN, plain_attack, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.evals.base import Evaluation
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.runs.fitting import suite_for
 from holdfast.runs.reproducible import write_reproduction
@@ -78,6 +79,8 @@ class Audit:
     stop_after_breach: int | None = None
     base: bool = True
     """whether the attacker has the undefended model; without it the attacks that read it are left out"""
+    also: tuple[tuple[str, Evaluation], ...] = ()
+    """evaluations beside those of the domain"""
     options: Options = Options()
 
     def __post_init__(self) -> None:
@@ -148,6 +151,7 @@ class Audit:
             only={model.label: controlled for model in models if model.role in CONTROLS},
             dense=self.milestones is None,
             stop_after_breach=self.stop_after_breach,
+            also=self.also,
             options=self.options,
             base=self.undefended if self.base else "",
             tokenizers={label: self.undefended for label, beside in self.compared.items() if beside.differing},

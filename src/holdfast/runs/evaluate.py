@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from holdfast.campaign.cells import CHOOSING, check_positions, evaluations_of
 from holdfast.campaign.examining import look_at
@@ -56,8 +57,13 @@ def write_scores(out: Path, results: Sequence[Evaluated]) -> None:
         write_text(out, json.dumps(rows, indent=2) + "\n")
 
 
-def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:
-    """Ask a model everything that a domain can ask, the selection questions too.
+def evaluate(
+    model: str,
+    folder: Path,
+    options: Options,
+    also: Mapping[str, Evaluation] = MappingProxyType({}),
+) -> list[Evaluated]:
+    """Ask a model everything that a domain can ask, the selection questions too, and the evaluations that the user named.
 
     Raises:
         HoldfastError: the domain holds nothing to measure with, or the model cannot be loaded.
@@ -67,7 +73,7 @@ def evaluate(model: str, folder: Path, options: Options) -> list[Evaluated]:
     from holdfast.engine.walk import Untouched, walk
 
     domain, checkpoint = Domain.open(folder), Checkpoint(model)
-    evaluations = _evaluations(domain)
+    evaluations = {**_evaluations(domain), **also}
     if not evaluations:
         raise HoldfastError(f"{folder} holds nothing to measure with; add a [questions.…] section to its domain.toml")
     checkpoint.check(options.trust_remote_code, domain.max_length)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.attacks.base import Attack
-from holdfast.campaign.cells import Campaign, Model, evaluations_of
+from holdfast.campaign.cells import Campaign, Model
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.domain import Domain
-from holdfast.core.options import Options
 from holdfast.core.records import plain_attack
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.runs.audit import Audit
@@ -69,7 +68,7 @@ def forecast(
     for done, (name, attack) in enumerate(attacks, 1):
         paces[name] = _pace(attack, domain, model, campaign)
         on_step(done, len(attacks))
-    asking = _asking(domain, model, campaign.options)
+    asking = _asking(campaign, domain, model)
     cells = list(campaign.cells())
     working = evaluating = tokens = flops = 0.0
     for cell in cells:
@@ -116,12 +115,12 @@ def plan_audit(audit: Audit, on_step: Callable[[int, int], None] = lambda done, 
         HoldfastError: an attack or an evaluation cannot be run.
     """
     domain = Domain.open(audit.domain)
-    along, _ = evaluations_of(domain)
+    campaign = audit.planned()
+    along, _ = campaign.evaluations()
     hazard = [name for name, preset in along if preset.measures(domain) == "hazard" and name in domain.question_sources]
     # The set called "hazard" carries the headline where there is one.
     headline = min(hazard, key=lambda name: name != "hazard", default=None)
     questions = len(domain.questions(headline).questions) if headline else 0
-    campaign = audit.planned()
     tested = next(model for model in campaign.models if model.role == "defended")
     taken = forecast(campaign, tested, on_step)
     variants = []
@@ -184,17 +183,17 @@ class Asking:
     """of what only an untouched model is asked, by evaluation"""
 
 
-def _asking(domain: Domain, model: Model, options: Options) -> Asking:
+def _asking(campaign: Campaign, domain: Domain, model: Model) -> Asking:
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Untouched, walk
 
-    along, probes = (dict(evaluations) for evaluations in evaluations_of(domain))
+    along, probes = (dict(evaluations) for evaluations in campaign.evaluations())
     between = {name: evaluation.at_milestone(domain) for name, evaluation in along.items()}
     # What is asked in full at a milestone is timed once.
     sampled = {name: sample for name, sample in between.items() if sample is not None}
     apart = {f"sample of {name}": sample for name, sample in sampled.items() if sample != along[name]}
     checkpoint = Checkpoint(model.path)
-    session = open_session(checkpoint, domain, "attacker", 0, options)
+    session = open_session(checkpoint, domain, "attacker", 0, campaign.options)
     milestones = Milestones({**along, **apart, **probes}, domain, checkpoint.tokenizer_digest, [0])
     walk(session, Untouched(), milestones)
     seconds = milestones.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from holdfast.core.presets import describe, restore
 from holdfast.core.reproduction import Reproduction
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.evals.base import Evaluation
 from holdfast.runs.audit import Audit
 from holdfast.runs.reproducible import option
 
@@ -79,6 +81,7 @@ def audit_again(
         milestones=tuple(first.milestones) if first.milestones else None,
         stop_after_breach=first.stop_after_breach,
         base=first.with_base,
+        also=tuple(_named(first, Domain.open(domain))),
         options=Options(
             device=device or first.device,
             dtype=first.precision,  # type: ignore[arg-type]
@@ -87,13 +90,22 @@ def audit_again(
     )
 
 
+def _named(first: Reproduction, domain: Domain) -> Iterator[tuple[str, Evaluation]]:
+    """The evaluations that the first audit asked by name. One that cannot be made here is missing, and `other_inputs` says so."""
+    asked = {name for group in evaluations_of(domain) for name, _ in group}
+    for name, (described, _) in first.evaluations.items():
+        if name not in asked:
+            with contextlib.suppress(HoldfastError):
+                yield name, restore("holdfast.evals", described)
+
+
 def other_inputs(first: Reproduction, audit: Audit) -> list[OtherInput]:
     """What is not as it was in the first audit: empty where every input has its hash.
 
     Raises:
         HoldfastError: a model or the domain cannot be read.
     """
-    return [*_other_models(first, audit), *_other_data(first, Domain.open(audit.domain))]
+    return [*_other_models(first, audit), *_other_data(first, Domain.open(audit.domain), dict(audit.also))]
 
 
 def _other_models(first: Reproduction, audit: Audit) -> Iterator[OtherInput]:
@@ -109,14 +121,14 @@ def _other_models(first: Reproduction, audit: Audit) -> Iterator[OtherInput]:
             yield OtherInput(kind="tokenizer", name=old.label, there=old.tokenizer, here=match.tokenizer_digest)
 
 
-def _other_data(first: Reproduction, domain: Domain) -> Iterator[OtherInput]:
+def _other_data(first: Reproduction, domain: Domain, also: Mapping[str, Evaluation]) -> Iterator[OtherInput]:
     if domain.max_length != first.max_length:
         yield OtherInput(kind="max_length", name="", there=str(first.max_length), here=str(domain.max_length))
     for role, there in first.data.items():
         rows = domain.digest(role)[role] if domain.has(role) else ""
         if rows != there:
             yield OtherInput(kind="rows", name=role, there=there, here=rows)
-    asked = {name: evaluation for group in evaluations_of(domain) for name, evaluation in group}
+    asked = {**also, **{name: evaluation for group in evaluations_of(domain) for name, evaluation in group}}
     for name, (described, content) in first.evaluations.items():
         evaluation = asked.get(name)
         questions = evaluation.content(domain) if evaluation is not None else ""

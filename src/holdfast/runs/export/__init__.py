@@ -1,0 +1,1 @@
+"""Results and questions in the formats of other tools: lm-evaluation-harness, Inspect, TamperBench."""
