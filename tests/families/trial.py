@@ -37,6 +37,7 @@ from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.rep_select import RepSelect
 from holdfast.safeguards.rmu import RMU
 from holdfast.safeguards.spec_def import SpecDef
 from tests.families.small import build
@@ -254,7 +255,7 @@ def wrong_change(
             return wrong_function(family, model)
         case SoftStartToken() | Evolution():
             return ""
-        case LatentPGD() | RMU() | PruneUnits() | Abliterate():
+        case LatentPGD() | RMU() | RepSelect() | PruneUnits() | Abliterate():
             return untouched_layers(plugin, model, moved)
     # Experts are stored together, each a matrix of its own. A gradient reaches those that a token was routed to.
     apart = isinstance(plugin, Edit) and plugin.tune is None
