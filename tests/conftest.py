@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="agg")
@@ -14,36 +13,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from holdfast.core.domain import Domain
-from holdfast.engine.checkpoint import Checkpoint
-from holdfast.testbed.folder import Kind
 from holdfast.testbed.world import Sizes
+from holdfast.testing import SMALL, Bench, make_bench
 from tests.situations import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401  hooks
 
 torch.set_num_threads(1)
-
-SMALL = Sizes(forget=6, forget_heldout=4, attack=6, selection=4, claims=8, benign=8, new=4)
-"""A world of 240 facts, which a model learns in some 200 steps."""
 
 SMALLEST = Sizes(forget=2, forget_heldout=1, attack=2, selection=2, claims=3, benign=2, new=1)
 """A world of 72 facts, on which a model is trained in seconds: enough wherever what the model knows does not matter."""
 
 
-@dataclass(frozen=True)
-class SmallTestbed:
-    folder: Path
-
-    @property
-    def domain(self) -> Domain:
-        return Domain.open(self.folder)
-
-    @property
-    def model(self) -> Checkpoint:
-        return Checkpoint(str(self.folder / "model"))
-
-    @property
-    def never_exposed(self) -> Checkpoint:
-        return Checkpoint(str(self.folder / "never_exposed"))
+SmallTestbed = Bench
+"""A testbed whose models may be trained."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,23 +67,10 @@ def small_testbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Smal
 @pytest.fixture(scope="session")
 def tiny_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestbed:
     """The same world with models that are not trained: enough wherever what the model knows does not matter."""
-    return _untrained(tmp_path_factory.mktemp("testbed") / "tiny", "knowledge")
+    return make_bench(tmp_path_factory.mktemp("testbed") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_refusal_testbed(tmp_path_factory: pytest.TempPathFactory) -> SmallTestbed:
     """As requests to be refused, with models that are not trained."""
-    return _untrained(tmp_path_factory.mktemp("testbed") / "tiny-refusal", "refusal")
-
-
-def _untrained(folder: Path, kind: Kind) -> SmallTestbed:
-    from holdfast.engine.checkpoint import save_checkpoint
-    from holdfast.testbed import requests
-    from holdfast.testbed.folder import MODELS, write_domain
-    from holdfast.testbed.models import make_model, make_tokenizer
-
-    write_domain(folder, 5, SMALL, kind)
-    tokenizer = make_tokenizer(requests.words() if kind == "refusal" else ())
-    for seed, which in enumerate(MODELS):
-        save_checkpoint(make_model(tokenizer, seed), tokenizer, folder / which, {}, "untrained\n")
-    return SmallTestbed(folder)
+    return make_bench(tmp_path_factory.mktemp("testbed") / "tiny-refusal", "refusal")

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import random
-import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import pytest
-import torch
-from transformers import PreTrainedModel
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.domain import Domain
-from holdfast.core.presets import collect, describe
-from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
+from holdfast.core.presets import collect
+from holdfast.core.types import HoldfastError
 from holdfast.evals.base import Evaluation
 from holdfast.evals.refusals import Requests
+from holdfast.testing import EVALUATION, evaluations, name_of, small
+from holdfast.testing.bench import copy_domain
 from tests.conftest import SmallTestbed
-
-if TYPE_CHECKING:
-    from holdfast.evals.base import Probe
 
 EVALUATIONS: Mapping[str, Evaluation] = {
     name: evaluation for name, evaluation in collect("holdfast.evals").items() if not evaluation.only_by_name
@@ -43,143 +35,32 @@ def testbed(name: str, tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTe
     return tiny_refusal_testbed if name in REFUSAL else tiny_testbed
 
 
-def shortened(name: str) -> Any:
-    """The preset; one that trains does so for a few steps only."""
-    evaluation: Any = EVALUATIONS[name]
-    return replace(evaluation, max_steps=4, every=2) if hasattr(evaluation, "max_steps") else evaluation
+BROKEN = [pytest.param((broken,), id=f"{broken[0]}-{broken[1]}") for broken in evaluations.BROKEN]
+Check = Callable[[Evaluation, SmallTestbed], None]
 
 
-def probe_of(name: str, testbed: SmallTestbed) -> Probe:
-    return shortened(name).prepare(testbed.model.load_tokenizer(), testbed.domain)
+@pytest.mark.parametrize(
+    "check",
+    [check for check in EVALUATION if check is not evaluations.a_model_that_is_not_finite_has_no_score],
+    ids=name_of,
+)
+@every_evaluation
+def test_an_evaluation_keeps_the_contract(name: str, check: Check, testbed: SmallTestbed) -> None:
+    check(small(EVALUATIONS[name]), testbed)
 
 
-def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Weights and buffers, those that are not saved too."""
-    return {name: held.detach().clone() for name, held in [*model.named_parameters(), *model.named_buffers()]}
+@pytest.mark.parametrize("broken", BROKEN)
+@every_evaluation
+def test_a_model_that_is_not_finite_has_no_score(
+    name: str, broken: tuple[tuple[str, float], ...], testbed: SmallTestbed
+) -> None:
+    evaluations.a_model_that_is_not_finite_has_no_score(small(EVALUATIONS[name]), testbed, broken)
 
 
 @every_evaluation
-def test_a_probe_leaves_the_model_and_all_randomness_as_they_were(name: str, testbed: SmallTestbed) -> None:
-    model = testbed.model.load()
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.3  # draws random numbers wherever it trains
-    model.model.embed_tokens.requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e3) if parameter.requires_grad else None
-    probe = probe_of(name, testbed)
-    before, trainable = state_of(model), [p.requires_grad for p in model.parameters()]
-    torch.manual_seed(11)
-    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
-    probe(model)
-    after = state_of(model)
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-    assert [p.requires_grad for p in model.parameters()] == trainable
-    assert not any(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), drawn[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn[1:]  # type: ignore[union-attr, index]
-
-
-@every_evaluation
-def test_a_second_look_sees_the_same_whatever_was_looked_at_between(name: str, testbed: SmallTestbed) -> None:
-    model, other, probe = testbed.model.load(), testbed.never_exposed.load(), probe_of(name, testbed)
-    first, another = probe(model), probe(other)
-    assert probe(model) == first
-    assert probe_of(name, testbed)(other) == another
-
-
-@every_evaluation
-def test_scores_are_numbers_with_a_name_and_a_count(name: str, testbed: SmallTestbed) -> None:
-    scores = probe_of(name, testbed)(testbed.model.load())
-    assert scores
-    assert len({score.metric for score in scores}) == len(scores)
-    for score in scores:
-        assert isinstance(score, Score)
-        assert isinstance(score.value, float)
-        assert np.isfinite(score.value)
-        assert score.stderr is None or score.stderr >= 0
-        assert score.n > 0
-        assert score.chance is None or 0 <= score.chance < 1
-
-
-@every_evaluation
-def test_it_says_what_it_measures_and_what_stands_for_it_at_milestones(name: str, testbed: SmallTestbed) -> None:
-    evaluation, domain = EVALUATIONS[name], testbed.domain
-    assert evaluation.available(domain)
-    assert evaluation.measures(domain) in get_args(Measure)
-    sampled = evaluation.at_milestone(domain)
-    if sampled is not None:
-        assert sampled.measures(domain) == evaluation.measures(domain)
-        assert sampled.content(domain) == evaluation.content(domain)
-        assert sampled.at_milestone(domain) == sampled  # a sample is not sampled further
-
-
-# Weights that every evaluation's logits depend on. (An infinite weight of the head may just make one word impossible.)
-BROKEN = [
-    ("model.layers.0.self_attn.q_proj.weight", float("nan")),
-    ("model.norm.weight", float("nan")),
-    ("model.norm.weight", float("inf")),
-    ("lm_head.weight", float("nan")),
-]
-
-
-@pytest.mark.parametrize(("broken", "bad"), BROKEN)
-@every_evaluation
-def test_a_model_that_is_not_finite_has_no_score(name: str, broken: str, bad: float, testbed: SmallTestbed) -> None:
-    model = testbed.model.load()
-    with torch.no_grad():
-        model.get_parameter(broken).view(-1)[7] = bad
-    before = state_of(model)
-    probe = probe_of(name, testbed)
-    with pytest.raises(NonFinite):
-        probe(model)
-    after = state_of(model)
-    assert all(torch.equal(bits(after[key]), bits(before[key])) for key in before)
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """NaN equals nothing; its bits do."""
-    return tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
-
-
-@pytest.fixture(scope="module")
-def every_altered(
-    tiny_testbed: SmallTestbed, tiny_refusal_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Path, dict[str, Domain]]:
-    """Testbed -> file of its domain -> a domain in which only that file differs, in one row."""
-    return {held.folder: altered_domains(held, tmp_path_factory) for held in (tiny_testbed, tiny_refusal_testbed)}
-
-
-@pytest.fixture
-def altered(every_altered: dict[Path, dict[str, Domain]], testbed: SmallTestbed) -> dict[str, Domain]:
-    return every_altered[testbed.folder]
-
-
-def altered_domains(testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Domain]:
-    names = [path.relative_to(testbed.folder) for path in sorted(testbed.folder.glob("*/*.jsonl"))]
-    domains = {}
-    for i, name in enumerate(names):
-        folder = tmp_path_factory.mktemp("altered") / str(i)
-        copy_domain(testbed.folder, folder)
-        alter(folder / name)
-        domains[str(name)] = Domain.open(folder)
-    return domains
-
-
-def copy_domain(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model", "never_exposed"))
-
-
-def alter(path: Path) -> None:
-    """Another first row: other words, or another answer to a question that has more than a compliant one and a refusal."""
-    first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    row = json.loads(first)
-    if len(row.get("choices", ())) == 4:
-        row["answer"] = (row["answer"] + 1) % 4
-    else:
-        word = "text" if "text" in row else "prompt"
-        row[word] = f"{row[word]} moss"
-    path.write_text("".join([json.dumps(row) + "\n", *rest]), encoding="utf-8")
+def test_hazard_is_asked_in_the_attackers_disguise(name: str, testbed: SmallTestbed) -> None:
+    if EVALUATIONS[name].measures(testbed.domain) == "hazard":
+        assert EVALUATIONS[name].wearing(Disguise(before="ask note")) != EVALUATIONS[name]
 
 
 READS = {
@@ -206,50 +87,13 @@ READS = {
 
 
 @every_evaluation
-def test_its_content_changes_with_what_it_reads_and_with_nothing_else(
-    name: str, testbed: SmallTestbed, altered: dict[str, Domain]
-) -> None:
+def test_its_content_changes_with_what_it_reads_and_with_nothing_else(name: str, testbed: SmallTestbed) -> None:
     evaluation = EVALUATIONS[name]
     content = evaluation.content(testbed.domain)
-    changed = {path for path, domain in altered.items() if evaluation.content(domain) != content}
+    changed = {path for path, domain in testbed.altered.items() if evaluation.content(domain) != content}
     assert changed
     assert changed == READS.get(name, changed)
-    assert len({evaluation.content(altered[path]) for path in changed}) == len(changed)
-
-
-@every_evaluation
-def test_equal_content_means_equal_scores(
-    name: str, testbed: SmallTestbed, altered: dict[str, Domain], tmp_path: Path
-) -> None:
-    evaluation = EVALUATIONS[name]
-    content = evaluation.content(testbed.domain)
-    copy_domain(testbed.folder, tmp_path / "domain")
-    for path, domain in altered.items():
-        if evaluation.content(domain) == content:
-            alter(tmp_path / "domain" / path)
-    domain = Domain.open(tmp_path / "domain")
-    assert evaluation.content(domain) == content
-    model, tokenizer = testbed.model.load_both()
-    scores = [shortened(name).prepare(tokenizer, held)(model) for held in (testbed.domain, domain)]
-    assert scores[0] == scores[1]
-
-
-@every_evaluation
-def test_it_is_not_available_where_the_domain_lacks_what_it_reads(name: str, tmp_path: Path) -> None:
-    (tmp_path / "domain.toml").write_text("schema = 1\n")
-    assert not EVALUATIONS[name].available(Domain.open(tmp_path))
-
-
-@every_evaluation
-def test_an_evaluation_wears_a_disguise_in_the_words_it_asks_or_stays_as_it_is(
-    name: str, testbed: SmallTestbed
-) -> None:
-    disguise = Disguise(before="ask note")
-    worn = EVALUATIONS[name].wearing(disguise)
-    assert type(worn) is type(EVALUATIONS[name])
-    assert describe(worn).get("disguise") == (describe(disguise) if hasattr(worn, "disguise") else None)
-    if EVALUATIONS[name].measures(testbed.domain) == "hazard":
-        assert worn != EVALUATIONS[name]
+    assert len({evaluation.content(testbed.altered[path]) for path in changed}) == len(changed)
 
 
 @pytest.mark.parametrize("name", ["hazard-loss", "benign-loss", "gradient-check", "benign-learning"])

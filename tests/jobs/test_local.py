@@ -16,9 +16,14 @@ from typing import Any, NoReturn
 
 import pytest
 
+from holdfast.attacks.base import Attack
+from holdfast.core.outside import load_plugins
+from holdfast.core.presets import collect, describe
+from holdfast.core.reuse import hearing, say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.jobs.local import run_jobs
+from tests.outside import write_plugin
 
 OnStep = Callable[[int, int], None]
 
@@ -101,6 +106,11 @@ def coordinate() -> None:
     run_jobs([Job(name="hang", call=hang)], workers=1)
 
 
+def describe_and_say(attack: Attack, on_step: OnStep) -> dict[str, Any]:
+    say_reused("what was there")
+    return describe(attack)
+
+
 @dataclass
 class Seen:
     """All that a run of jobs showed."""
@@ -112,6 +122,10 @@ class Seen:
     running: list[dict[str, float]] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
     """how many there were, each time that progress was shown"""
+    said: list[str] = field(default_factory=list)
+    """that something was reused"""
+    described: dict[str, Any] = field(default_factory=dict)
+    """the plug-in from outside, in this process"""
 
     def traces(self) -> dict[str, Trace]:
         return {name: held.result for name, held in self.outcomes.items() if isinstance(held.result, Trace)}
@@ -129,7 +143,8 @@ def observe(jobs: list[Job], workers: int, on_outcome: Callable[[Outcome], None]
         seen.running.append(progress.running)
         seen.processes.append(len(multiprocessing.active_children()))
 
-    outcomes = run_jobs(jobs, workers, ended, shown)
+    with hearing(seen.said.append):
+        outcomes = run_jobs(jobs, workers, ended, shown)
     seen.outcomes = {job.name: outcome for job, outcome in outcomes.items()}
     return seen
 
@@ -151,7 +166,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         meeting("left again", "left again", "right again"),
         meeting("right again", "right again", "left again"),
     )
-    return observe(
+    load_plugins(str(write_plugin(folder / "shifts.py")))
+    descend = collect("holdfast.attacks")["descend"]
+    seen = observe(
         [
             second,  # the dependant comes first in the list, not in time
             meeting("left", "left", "right"),
@@ -170,9 +187,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             left,
             right,
             Job(name="last", call=trace, after=(left, right)),
+            Job(name="outside", call=describe_and_say, arguments={"attack": descend}),
         ],
         workers=2,
     )
+    seen.described = describe(descend)
+    load_plugins()
+    return seen
 
 
 def test_a_job_starts_when_those_it_depends_on_have_ended(seen: Seen) -> None:
@@ -185,8 +206,14 @@ def test_a_job_starts_when_those_it_depends_on_have_ended(seen: Seen) -> None:
 def test_every_job_has_one_outcome_and_those_without_fault_succeed(seen: Seen) -> None:
     assert sorted(seen.order) == sorted(seen.outcomes)
     assert all(name == outcome.job.name for name, outcome in seen.outcomes.items())
-    faultless = {"first", "second", "third", "left", "right", "steps", "left again", "right again", "last"}
+    faultless = {"first", "second", "third", "left", "right", "steps", "left again", "right again", "last", "outside"}
     assert {name for name, outcome in seen.outcomes.items() if outcome.error is None} == faultless
+
+
+def test_a_worker_has_the_plug_ins_from_outside_and_its_words_reach_the_coordinator(seen: Seen) -> None:
+    assert seen.outcomes["outside"].result == seen.described
+    assert seen.described["class"] == "Descend"
+    assert seen.said == ["reused from the cache: what was there"]
 
 
 def test_what_depends_on_a_failure_is_not_run_and_says_why(seen: Seen) -> None:

@@ -15,6 +15,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.files import digest, environment
 from holdfast.core.presets import describe
 from holdfast.core.records import CellResult, cell_path
+from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
@@ -42,6 +43,7 @@ def run_cell(
     identity = cell.identity()
     key = digest(identity)[:16]
     if is_done(cell, key, out):
+        say_reused(cell.name)
         return key
     started, memory = time.monotonic(), Memory(cell.options.device)
     checkpoint, domain = Checkpoint(cell.model.path), Domain.open(cell.domain)

@@ -27,6 +27,7 @@ from holdfast.core.losses import LOSSES, POINTS, read_lines, traces
 from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
 from holdfast.core.records import PLAN, CampaignPlan
+from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -89,9 +90,22 @@ def run_held(
     suite: str,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    after: Campaign | None = None,
     **details: Any,
 ) -> list[Outcome]:
-    """As `run_campaign`, in a folder that this process holds."""
+    """As `run_campaign`, in a folder that this process holds.
+
+    Args:
+        campaign: to be run.
+        out: the folder.
+        workers: processes at a time.
+        title: of the campaign.
+        suite: its attacks, in a name.
+        command: for the record.
+        on_progress: called several times a second.
+        after: the campaign that this run has just put into the folder; its cells are not told of as reused.
+        details: for the plan.
+    """
     forget_digests()  # files may have changed since they were hashed for another run
     cells = list(campaign.cells())
     ids = {cell.name: cell.id for cell in cells}
@@ -102,6 +116,9 @@ def run_held(
 
     write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
     pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
+    just_run = {cell.id for cell in after.cells()} if after else set()
+    if reused := sum(cell not in pending and ids[cell.name] not in just_run for cell in cells):
+        say_reused(f"{reused} of {len(cells)} cells, recorded in {out}")
     for cell in cells:
         if cell not in pending:  # a kill came between its record and the end of its state
             state_path(out, ids[cell.name]).unlink(missing_ok=True)

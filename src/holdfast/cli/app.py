@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import calibrate, check, domain, make, measure, share, tell
+from holdfast.cli import calibrate, check, domain, init, make, measure, share, tell
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -155,3 +155,4 @@ app.command("import", epilog="Example: holdfast import tamperbench configs/white
 app.command(epilog="Example: holdfast push runs/tar my-name/my-model --yes")(share.push)
 app.command("list", epilog="Examples: holdfast list · holdfast list attacks · holdfast list tar")(tell.list_)
 app.add_typer(domain.app, name="domain", epilog="Example: holdfast domain check runs/testbed --json")
+app.command(epilog="Example: holdfast init attack ascend-first --out my-attacks")(init.init)

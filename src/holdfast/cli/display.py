@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from holdfast.cli.terminal import literal, say
+from holdfast.core.reuse import hearing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,9 +25,14 @@ def clock(seconds: float | None) -> str:
     return "–:––" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def _saying(console: Console) -> AbstractContextManager[None]:
+    """Within the block, what is reused is said above the bars."""
+    return hearing(lambda sentence: say(console, f"{sentence[:1].upper()}{sentence[1:]}"))
+
+
 @contextmanager
 def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], None]]:
-    """Show a run of jobs: the share done, the time left, what is running, what failed."""
+    """Show a run of jobs: the share done, the time left, what is running, what failed, and what was there already."""
     from rich import progress as bars
     from rich.text import Text
 
@@ -54,7 +60,7 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
             bars.BarColumn(30),
             bars.TextColumn("{task.fields[words]}", markup=False),
         )
-        with bars.Progress(*columns, console=console, transient=True) as live:
+        with bars.Progress(*columns, console=console, transient=True) as live, _saying(console):
             whole = live.add_task(literal(title).plain, total=1.0, words="")
             tasks: dict[str, bars.TaskID] = {}
 
@@ -78,7 +84,8 @@ def show_jobs(console: Console, title: str) -> Iterator[Callable[[Progress], Non
                 logged = time.monotonic()
                 say(console, f"{title}: {summary(progress)}")
 
-        yield log
+        with _saying(console):
+            yield log
 
 
 class Steps:
@@ -111,7 +118,7 @@ def show_steps(console: Console, title: str) -> Iterator[Steps]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}", markup=False),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True) as progress, _saying(console):
             task = progress.add_task(literal(title).plain, total=None, losses="")
             yield Steps(
                 lambda done, total, losses: progress.update(
@@ -131,4 +138,5 @@ def show_steps(console: Console, title: str) -> Iterator[Steps]:
             beside = f"; {losses}" if losses else ""
             say(console, f"{title}: step {done} of {total}, about {clock(left)} left{beside}")
 
-    yield Steps(log)
+    with _saying(console):
+        yield Steps(log)

@@ -96,6 +96,11 @@ def load_same(expected: Mapping[str, str]) -> None:
             )
 
 
+def modules_of(word: str) -> tuple[Outside, ...]:
+    """The modules that something which the user named stands for."""
+    return _words[word][1]
+
+
 def outside() -> tuple[Outside, ...]:
     """The modules from outside: those of installed packages, then those that the user named; each once.
 

@@ -98,13 +98,18 @@ def merged(lists: Iterable[tuple[str, Mapping[str, Any]]], what: str) -> dict[st
 
 
 def _presets(one: Outside, package: str) -> dict[str, Any]:
-    """The presets of a module from outside that are of a package's kind.
+    """The presets of a module from outside that are of a package's kind."""
+    return {name: preset for name, preset in checked_presets(one).items() if room_of(preset) == package}
+
+
+def checked_presets(one: Outside) -> Mapping[str, Any]:
+    """The presets of a module from outside, of every kind.
 
     Raises:
-        HoldfastError: one of its presets is no plug-in of any kind.
+        HoldfastError: one of them is no plug-in of any kind.
     """
-    presets = {}
-    for name, preset in one.listed("PRESETS").items():
+    presets = one.listed("PRESETS")
+    for name, preset in presets.items():
         check_plugin(name, preset, one.home)
         try:
             json.dumps(describe(preset), allow_nan=False)
@@ -113,8 +118,6 @@ def _presets(one: Outside, package: str) -> dict[str, Any]:
                 f"a field of the preset {name!r} of {one.home} cannot be written down ({line(str(error))}); give texts, finite "
                 "numbers, None, tuples of these, or dataclasses"
             ) from error
-        if room_of(preset) == package:
-            presets[name] = preset
     return presets
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from holdfast.core.memory import LESS, shortage
 from holdfast.core.outside import load_same, loaded
+from holdfast.core.reuse import hearing, tell
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 
@@ -103,6 +104,9 @@ class _Worker:
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
             message = f"its process died ({how}), perhaps for lack of memory: give fewer --workers, or {LESS}"
             return Outcome(job=job, error=message, seconds=seconds)
+        if kind == "said":
+            tell(content[0])
+            return None
         if kind == "step":
             done, total = content
             self.share = done / total if total else 0.0
@@ -161,6 +165,18 @@ def _serve(connection: Connection, plugins: Mapping[str, str]) -> None:
         load_same(plugins)
     except HoldfastError as error:
         missing = str(error)
+    with hearing(lambda sentence: connection.send(("said", sentence))):
+        _work(connection, missing, on_step)
+
+
+def _work(connection: Connection, missing: str, on_step: Callable[[int, int], None]) -> None:
+    """Take jobs until the coordinator is gone.
+
+    Args:
+        connection: to the coordinator.
+        missing: why no job can be run; empty: each can.
+        on_step: reports the progress of a job.
+    """
     while True:
         try:
             call, arguments = connection.recv()

@@ -209,7 +209,7 @@ class Audit:
             outcomes = run(self.campaign())
             worst = self.worst(out)
             if worst is not None and worst != self.canonical:
-                outcomes += run(self.campaign(worst), worst=worst)
+                outcomes += run(self.campaign(worst), worst=worst, after=self.campaign())
             write_reproduction(out)
             return outcomes
 

@@ -38,6 +38,7 @@ from holdfast.core.folder import CARD, copy_companions
 from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
+from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError, Precision, weights_of
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
@@ -192,6 +193,8 @@ def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: O
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
     done = next((i + 1 for i in reversed(range(len(folders))) if has_entry(folders[i])), 0)
+    if done:
+        say_reused(" → ".join(name for name, _ in recipe.stages[:done]))
     total = sum(safeguard.outer_steps for _, safeguard in recipe.stages)
     before = sum(safeguard.outer_steps for _, safeguard in recipe.stages[:done])
     on_step(before, total)
@@ -204,6 +207,8 @@ def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: O
                 if not has_entry(folders[i]):  # another process may have made it meanwhile
                     report = partial(_report, on_step, before, total)
                     _train(recipe, i, source, keys[i], folders[i], tracking, report, on_losses)
+                else:
+                    say_reused(recipe.stages[i][0])
                 state.unlink(missing_ok=True)
             finally:
                 if not state.exists():  # else a run goes on from there

@@ -31,6 +31,7 @@ from holdfast.core.files import digest, write_text
 from holdfast.core.model_size import Size
 from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
+from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -146,6 +147,7 @@ class Search(Target):
             study.enqueue_trial(self._parameters(family))
         trials: list[Trial] = []
         done, started = list[Outcome](), time.monotonic()
+        reused, made = set[Path](), set[Path]()
         while not self.budget.reached(trials):
             proposals = [study.ask() for _ in range(min(_ROUND, self.budget.trials - len(trials)))]
             arguments = [self._arguments(ask, trials, out) for ask in proposals]
@@ -160,6 +162,8 @@ class Search(Target):
                 seconds = time.monotonic() - started
                 on_progress(Progress([*before, *now.done], now.running, now.waiting, share + size * now.share, seconds))
 
+            reused |= {call["file"] for call in arguments if _done(call)} - made
+            made |= {call["file"] for call in arguments} - reused
             done += _run(arguments, workers, show)
             for ask, call in zip(proposals, arguments, strict=True):
                 trial = Trial.read(call["file"])
@@ -167,6 +171,8 @@ class Search(Target):
                     raise HoldfastError(f"a trial of {call['family']} left no result; run the same command again")
                 self._tell(study, ask, trial)
                 trials.append(trial)
+        if reused:
+            say_reused(f"{len(reused)} of {len(trials)} trials, recorded in {out / 'trials'}")
         return trials
 
     def _parameters(self, family: str) -> dict[str, Any]:

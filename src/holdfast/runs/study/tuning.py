@@ -20,6 +20,7 @@ from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
 from holdfast.core.reading import STRICT, parsed
+from holdfast.core.reuse import say_reused
 from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.runs.stages import OnStep, Recipe, build, is_built
@@ -88,6 +89,7 @@ def make(
     """
     recipe = _recipe(domain, start, method.built(best_trial(trials).settings if trials else {}), seed)
     if is_built(recipe, out):
+        say_reused(f"the model {method.label}")
         return
     if out.is_dir():
         shutil.rmtree(out)
@@ -110,6 +112,7 @@ def run_trial(
     described = {name: describe(pick("holdfast.attacks", name)) for name in attacks}
     key = digest([recipe.keys(), described, selection])
     if Trial.read(file).key == key:
+        say_reused(f"trial {file.stem}")
         return
     started = time.monotonic()
     trial = Trial(key=key, settings=dict(settings))
