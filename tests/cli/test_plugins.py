@@ -12,14 +12,18 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import holdfast
+from holdfast.campaign.exposure import family_in_training, seen_in_training
 from holdfast.cli.app import main
 from holdfast.core.outside import load_plugins
+from holdfast.core.presets import pick
 from holdfast.core.records import CampaignPlan, read_campaign
+from holdfast.engine.checkpoint import Checkpoint
 from tests.cli.test_cli import run, run_here
 from tests.conftest import SmallTestbed
 from tests.outside import write_plugin
@@ -227,3 +231,22 @@ def test_an_installed_package_goes_through_every_verb(
     (site / "outside_shifts" / "step.py").write_text("STEP = 2.5\n")
     assert "Reused" not in command("safeguard", "scale", *given, "--out", "edited")
     assert weights(tmp_path / "edited") != before
+
+
+def test_what_a_safeguard_from_outside_trained_against_is_known_without_its_code(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trains = (
+        "    def trains_against(self):\n        from holdfast import pick\n\n"
+        '        return (pick("holdfast.attacks", "full-adamw-1e-3"),)\n\n'
+    )
+    scale = '    """the factor of a step"""\n    outer_steps: int = 2\n    """steps"""\n\n'
+    plugin = write_plugin(tmp_path / "shifts.py", (scale, scale + trains))
+    run(capsys, "safeguard", "scale", *given, "--plugins", plugin, "--out", tmp_path / "scaled")
+    load_plugins()
+    card = Checkpoint(str(tmp_path / "scaled")).card
+    longer = replace(pick("holdfast.attacks", "full-adamw-1e-3"), max_steps=7)
+    assert seen_in_training(card, longer)
+    assert family_in_training(card, pick("holdfast.attacks", "full-adamw-1e-4"))
+    assert not seen_in_training(card, pick("holdfast.attacks", "full-adamw-1e-4"))
+    assert not family_in_training(card, pick("holdfast.attacks", "int4"))

@@ -19,6 +19,7 @@ from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 from holdfast.campaign.cells import milestones_up_to
+from holdfast.campaign.exposure import TRAINED_AGAINST
 from holdfast.campaign.milestones import Milestones
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.converted import Converted
@@ -37,7 +38,7 @@ from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD, copy_companions
 from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
-from holdfast.core.presets import describe, pick
+from holdfast.core.presets import SOURCE, describe, pick
 from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError, Precision, weights_of
@@ -278,14 +279,17 @@ def _train(
     reporting = Reporting(on_step=report, total=safeguard.outer_steps)
     tracked = _tracked(recipe, index, key, domain, tracking) if tracking and recipe.options.track else ()
     walk(session, safeguard, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
+    config = describe(safeguard)
     stage = {
         "preset": name,
-        "config": describe(safeguard),
+        "config": config,
         "seconds": round(session.run.seconds, 1),
         "tokens": meter.tokens,
         "flops": meter.flops,
         "last losses": dict(last.losses or {}),
     }
+    if SOURCE in config:  # whoever attacks the model may not have the safeguard's code
+        stage[TRAINED_AGAINST] = [attack.kind() for attack in safeguard.trains_against()]
     card = {
         "holdfast": version("holdfast"),
         "key": key,
