@@ -260,6 +260,18 @@ class Written(Document):
 
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
+class Begun(Document):
+    """`init`."""
+
+    kind: Literal["begun"] = "begun"
+    what: Literal["attack", "safeguard", "evaluation", "domain"]
+    path: str
+    """the plug-in's file, or the domain's folder"""
+    test: str
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
 class Safeguarded(Document):
     """`safeguard`."""
 
@@ -470,7 +482,8 @@ class Pushed(Document):
 
 AnyDocument = Annotated[
     Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
-    | DomainMade | DomainChecked | Listing | Presets | Verified | Reproduced | Calibrated | Exported | Imported | Pushed,
+    | DomainMade | DomainChecked | Begun | Listing | Presets | Verified | Reproduced | Calibrated | Exported | Imported
+    | Pushed,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
