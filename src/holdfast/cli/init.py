@@ -29,7 +29,7 @@ def init(
     say(console, f"The {kind} is in {made}, its test in {test}")
     say(console, f"The test is run by: python -m pytest {quoted(test)}")
     if kind == "domain":
-        command = f"holdfast evaluate --model MODEL --domain {quoted(made)}"
+        command = f"holdfast domain check {quoted(made)}"
     else:
         command = f"holdfast list {name} --plugins {quoted(made)}"
     end(context, console, documents.Begun(what=kind, path=str(made), test=str(test)), command)
