@@ -28,8 +28,6 @@ def init(
     made, test = write_start(kind, name, out)
     say(console, f"The {kind} is in {made}, its test in {test}")
     say(console, f"The test is run by: python -m pytest {quoted(test)}")
-    if kind == "domain":
-        command = f"holdfast domain check {quoted(made)}"
-    else:
-        command = f"holdfast list {name} --plugins {quoted(made)}"
+    checks = f"holdfast domain check {quoted(made)}"
+    command = checks if kind == "domain" else f"holdfast list {name} --plugins {quoted(made)}"
     end(context, console, documents.Begun(what=kind, path=str(made), test=str(test)), command)
