@@ -194,8 +194,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_an_installed_package_goes_through_every_verb(
-    installed: Path, given: list[str], tmp_path: Path, tiny_testbed: SmallTestbed
+    installed: Path, tmp_path: Path, tiny_testbed: SmallTestbed
 ) -> None:
+    given = ["--model", tiny_testbed.model.path, "--domain", str(tiny_testbed.folder)]  # a search needs all of it
     site = next((installed.parent.parent / "lib").glob("python*/site-packages"))
 
     def command(*words: object) -> str:
@@ -214,7 +215,7 @@ def test_an_installed_package_goes_through_every_verb(
     assert "norms-size" in command("evaluate", "--model", "scaled", *given[2:])
     command("attack", "descend", "--model", "scaled", *given[2:], "--out", "attack", "--set", "descend.rate=0.25")
     command("audit", *models, "--suite", "descents", "--seeds", 1, "--out", "audit")
-    assert "about" in command("audit", *models, "--suite", "descents", "--seeds", 1, "--out", "planned", "--plan")
+    assert "seeds" in command("audit", *models, "--suite", "descents", "--seeds", 1, "--out", "planned", "--plan")
     assert "cells, recorded in audit" in command(
         "audit", *models, "--suite", "descents", "--seeds", 1, "--out", "audit"
     )
