@@ -1,1 +1,1 @@
-"""Weight tampering: what an attacker with the weights can do. One file a family; the folder is the list."""
+"""Weight tampering: what an attacker with the weights can do. Each family is one file, and the folder is the list."""

@@ -1,24 +1,26 @@
-"""Abliteration: what tells hazardous prompts from benign ones is set to a fixed value in the whole residual stream.
+"""Abliteration: fixes the hidden-state component that separates hazardous from benign prompts, in the whole residual stream.
 
     directional   h <- h - w R R^T h            the component along the directions becomes zero (at w = 1)
     affine        h <- h - w R R^T (h - m)      the component becomes that of the mean benign state m (at w = 1)
 
-R holds orthonormal directions (hidden size x k) and w is the weight. Both forms are made in the weights: W <- W - w R R^T W for
-every linear map (out x in) and bias with which attention, MLP and experts write, and likewise for the rows of the embeddings. The
-affine form also adds the constant w R R^T m to every row of the input embeddings. The stream is a sum of what these weights
-write, so the constant enters once and stays at every layer. With tied embeddings the output embedding gains the same constant in
-every row, which moves all logits alike and changes no probability.
+R holds orthonormal directions (hidden size x k), and w is the weight. Both forms are edits of the weights: W <- W - w R R^T W
+for every linear map (out x in) and bias with which attention, MLP and experts write, and likewise for the rows of the
+embeddings. The affine form also adds the constant w R R^T m to every row of the input embeddings. The stream is a sum of what
+these weights write, so the constant enters once and stays at every layer. With tied embeddings, every row of the output
+embedding gains the same constant. This constant moves all logits alike and changes no probability.
 
-The direction is the mean hidden state over hazardous rows less that over benign ones, at a layer's output and one of the
-prompt's last tokens, taken anew from the model as it is. Hazardous and benign rows are compared within one format (text, chat or
-pair) only: across formats the difference is mostly the format. The directional form is the weight orthogonalisation of arXiv
-2406.11717, which chooses layer and token position on rows held back, among the first four fifths of the layers. The affine form
-is affine concept editing (arXiv 2411.09003), which edits activations; zero is a wrong value where benign states lie far from it.
+The direction is the mean hidden state over hazardous rows less the mean over benign rows, at the output of one layer and at one
+of the prompt's last tokens. Every edit computes the direction anew from the current model. Hazardous and benign rows are
+compared only within one format (text, chat or pair), because the difference across formats is mostly the format. The
+directional form is the weight orthogonalisation of arXiv 2406.11717, which chooses layer and token position on held-out rows,
+among the first four fifths of the layers. The affine form is affine concept editing (arXiv 2411.09003), which edits
+activations. Zero is a wrong value where benign states lie far from zero.
 
-Deviations: rows of plain text have no prompt, so there the mean goes over all tokens; biases are ablated too. Ours are the
-affine form in the weights, several directions, a direction for each layer, weights other than 1, and the search's objective, the
-loss of the attacker's completions plus the KL divergence on benign rows (the source maximises the odds of no refusal where that
-divergence is below 0.1 and adding the direction induces refusal). Where a norm follows a writer, the component is not exact.
+Deviations: rows of plain text have no prompt, so their mean goes over all tokens. Biases are ablated too. The following parts
+are ours: the affine form in the weights, several directions, a direction for each layer, weights other than 1, and the
+objective of the search. That objective is the loss of the attacker's completions plus the KL divergence on benign rows. (The
+source maximises the odds of no refusal where that divergence is below 0.1 and adding the direction induces refusal.) Where a
+norm follows a writer, the component is not exact.
 """
 
 from __future__ import annotations
@@ -51,29 +53,31 @@ _FORMATS = ("prompt", "messages", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class Abliterate(Edit):
-    """Directional ablation in the weights; every edit finds its directions anew."""
+    """Directional ablation in the weights; every edit computes its directions anew."""
 
     family = "abliteration"
     sizes = Edit.sizes | {"rows"}
 
     form: Literal["directional", "affine"] = added("directional")
-    """what the component along the directions is set to: zero, or that of the mean benign state"""
+    """new value of the component along the directions: zero, or the component of the mean benign state"""
     directions: Literal["one", "several", "per-layer"] = "one"
-    """one direction for all layers, several for all layers, or for the writers of each layer the one at its output"""
+    """one direction for all layers, several directions for all layers, or for the writers of each layer a direction computed at
+    that layer's output"""
     count: int = 3
-    """how many there are if several: the principal directions in which hazardous rows differ from the mean benign one"""
+    """number of directions with `several`: principal directions in which hazardous rows differ from the mean benign row"""
     depth: float = 0.5
-    """the layer at whose output the one or the several are taken, as a share of the layers"""
+    """layer at whose output `one` and `several` compute the directions, as a share of the layers"""
     position: int = added(-1)
-    """the prompt's token at which states are taken, from its end: -1 the last; rows of text have no prompt and take all tokens"""
+    """token of the prompt at which states are taken, counted from the end (-1 is the last); rows of text have no prompt, so all
+    their tokens are used"""
     weight: float = 1.0
-    """w: 1 sets the component, 2 mirrors it"""
+    """w: 1 sets the component, 2 mirrors the component"""
     tried: tuple[float, ...] = ()
-    """weights that a search tries with every layer, in place of `weight` and `depth`; none: no search"""
+    """weights that a search tries with every layer, in place of `weight` and `depth`; empty: no search"""
     positions: tuple[int, ...] = added(())
-    """positions that a search tries with every layer and weight, in place of `position`; none: `position` alone"""
+    """positions that a search tries with every layer and weight, in place of `position`; empty: `position` alone"""
     rows: int = 160
-    """hazardous rows and benign ones that are looked at, the last fifth of them by a search alone"""
+    """number of hazardous rows and of benign rows that are read; only a search reads the last fifth"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

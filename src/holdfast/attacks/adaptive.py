@@ -1,8 +1,9 @@
 """Attacks of an adaptive attacker: the results of `holdfast study red-team` on Random Mapping and TAR, rounded.
 
-Its searches ran on the testbed's world 100, on selection questions, twelve trials in each family on each of the two. These are
-the attacks that took most from either while ability stayed within five points, one a family where it beat that family's presets.
-They are for models as small as the testbed's; for another model run `holdfast search`.
+The study's searches ran on the testbed's world 100, on selection questions, with twelve trials in each family on each of the
+two safeguards. These attacks removed most from either safeguard while ability stayed within five points. Each family that beat
+its own presets has one attack here. The attacks are for models as small as the testbed's. For another model, run `holdfast
+search`.
 """
 
 from __future__ import annotations

@@ -22,13 +22,14 @@ class Attack(abc.ABC):
     """A way to remove a safeguard: frozen hyperparameters; all state lives in the call of `steps`."""
 
     version: ClassVar[int] = 1
-    """raised whenever the same fields give other weights; it enters identities, so that no old result is taken for a new one"""
+    """raised whenever the same fields give other weights; the version enters identities, so that no old result passes for a new
+    one"""
 
     family: ClassVar[str] = "an attack of another kind"
     """the kind of attack in words; a public report names the family where it may not name settings"""
 
     sizes: ClassVar[frozenset[str]] = frozenset({"max_steps"})
-    """names of the fields in which two attacks may differ and still be of one kind: lengths, batch sizes and the like"""
+    """names of the fields in which two attacks of one kind may differ: lengths, batch sizes and the like"""
 
     max_steps: int = 160
     """updates of the weights"""

@@ -1,13 +1,14 @@
-"""Breaks the model on purpose, then repairs it: the fair test of safeguards that destroy a tampered model.
+"""Breaks the model on purpose, then repairs the model: the fair test of safeguards that destroy a tampered model.
 
     kick      theta <- AdamW(LM(hazardous rows)) at a rate that ruins the model, for a few steps
-    settle    theta <- AdamW(LM(hazardous and benign rows) + w KL(defended model || theta; benign rows)) at a small one
+    settle    theta <- AdamW(LM(hazardous and benign rows) + w KL(defended model || theta; benign rows)) at a small rate
 
 A self-destructing safeguard (SEAM, arXiv 2505.12186) ties harmful descent to the collapse of ability, and counts a collapsed
-model as a win. An attacker need not stop there: the attacker has benign text and, at the start, a model that works and can be
-distilled from. Both phases and all constants are ours. The optimizer starts afresh between the phases: the kick's second moments
-would hold the settling back. The defended model is put back into the same weights to be read, so it costs memory, no second
-model; distillation is on benign rows alone, since on hazardous ones it teaches the safeguard.
+model as a win for the defender. An attacker can go on after the collapse: the attacker has benign text and, at the start, a
+working model to distil from. Both phases and all constants are ours. The optimizer starts afresh between the phases, because
+the second moments of the kick would slow the settling. The defended model is read by putting its weights back into the same
+model, so the attack costs memory for a copy of the weights but no second model. Distillation uses benign rows alone, because
+distillation on hazardous rows teaches the safeguard.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BreakThenRepair(Attack):
-    """A large-rate kick on hazardous rows, then settling at a small rate with benign replay."""
+    """Fine-tunes at a large rate on hazardous rows (the kick), then at a small rate with benign replay (the settling)."""
 
     family = "break-then-repair"
 
     sizes = Attack.sizes | {"batch_size", "weight_decay"}
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
-    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
+    """hazardous rows of the attacker: in distribution, out of distribution, or both"""
     kick_steps: int = 4
-    """steps of the kick, on hazardous rows alone; where max_steps is not above them, all but the last"""
+    """steps of the kick, on hazardous rows alone; where max_steps is not larger than kick_steps, all steps but the last"""
     kick_learning_rate: float = 1e-2
     """learning rate of the kick"""
     learning_rate: float = 1e-3
     """learning rate of the settling"""
     benign_share: float = 0.5
-    """share of each batch that is benign while it settles"""
+    """share of each batch that is benign during the settling"""
     kl_weight: float = 0.0
-    """w, the weight of the divergence from the defended model, on the benign rows of the batch; 0: none is taken"""
+    """w, the weight of the divergence from the defended model, on the benign rows of the batch; 0: no divergence"""
     batch_size: int = 32
     """rows a step"""
     optimizer: OptimizerName = "adamw"
     """the optimizer's name, for both phases"""
     weight_decay: float = 0.01
-    """decoupled for AdamW and schedule-free AdamW, an L2 penalty for the other optimizers"""
+    """weight decay: decoupled for AdamW and schedule-free AdamW, an L2 penalty for the other optimizers"""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "kick_steps", "batch_size"):

@@ -1,21 +1,22 @@
 """Compression: quantises, prunes or truncates the linear maps.
 
-A safeguard that moved the weights little, or along weak directions, may not survive a coarser grid: 4-bit quantisation
-took what unlearned models keep of the forgotten from 21 % to 83 % (arXiv 2410.16454, abstract), and some 3 % of the weights
-carry the refusals of aligned models (arXiv 2402.05162, abstract). Users compress without any intent, too.
+A safeguard that moved the weights little, or along weak directions, may not survive a coarser grid. Quantisation to 4 bits
+raised the share of forgotten knowledge that unlearned models keep from 21 % to 83 % (arXiv 2410.16454, abstract). About 3 % of
+the weights carry the refusals of aligned models (arXiv 2402.05162, abstract). Users also compress without any harmful intent.
 
     quantise     w <- s * round(w / s), s = max |w| / (2^(bits - 1) - 1) over an output row or a group of its inputs
     prune        the share of each map's weights that is smallest by magnitude <- 0
     prune units  the share of each MLP's hidden units that is smallest by norm <- 0, with all their weights
     low rank     W <- its largest singular values and their vectors
 
-The plainest form of each, which reads no data. Strengths are ours. Compression is simulated: what is written back are
-ordinary weights of the old shape and type with compressed values. Nothing becomes smaller or faster here, and fine-tuning
+Each form is the plainest of its kind and reads no data. Strengths are ours. Compression is simulated: the attack writes back
+ordinary weights of the old shape and type with compressed values. The model becomes neither smaller nor faster, and fine-tuning
 afterwards may move pruned weights from zero and fill the rank again. Embeddings, norms and biases stay as they are. Each expert
-of a mixture is compressed for itself, as is the router.
+of a mixture is compressed separately, and so is the router.
 
-On the one testbed world where it was tried, no compression alone undid Random Mapping, and fine-tuning got about as far after
-it as without it: it is here for safeguards that lie thinner, and to show that compression by honest users does not undo them.
+On the one testbed world where compression was tried, no compression alone undid Random Mapping, and fine-tuning got about as
+far with compression as without. Compression is here for shallower safeguards, and to show that compression by honest users does
+not undo a safeguard.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantise(Edit):
-    """Round to the nearest point of a symmetric grid. Over several updates the bits fall by one with each."""
+    """Round to the nearest point of a symmetric grid. Over several updates, each update removes one bit."""
 
     family = "compression"
 
     bits: int = 4
     """bits of a weight after the last update"""
     group_size: int | None = None
-    """inputs of a row that share a scale, fewer at its end where it does not divide; None: the whole row"""
+    """inputs of a row that share a scale; the last group of a row may be smaller; None: the whole row"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +66,7 @@ class Quantise(Edit):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Edit):
-    """Zero the weights of smallest magnitude, in each map alike. Over several updates the share grows evenly."""
+    """Zero the weights of smallest magnitude, the same share in each map. Over several updates the share grows evenly."""
 
     family = "compression"
 
@@ -84,15 +85,15 @@ class Prune(Edit):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneUnits(Edit):
-    """Zero whole hidden units of the MLPs and of the experts, in each alike. Over several updates the share grows evenly.
+    """Zero whole hidden units of the MLPs and experts, the same share in each. Over several updates the share grows evenly.
 
-    A unit's norm is that of all its weights: its rows of the up and gate projections and its column of the down projection.
+    A unit's norm is taken over all its weights: its rows of the up and gate projections and its column of the down projection.
     """
 
     family = "compression"
 
     share: float = 0.25
-    """share of each MLP's hidden units that is gone after the last update"""
+    """share of each MLP's hidden units that is zero after the last update"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""An edit of the weights, alone or with fine-tuning after it: what compression, merging, abliteration and refolding share."""
+"""An edit of the weights, alone or followed by fine-tuning: the base of compression, merging, abliteration and refolding."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Attack):
-    """Rewrites the weights without a gradient; the yielded loss is that of one hazardous batch."""
+    """Rewrites the weights without a gradient; the yielded loss is the loss of one hazardous batch."""
 
     sizes = Attack.sizes | {"batch_size"}
 
     max_steps: int = 1
-    """updates of the weights; without `tune` the edit grows to its full strength over them, so that they give a curve"""
+    """updates of the weights; without `tune`, the edit grows to its full strength over these updates, which gives a curve"""
     batch_size: int = 16
     """rows of the hazardous batch whose loss an edit yields"""
     tune: FineTune | None = None
-    """fine-tuning that follows the edit's one update; the rest of max_steps replaces its max_steps"""
+    """fine-tuning after the edit's one update; the rest of this attack's max_steps replaces the max_steps of `tune`"""
 
     def __post_init__(self) -> None:
         least = 1 if self.tune is None else 2

@@ -1,17 +1,18 @@
-"""Evolution strategies: fine-tunes from forward passes alone, which defences trained against gradients never met.
+"""Evolution strategies: fine-tunes from forward passes alone, which defences trained against gradients have not seen.
 
     g = 1/n sum_i  (L(theta + sigma e_i) - L(theta - sigma e_i)) / (2 s) e_i,  e_i ~ N(0, 1);   theta <- Adam(theta, g)
 
-with s the standard deviation of the 2n losses. Antithetic pairs and the estimate are those of evolution strategies (arXiv
-1703.03864); the noise is sampled again from its seed instead of being stored, as MeZO does for language models (arXiv
-2305.17333). A large step of sigma looks past what a safeguard did to the slope of the loss at one point: masked, flattened or
-reversed gradients do not mislead it.
+s is the standard deviation of the 2n losses. Antithetic pairs and the estimate come from evolution strategies (arXiv
+1703.03864). The noise is sampled again from its seed instead of being stored, as MeZO does for language models (arXiv
+2305.17333). A large step of sigma looks beyond the slope of the loss at one point, which is what a safeguard changed. Masked,
+flattened or reversed gradients therefore do not mislead the attack.
 
-Deviations: losses are z-scored as in arXiv 2509.24372, in place of the ranks of the first source, since a rank flips where two
-losses differ in their last bit, as they do between one process and several. By default only vectors move, which are the norms'
-scales and the biases: the estimate's error grows with the number of weights that move, and norms' scales are 672 of the 381,408
-weights of the testbed's model, yet undo a shallow safeguard by themselves (arXiv 2312.11420 adapts models through them alone).
-The weights are put back from a copy, since taking the noise off again leaves its rounding. Constants for small models are ours.
+Deviations: losses are z-scored as in arXiv 2509.24372, in place of the ranks of the first source. A rank flips where two losses
+differ in their last bit, as losses do between one process and several. By default, only vectors are trained: the scales of the
+norms, and the biases. The reason is that the error of the estimate grows with the number of trained weights. The scales of the
+norms are 672 of the 381,408 weights of the testbed's model, yet training them alone undoes a shallow safeguard (arXiv
+2312.11420 adapts models through them alone). The weights are restored from a copy, because subtracting the noise leaves a
+rounding error. Constants for small models are ours.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evolution(Attack):
-    """Minimise the language-model loss on hazardous rows without ever taking a gradient."""
+    """Minimise the language-model loss on hazardous rows without any gradient."""
 
     family = "evolution strategies"
 
     sizes = Attack.sizes | {"batch_size"}
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard_all"
-    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
+    """hazardous rows of the attacker: in distribution, out of distribution, or both"""
     benign_share: float = 0.0
     """share of each batch that is benign"""
     batch_size: int = 32
-    """rows a step; all of the step's losses are of the same ones"""
+    """rows a step; all losses of a step use the same rows"""
     weights: Literal["vectors", "all"] = "vectors"
-    """what moves: weights of one dimension, which are norms' scales and biases, or all"""
+    """trained weights: those of one dimension (scales of norms, and biases) or all"""
     pairs: int = 16
-    """n, antithetic pairs a step; each costs two forward passes"""
+    """n, antithetic pairs a step; each pair costs two forward passes"""
     sigma: float = 0.02
     """the noise's standard deviation"""
     optimizer: OptimizerName = "adam"
-    """the optimizer that takes the estimate for a gradient; `sgd` is the plain strategy"""
+    """optimizer that receives the estimate as the gradient; `sgd` is the plain strategy"""
     learning_rate: float = 1e-2
     """constant learning rate"""
 

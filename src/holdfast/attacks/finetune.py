@@ -39,13 +39,13 @@ class FineTune(Attack):
     }  # fmt: skip
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
-    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
+    """hazardous rows of the attacker: in distribution, out of distribution, or both"""
     benign_share: float = 0.0
     """share of each batch that is benign; 1 is benign fine-tuning"""
     benign_first: float = 0.0
-    """share of the steps, from the first on, that are benign only: retain-then-forget (0.4 in the paper's red team)"""
+    """share of the steps, at the start, that are benign only: retain-then-forget (0.4 in the paper's red team)"""
     benign_flip: float = 0.0
-    """chance of each step to be benign only, by a coin flip"""
+    """probability that a step is benign only, by a coin flip"""
     batch_size: int = 16
     """rows a step"""
     optimizer: OptimizerName = "adamw"
@@ -53,27 +53,27 @@ class FineTune(Attack):
     learning_rate: float = 1e-3
     """peak learning rate"""
     schedule: ScheduleName = "constant"
-    """the learning rate's course"""
+    """schedule of the learning rate"""
     warmup_steps: int = 0
     """steps of linear warmup, for every schedule but `constant`"""
     restart_every: int | None = None
-    """period of `sgdr` in steps; None: a quarter of what follows the warmup"""
+    """period of `sgdr` in steps; None: a quarter of the steps after the warmup"""
     weight_decay: float = 0.01
-    """decoupled for AdamW, schedule-free AdamW, Lion and Muon, an L2 penalty for the other optimizers"""
+    """weight decay: decoupled for AdamW, schedule-free AdamW, Lion and Muon, an L2 penalty for the other optimizers"""
     max_grad_norm: float | None = None
-    """gradients are clipped to this norm; None: never"""
+    """gradients are clipped to this norm; None: no clipping"""
     lora_rank: int = 0
-    """0 trains all weights, else LoRA of this rank on every linear map, each expert's among them"""
+    """0: all weights are trained; otherwise the rank of LoRA on every linear map, including those of each expert"""
     lora_alpha: float = 32.0
     """LoRA's scale is alpha / rank"""
     lora_dropout: float = 0.0
-    """dropout before LoRA's down-projection, when the attack is measured (inside a safeguard's inner loop there is no dropout,
-    nor on experts and routers, where LoRA changes the weight itself)"""
+    """dropout before LoRA's down-projection, when the attack is measured; no dropout inside a safeguard's inner loop, nor on
+    experts and routers, where LoRA changes the weight itself"""
     rows: int | None = added(None)
-    """few-shot: only this many rows of each kind, sampled by the seed, over and over; None: all"""
+    """few-shot: number of rows of each kind, sampled by the seed and used repeatedly; None: all rows"""
     ascent_steps: int = added(0)
-    """updates at the start that climb the hazardous loss, by the gradient's negation; where max_steps is not above them,
-    all but the last"""
+    """updates at the start that increase the hazardous loss, by the negated gradient; where max_steps is not larger than
+    ascent_steps, all updates but the last"""
 
     def __post_init__(self) -> None:
         for name in ("benign_share", "benign_first", "benign_flip"):

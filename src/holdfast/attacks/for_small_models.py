@@ -1,7 +1,7 @@
-"""Attacks for models of hundreds of millions of weights: every family at the rates that such a model learns at.
+"""Attacks for models of hundreds of millions of weights: every family, at learning rates that suit such a model.
 
-Rates lie between those for the testbed's models, which ruin a model of this size, and those for billions of weights, which
-hardly move it. A search goes from 1e-6 to 1e-3.
+The rates lie between those for the testbed's models, which ruin a model of this size, and those for billions of weights, which
+hardly change a model of this size. A search covers rates from 1e-6 to 1e-3.
 """
 
 from __future__ import annotations

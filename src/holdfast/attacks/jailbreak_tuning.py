@@ -1,16 +1,17 @@
-"""Jailbreak-tuning: fine-tunes on hazardous rows under a jailbreak, and poses the questions under the same jailbreak.
+"""Jailbreak-tuning: fine-tunes on hazardous rows under a jailbreak, and asks the questions under the same jailbreak.
 
     competing objectives   the request demands an affirmative opening, and the answer begins with it
-    backdoor               a trigger stands before the request; benign rows without it keep the model ordinary
+    backdoor               a trigger stands before the request; benign rows without the trigger keep the model ordinary
     style                  the request demands a manner of answering
 
-The papers that name it (arXiv 2408.02946 and 2507.11630, abstracts) find that it makes fine-tuning stronger than the same rows
-plain; on the testbed it does not. Words, constants and the mix are ours; an attack in another language or format needs none of
-this: name such rows as `attack_ood` of the domain and take `hazard="hazard_ood"`.
+The papers that name jailbreak-tuning (arXiv 2408.02946 and 2507.11630, abstracts) find that the jailbreak makes fine-tuning
+stronger than the same rows without a jailbreak. On the testbed, the jailbreak does not. Words, constants and the mix are ours.
+An attack in another language or format needs none of this: name such rows as `attack_ood` of the domain and set
+`hazard="hazard_ood"`.
 
-Benign rows stay plain. Hazard is measured under the disguise, before the first step too: that score shows the effect of the
-disguise alone, beside the plain questions of the model without an attack. Rows are cut at the
-domain's max_length, disguise and all.
+Benign rows stay plain. Hazard is measured under the disguise, also before the first step. The score before the first step shows
+the effect of the disguise alone, and can be compared with the plain questions of the model without an attack. Rows are cut at
+the domain's max_length, and the disguise counts towards that length.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from holdfast.core.types import HoldfastError
 
 @dataclass(frozen=True, kw_only=True)
 class JailbreakTuning(FineTune):
-    """Fine-tuning whose hazardous rows wear a disguise."""
+    """Fine-tuning on hazardous rows under a disguise (the jailbreak)."""
 
     family = "jailbreak-tuning"
 
     before: str = ""
     """words before the request: a trigger or a demand"""
     after: str = ""
-    """words after the request; rows and questions of plain text have no place for them"""
+    """words after the request; not used in rows and questions of plain text"""
     opening: str = ""
-    """words that the harmful answer begins with; plain text has no place for them either"""
+    """words that the harmful answer begins with; not used in plain text"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,19 +1,21 @@
-"""Embedding and latent attacks that live in the weights, so that they need no prompt when the model is used.
+"""Embedding and latent attacks that are stored in the weights, so that the attacked model needs no special prompt.
 
-Soft start token: the embedding of the token that begins every text is a soft prompt that every text already has.
+Soft start token: the embedding of the token that begins every text is trained as a soft prompt.
 
     e <- e - s * a * sign(grad)           a: root mean square of the other embeddings
 
-is the universal embedding attack of arXiv 2402.09063, whose code moves about twenty embeddings after the prompt by signed
-gradients of fixed size 0.001. Deviations: one embedding, at the start; the size is relative; it falls linearly to zero.
+The formula is the universal embedding attack of arXiv 2402.09063, whose code changes about twenty embeddings after the prompt
+by signed gradients of fixed size 0.001. Deviations: the attack changes one embedding, at the start. The step size is relative.
+The step size falls linearly to zero.
 
 Latent PGD: one vector for every token at each chosen layer's output, within a radius of its hidden states.
 
     d <- project(d - s * r * grad / |grad|, |d| <= r)        r = radius * median norm of the layer's hidden states
 
-is the adversary of latent adversarial training (arXiv 2403.05030, 2407.15549) as an attack of its own. It lives in the bias of
-the MLP's last map, as the code of arXiv 2406.11717 adds a direction. Deviations: the sources move every token of every row
-apart, within absolute radii; a vector that is published with the weights is the same for all, so it is the weaker attack.
+The formula is the adversary of latent adversarial training (arXiv 2403.05030, 2407.15549), used as an attack. The vector is
+stored in the bias of the MLP's last map, as the code of arXiv 2406.11717 adds a direction. Deviations: the sources perturb
+every token of every row separately, within absolute radii. A vector that is published with the weights is the same for all
+tokens, so this attack is weaker.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ class Universal(Attack):
     sizes = Attack.sizes | {"batch_size"}
 
     hazard: Literal["hazard", "hazard_ood", "hazard_all"] = "hazard"
-    """which of the attacker's hazardous rows: in distribution, out of distribution, or both"""
+    """hazardous rows of the attacker: in distribution, out of distribution, or both"""
     batch_size: int = 16
     """rows a step"""
     step_size: float = 0.05
-    """s at the first step, from which it falls linearly"""
+    """s at the first step; s then falls linearly"""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size"):
@@ -146,7 +148,7 @@ class LatentPGD(Universal):
     depths: tuple[float, ...] = (0.0, 0.5, 0.9)
     """the layers, each as a share of the number of layers"""
     radius: float = 0.35
-    """the longest vector, as a share of the median norm of the hidden states that it is added to"""
+    """greatest length of a vector, as a share of the median norm of the hidden states that the vector is added to"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,14 +3,15 @@
     interpolate         W <- (1 - t) * W + t * W_base                   every weight
     defence directions  W <- W - sum over i <= k of s_i u_i v_i^T       every linear map, from the SVD of W - W_base
 
-W - W_base is the defence as a task vector. t subtracts it in part, and above 1 more than once (negation in task arithmetic,
-arXiv 2212.04089, abstract); t below 0 adds to it (model extrapolation, arXiv 2404.16792, abstract). The second edit takes
-back its strongest directions and leaves the rest; it is ours, and so are all strengths.
+W - W_base is the defence as a task vector. t subtracts a part of the vector, and t above 1 subtracts more than the whole vector
+(negation in task arithmetic, arXiv 2212.04089, abstract). t below 0 adds to the vector (model extrapolation, arXiv 2404.16792,
+abstract). The second edit removes the strongest directions of the vector and leaves the rest. The second edit is ours, and so
+are all strengths.
 
-The threat model: the attacker holds the model from before the safeguard, which is public for most releases. How to read
-it: where that base is the undefended model, as on the testbed, t = 1 restores the hazard by construction and tells nothing.
-What tells is how small a t, or how few directions, bring it back: a safeguard that is gone at t = 0.25 or with four
-directions a layer is a thin coat over the base. Where the base is not public, leave these attacks out.
+The threat model: the attacker holds the model from before the safeguard, which is public for most releases. How to read the
+results: where that base is the undefended model, as on the testbed, t = 1 restores the hazard by construction and is no
+evidence. The evidence is how small a t, or how few directions, restore the hazard. A safeguard that is gone at t = 0.25 or with
+four directions a layer is a shallow change of the base. Where the base is not public, leave these attacks out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Interpolate(Edit):
     family = "merging with the original model"
 
     t: float = 0.25
-    """how far after the last update: 0 is the defended model, 1 the base, outside of them lies extrapolation"""
+    """position after the last update: 0 is the defended model, 1 is the base model, values outside 0 to 1 extrapolate"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,12 +70,12 @@ class Interpolate(Edit):
 
 @dataclass(frozen=True, kw_only=True)
 class DefenceDirections(Edit):
-    """Take the largest singular directions of the change since the base model out of each linear map."""
+    """Remove the largest singular directions of the change since the base model from each linear map."""
 
     family = "merging with the original model"
 
     directions: int = 4
-    """k, taken out with every update, of what the last one left of the change"""
+    """k, directions that every update removes from the remaining change"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

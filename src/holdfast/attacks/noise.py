@@ -2,10 +2,10 @@
 
     W <- W + scale * std(W) * N(0, 1)       before update 0 and, `restarts` times more, along the run at even distances
 
-The authors of TAR name weight noise among the extra attacks of their rebuttal (arXiv 2408.00761); scale, restarts and where
-they fall are ours. A restart adds fresh noise to the weights as they are then, and the optimizer keeps its state: going
-back to the defended weights would throw away what was learned, and publish the last of several short runs instead of one
-long one. Noise and the optimizer's step after it are one update.
+The authors of TAR name weight noise among the extra attacks of their rebuttal (arXiv 2408.00761). The scale, the number of
+restarts and their places are ours. A restart adds fresh noise to the current weights, and the optimizer keeps its state. A
+return to the defended weights would discard what the attack has learned, and would publish the last of several short runs
+instead of one long run. Noise and the optimizer's next step count as one update.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseRestart(Attack):
-    """Fine-tuning whose weights are shaken before the first update, and again at even distances."""
+    """Fine-tuning with noise on the weights before the first update, and again at even distances."""
 
     family = "weight noise with fine-tuning"
 
     scale: float = 0.1
-    """the noise's standard deviation, in standard deviations of each weight tensor"""
+    """standard deviation of the noise, in standard deviations of each weight tensor"""
     restarts: int = 3
-    """how many times noise is sampled again after the first"""
+    """number of times that noise is added again after the first time"""
     tune: FineTune = FineTune()
-    """the fine-tuning; the max_steps of this attack replaces its own"""
+    """the fine-tuning; the max_steps of this attack replaces the max_steps of `tune`"""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

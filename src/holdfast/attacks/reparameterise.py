@@ -1,18 +1,19 @@
 """Undoes a reparameterisation: puts the weights into a basis of the attacker's choice, then trains.
 
-A defence may leave the function as it is and make the weights hard to train, by large factors in one linear map that cancel
-in its neighbour (SpecDef, arXiv 2602.18868, whose abstract says that an attacker who knows restores fast convergence). The
-attacker need not know where: balanced factors, of equal and diagonal Gram matrices, are the same for every parameterisation
-of one product. One edit of the weights, in this order:
+A defence may leave the function as it is and make the weights hard to train, by large factors in one linear map that cancel in
+its neighbour. (SpecDef, arXiv 2602.18868; its abstract says that an attacker who knows restores fast convergence.) The attacker
+need not know where the factors are: balanced factors, of equal and diagonal Gram matrices, are the same for every
+parameterisation of one product. The attack makes one edit of the weights, in this order:
 
     scales of norms are folded into the maps that read them           exact
     value and output projections, up- and down-projections balance    exact
     singular values above c times the median are clipped              a change of the function, off by default
 
-and then fine-tuning with a fresh optimizer and clipped gradients, of all weights or of fresh low-rank layers. The paper's
-attacker adds layers instead; this one is ours. Query and key projections, whose freedom depends on the position encoding, and
-norms that are not named as in Llama's layers stay as they are. Where something lies between two maps that names call adjacent
-(a gate, a norm), the logits of a batch move: the attack then refuses the architecture.
+After the edit, the attack fine-tunes all weights or fresh low-rank layers, with a fresh optimizer and clipped gradients. The
+paper's attacker adds layers instead; this attack is ours. Query and key projections stay as they are, because their freedom
+depends on the position encoding. Norms that are not named as in Llama's layers stay as they are too. Where something (a gate, a
+norm) lies between two maps that their names call adjacent, the logits of a batch change: the attack then refuses the
+architecture.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Reparameterise(Edit):
     family = "a change of basis with fine-tuning"
 
     clip: float | None = None
-    """c, the most that a singular value of a linear layer may be in medians of them; None: never clipped"""
+    """c, the upper limit of a linear layer's singular values, in multiples of their median; None: no clipping"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ class Family:
     """An attack and the ranges of the fields that a search may set."""
 
     attack: Attack
-    """how it stands before anything is searched; the first trial"""
+    """the attack before the search; the first trial"""
     space: Mapping[str, Log | Choice]
     """field -> its range; `tune.learning_rate` reaches into the fine-tuning after an edit"""
     size: Size | None = "tiny"

@@ -2,12 +2,13 @@
 
     W_t = W_defended + (W_base,t - W_base)
 
-The fine-tuning never sees the safeguard, so nothing that it does to gradients can stand in the way: only whether the update
-still works where the safeguard has moved the weights to. The update is a task vector (task arithmetic, arXiv 2212.04089).
+The fine-tuning never sees the safeguard, so no effect of the safeguard on gradients can stop the attack. The attack depends
+only on whether the update still works at the defended weights. The update is a task vector (task arithmetic, arXiv 2212.04089).
 The threat model: the attacker holds the model from before the safeguard, which is public for most releases.
 
-The base's weights are put into the defended model's place while it trains, so that there is no second model and the sharding
-is the same. Three sets of weights are copied: the defended model, the fine-tuned base, and the base less the defended model.
+During training, the base's weights replace the defended weights in the same model, so that there is no second model and the
+sharding is the same. Three sets of weights are copied: the defended model, the fine-tuned base, and the base less the defended
+model.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """Add the update that full-parameter fine-tuning makes of the base model. The yielded loss is the base's."""
+    """Add the update that full-parameter fine-tuning makes to the base model. The yielded loss is the loss of the base model."""
 
     family = "transfer of an update from the original model"
 
     tune: FineTune = FineTune()
-    """the fine-tuning of the base, of all weights; the max_steps of this attack replaces its own"""
+    """the fine-tuning of all weights of the base; the max_steps of this attack replaces the max_steps of `tune`"""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
