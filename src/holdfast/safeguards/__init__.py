@@ -1,1 +1,1 @@
-"""Safeguards: what a defender trains into the weights. One file each; the folder is the list."""
+"""Safeguards: what a defender trains into the weights. Each safeguard is one file, and the folder is the list."""

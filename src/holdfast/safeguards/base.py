@@ -26,13 +26,14 @@ class Term:
 
     name: str
     setting: str
-    """the dotted path of the term's weight in the safeguard, as `--set` takes it"""
+    """the dotted path of the term's weight in the safeguard, in the form that `--set` accepts"""
     weight: float
     """the term's weight"""
     keeps: bool
-    """whether the term keeps what the model can do; if not, it takes the hazard away"""
+    """True: the term preserves ability; False: the term removes the hazard"""
     take: Callable[[GradientSum], float]
-    """adds the gradient of the term, of weight 1, at the model as it is, on the same rows at every call; returns its value"""
+    """adds the gradient of the term with weight 1 at the current model, on the same rows at every call; returns the term's
+    value"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,10 @@ class Safeguard(abc.ABC):
     """A way to train or edit a model before its release: frozen hyperparameters; all state lives in the call of `steps`."""
 
     version: ClassVar[int] = 1
-    """raised whenever the same fields give other weights; it enters identities, so that no old result is taken for a new one"""
+    """raised whenever the same fields give other weights; the version enters identities, so that no old result passes for a new
+    one"""
     rate_setting: ClassVar[str] = ""
-    """the field that holds the rate of the published weights' updates; empty: there is none"""
+    """name of the field with the learning rate of the published weights; empty: no such field"""
 
     outer_steps: int = 200
     """updates of the published weights"""

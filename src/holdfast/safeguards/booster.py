@@ -1,12 +1,12 @@
-"""Booster: trains away what a harmful step would gain.
+"""Booster: reduces the gain that a harmful training step would bring.
 
     gradient = grad align(theta) + lambda * ( grad LM_h(theta) - grad LM_h(theta - alpha * g / |g|) ),   g = grad LM_h(theta)
 
-`align` is the retain loss plus the LM loss of the refusals, and LM_h that of the harmful completions: the difference is how
-much a normalised step along the harmful gradient lowers the harmful loss, to first order (arXiv 2409.01586, equation 3 and
-algorithm 1; lambda 5, alpha 0.1 in its code, rate 5e-4 with LoRA of rank 32, 20 epochs). Constants of `booster` were chosen on
-the testbed. Deviations: all weights are trained, so that alpha is a length over all of them; the retain loss has TAR's
-representation term.
+`align` is the retain loss plus the LM loss of the refusals, and LM_h is the LM loss of the harmful completions. The difference
+of the two gradients is, to first order, the gradient of how much a normalised step along the harmful gradient lowers the
+harmful loss (arXiv 2409.01586, equation 3 and algorithm 1; lambda 5, alpha 0.1 in its code, rate 5e-4 with LoRA of rank 32, 20
+epochs). Constants of `booster` were chosen on the testbed. Deviations: all weights are trained, so that alpha is a length over
+all of them; the retain loss has TAR's representation term.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Booster(Forgetting):
     harmful_step: float = 0.1
     """alpha, the length of the simulated step, over all weights"""
     refusal_weight: float = 1.0
-    """weight of the refusals beside the retain loss; 0 where the rows are plain text"""
+    """weight of the refusals relative to the retain loss; 0 where the rows are plain text"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,14 +2,14 @@
 
     loss = a * mean over layers and forget tokens of relu(cos(h, h_0)) + retain(theta) + v * LM(refusals)
 
-with h_0 the original model's hidden states at the outputs of the chosen layers (arXiv 2406.04313, algorithm 1 and appendix C;
-a 10 for Llama-3, 150 steps of 16 rows, LoRA of rank 16 at 1e-4, hidden states 10 and 20 of 8 billion weights, which are the
-outputs of layers 9 and 19 counted from 0; v = 0: there refusals are among the retain rows). Deviations: the source weighs the
-two terms by a * (1 - t / 2T) and a * t / 2T at step t of T, from 299 : 1 to 1 : 1; here neither is scheduled (10 : 1
-throughout), for with the schedule the testbed's models lost their benign facts in the first steps. The retain loss is TAR's
-default: the LM loss is added, and all hidden states are compared, without padding. All weights are trained instead of LoRA, and
-prompts are never blanked, and `spare_sinks` leaves attention sinks alone. LAT on it is ours: `LatentAdversary` (arXiv
-2407.15549).
+h_0 are the original model's hidden states at the outputs of the chosen layers (arXiv 2406.04313, algorithm 1 and appendix C).
+The source has a 10 for Llama-3, 150 steps of 16 rows, LoRA of rank 16 at 1e-4, and hidden states 10 and 20 of 8 billion
+weights, which are the outputs of layers 9 and 19 counted from 0. The source has v = 0, because there refusals are among the
+retain rows. Deviations: the source weighs the two terms by a * (1 - t / 2T) and a * t / 2T at step t of T, from 299 : 1 to 1 :
+1. Here neither weight is scheduled (10 : 1 throughout), because with the schedule the testbed's models lost their benign facts
+in the first steps. The retain loss is TAR's default: the LM loss is added, and all hidden states are compared, without padding.
+All weights are trained instead of LoRA. Prompts are never blanked. `spare_sinks` leaves attention sinks unchanged. LAT on
+circuit breakers is ours: `LatentAdversary` (arXiv 2407.15549).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreakers(Forgetting):
-    """Turns the hidden states of hazardous text away from those of the original model."""
+    """Turns the hidden states of hazardous text away from the original model's hidden states."""
 
     layers: tuple[int, ...] = (1, 2)
-    """the layers whose outputs are turned, counted from 0"""
+    """layers whose outputs are rerouted, counted from 0"""
     forget_weight: float = 10.0
-    """weight of the rerouting beside the retain loss"""
+    """weight of the rerouting loss relative to the retain loss"""
     spare_sinks: bool = added(False)
-    """leave attention sinks where they are; a language model of real size needs theirs for every text"""
+    """leave attention sinks unchanged; a language model of real size needs the sinks for every text"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch

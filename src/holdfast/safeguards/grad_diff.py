@@ -2,9 +2,9 @@
 
     loss = retain(theta) - w * LM(forget rows; theta)
 
-arXiv 2203.12817 (Liu, Liu and Stone), as TOFU uses it (arXiv 2401.06121; w 1). The ascent has no floor: too many steps ruin the
-model, and the driver stops it where it is no longer finite. Constants of `grad-diff` were chosen on the testbed. Deviation: the
-retain loss has TAR's representation term.
+The source is arXiv 2203.12817 (Liu, Liu and Stone), as TOFU uses the method (arXiv 2401.06121; w 1). The ascent has no lower
+bound: too many steps ruin the model, and the driver stops the training where the model is no longer finite. Constants of
+`grad-diff` were chosen on the testbed. Deviation: the retain loss has TAR's representation term.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GradDiff(Forgetting):
     """Ascends on the LM loss of hazardous text."""
 
     forget_weight: float = 0.3
-    """weight w of the forget loss beside the retain loss"""
+    """weight w of the forget loss relative to the retain loss"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import next_token_loss

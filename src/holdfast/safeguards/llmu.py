@@ -1,12 +1,12 @@
-"""LLMU, large language model unlearning: ascends on hazardous text and trains unrelated continuations of it.
+"""LLMU, large language model unlearning: ascends on hazardous text and trains the model to continue that text with other text.
 
     loss = retain(theta) + w * ( -LM(forget rows) + m * mismatch(forget rows) )
 
-`mismatch` is the cross entropy of hazardous text's positions against the labels of unrelated retain text: the model is to
-continue hazardous text with something else. arXiv 2310.10683, as TAR's paper uses it (arXiv 2408.00761: the loss on retain
-text in place of the KL to the original; m = 1, w = 1; steps and rate as in `max_entropy`). Constants of `llmu` were chosen on
-the testbed. Deviations: the mismatch is averaged over the forget rows' labels, where the code averages within each row first; the
-retain loss has TAR's representation term.
+`mismatch` is the cross entropy at the positions of hazardous text against the labels of unrelated retain text: the model learns
+to continue hazardous text with unrelated text. The source is arXiv 2310.10683, as TAR's paper uses the method (arXiv
+2408.00761: the loss on retain text in place of the KL to the original; m = 1, w = 1; steps and rate as in `max_entropy`).
+Constants of `llmu` were chosen on the testbed. Deviations: the mismatch is averaged over the forget rows' labels, where the
+code averages within each row first; the retain loss has TAR's representation term.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LLMU(Forgetting):
-    """Combines gradient ascent on hazardous text with training on unrelated continuations of it."""
+    """Combines gradient ascent on hazardous text with training on unrelated continuations of that text."""
 
     forget_weight: float = 0.3
-    """weight w of the forget loss beside the retain loss"""
+    """weight w of the forget loss relative to the retain loss"""
     mismatch_weight: float = 1.0
-    """weight m of the mismatch beside the ascent"""
+    """weight m of the mismatch relative to the ascent"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

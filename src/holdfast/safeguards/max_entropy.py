@@ -2,11 +2,11 @@
 
     loss = retain(theta) - w * mean over labelled forget tokens of H(p(next token))
 
-arXiv 2408.00761, baselines of the weaponization domains. Constants of `max-entropy-large` are the paper's, as others report its
-appendix: 600 steps of schedule-free AdamW at 1e-5 on 64 rows; its 100 steps of warmup are left out. Those of `max-entropy` were
-chosen on the testbed. Deviations: padding and unlabelled positions do not count. In the published code they do, the forget batch
-comes from the retain set, and the baseline cannot run: its loss is called with three arguments and takes one. The retain loss
-has TAR's representation term.
+The source is arXiv 2408.00761, baselines of the weaponization domains. Constants of `max-entropy-large` are the paper's, as
+others report its appendix: 600 steps of schedule-free AdamW at 1e-5 on 64 rows; the paper's 100 steps of warmup are left out.
+Constants of `max-entropy` were chosen on the testbed. Deviations: padding and unlabelled positions do not count. In the
+published code, both count, the forget batch comes from the retain set, and the baseline cannot run: its loss is called with
+three arguments and takes one. The retain loss has TAR's representation term.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     loss = retain(theta) - w * mean over labelled forget tokens of log(1 - p(token)),   tokens with log p < -15 left out
 
-arXiv 2408.00761, baselines of the weaponization domains; the threshold is the published code's. Constants of
-`min-posterior-large` are the paper's, as in `max_entropy`; those of `min-posterior` were chosen on the testbed. Deviations: the
-published loop takes its loss from the retain batch's logits, which is not ported; the retain loss has TAR's representation term.
+The source is arXiv 2408.00761, baselines of the weaponization domains; the threshold is the published code's. Constants of
+`min-posterior-large` are the paper's, as in `max_entropy`. Constants of `min-posterior` were chosen on the testbed. Deviations:
+the published loop takes its loss from the retain batch's logits, which is not ported; the retain loss has TAR's representation
+term.
 """
 
 from __future__ import annotations

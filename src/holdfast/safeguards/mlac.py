@@ -2,15 +2,15 @@
 
     theta <- theta - eta * ( lambda * mean over k of grad -min(CE(x; attack_k(theta)), log V) + grad retain(theta) )
 
-MLAC (arXiv 2211.14946) meta-trains a classifier so that an adversary's fine-tuning on the harmful task fails: the negated
-loss of the adversary along its inner steps, beside the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts MLAC as
-a baseline and gives no constants that we know of. From the paper: the outer loss is the negated cross entropy of the
-fine-tuning adversary, clamped at log V, the entropy of a uniform guess, because training diverged without the clamp. From
-MLAC: every inner step has the same weight. Our reading: the outer loop is TAR's; the clamp applies to each token; the gradient
-is first order, as in TAR (MLAC differentiates through the inner loop, and learns the adversary's rate); the adversary is plain
+MLAC (arXiv 2211.14946) meta-trains a classifier so that an adversary's fine-tuning on the harmful task fails. Its loss is the
+negated loss of the adversary along the inner steps, plus the loss of the wanted task. TAR's paper (arXiv 2408.00761) adapts
+MLAC as a baseline and gives no constants that we know of. From the paper: the outer loss is the negated cross entropy of the
+fine-tuning adversary, clamped at log V, the entropy of a uniform guess, because training diverged without the clamp. From MLAC:
+every inner step has the same weight. Our reading: the outer loop is TAR's; the clamp applies to each token; the gradient is
+first order, as in TAR (MLAC differentiates through the inner loop, and learns the adversary's rate); the adversary is plain
 fine-tuning on hazardous rows, without retain-then-forget or mixing; adversary and outer loss share their rows; the retain loss
-is the LM loss alone; there is no initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on the
-testbed.
+is the LM loss alone; there is no initial safeguard, so `mlac-ar` is a stage for an untouched model. Constants were chosen on
+the testbed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from holdfast.safeguards.tar import TAR
 
 @dataclass(frozen=True, kw_only=True)
 class MLAC(TAR):
-    """TAR's loop with all of the defender's hazardous rows for the adversaries and for x_tr."""
+    """TAR's outer loop; the adversaries and x_tr both use all hazardous rows of the defender."""
 
     adversary_roles: ClassVar[tuple[str, ...]] = FORGET_AND_HELDOUT
     x_tr_roles: ClassVar[tuple[str, ...]] = FORGET_AND_HELDOUT

@@ -2,14 +2,15 @@
 
     loss = retain(theta) + w * mean over forget rows of -(2 / beta) * log sigmoid(-beta * log(p(row) / p_before(row)))
 
-with p(row) the product of its labelled tokens' probabilities and p_before that of the model before this stage: gradient
-ascent that fades where the row has been forgotten (arXiv 2404.05868, equation 3). With SAM (arXiv 2502.05374, equation 6) the
-gradient of the forget loss is taken at theta + rho * g / |g|, with g that gradient at theta.
+p(row) is the product of the probabilities of the row's labelled tokens, and p_before is that product under the model before
+this stage. The loss is gradient ascent that fades where the row has been forgotten (arXiv 2404.05868, equation 3). With SAM
+(arXiv 2502.05374, equation 6), the gradient of the forget loss is taken at theta + rho * g / |g|, where g is that gradient at
+theta.
 
-Constants: beta 0.1 in the first paper; rho 0.01, 125 steps of 4 rows at 5e-6 in the second's code, which `npo-sam-large` has. Its
-beta of 0.015 and weight of 1 / 2.25 belong to another normalisation, the mean cross entropy of a batch in the row's place, and
-do not carry over; ours has the first paper's. Those of `npo` and `npo-sam` were chosen on the testbed. Deviations: the retain
-loss has TAR's representation term; the rate is constant.
+Constants: the first paper has beta 0.1. The second paper's code has rho 0.01 and 125 steps of 4 rows at 5e-6, which
+`npo-sam-large` uses. The beta of 0.015 and the weight of 1 / 2.25 in that code belong to another normalisation, which uses the
+mean cross entropy of a batch in place of the row's, and do not carry over. Our normalisation and beta are the first paper's. Constants of
+`npo` and `npo-sam` were chosen on the testbed. Deviations: the retain loss has TAR's representation term; the rate is constant.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class NPO(Forgetting):
     """Ascends on hazardous text until the text is forgotten, with or without sharpness-aware minimisation."""
 
     beta: float = 0.1
-    """inverse temperature: the smaller, the longer the ascent goes on"""
+    """inverse temperature; a smaller value makes the ascent last longer"""
     sam_radius: float = 0.0
-    """rho, how far from the weights the forget gradient is taken; 0: plain NPO"""
+    """rho, distance from the weights at which the forget gradient is taken; 0: plain NPO"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

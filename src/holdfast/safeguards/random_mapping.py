@@ -2,9 +2,9 @@
 
     loss = retain(theta) + w * mean over layers and forget tokens of (1 - |cos(h, r_token)|)
 
-with one random vector r per token id (arXiv 2408.00761, appendix on the initial safeguard). Our additions, which hid the
-knowledge better on the testbed: the retain loss's representation term, and a weight w other than 1. Deviations: padding and the
-embedding's output, which the published code maps too, are left out.
+Each token id has one random vector r (arXiv 2408.00761, appendix on the initial safeguard). Our additions hid the knowledge
+better on the testbed: the retain loss's representation term, and a weight w other than 1. Deviations: padding and the
+embedding's output, which the published code also maps, are left out.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMapping(Forgetting):
-    """Hides knowledge without removing it: a shallow safeguard, and the stage that TAR starts from."""
+    """Hides knowledge but does not remove the knowledge: a shallow safeguard, and the stage that TAR starts from."""
 
     forget_loss_name: ClassVar[str] = "mapping loss"
 
     learning_rate: float = 1.5e-3
     """constant learning rate"""
     forget_weight: float = 10.0
-    """weight w of the mapping loss beside the retain loss"""
+    """weight w of the mapping loss relative to the retain loss"""
     spare_sinks: bool = added(False)
-    """leave attention sinks alone; a language model of real size needs theirs for every text"""
+    """leave attention sinks unchanged; a language model of real size needs the sinks for every text"""
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch

@@ -4,9 +4,10 @@
     DPO:  loss = retain(theta) + w * mean over pairs of -log sigmoid(beta * (margin(theta) - margin(before))) + v * LM(refusals)
 
 where margin = log p(refusal) - log p(compliance), summed over the completion's tokens with the prompt masked, and `before` is
-the model before this stage (arXiv 2305.18290, equation 7; beta 0.1). The forget rows are preference rows. Constants were
-chosen on the testbed. Neither compares hidden states: refusal training comes before what a safeguard must preserve. Deviation:
-v is 1 (as in arXiv 2404.19733), for plain DPO, v = 0, made two of the testbed's three refusals unreadable at every rate tried.
+the model before this stage (arXiv 2305.18290, equation 7; beta 0.1). The forget rows are preference rows. Constants were chosen
+on the testbed. Neither method compares hidden states, because refusal training comes before the behaviour that a safeguard must
+preserve. Deviation: v is 1 (as in arXiv 2404.19733). Plain DPO, v = 0, made two of the testbed's three refusals unreadable at
+every rate tried.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class RefusalDPO(Safeguard):
     beta: float = 0.1
     """inverse temperature of the preference"""
     forget_weight: float = 1.0
-    """weight w of the preference beside the retain loss"""
+    """weight w of the preference loss relative to the retain loss"""
     refusal_weight: float = 1.0
     """weight v of the LM loss on the refusals"""
     forget_batch_size: int = 16

@@ -3,14 +3,15 @@
     loss = retain(theta) + v * LM(refusals) + w * ( beta * mean over layers of MMD(MLP outputs, Gaussian noise)
                                                     - alpha * log(1 + mean over layers of CE(harmful completion; h_layer)) )
 
-The cross entropy is taken from every hidden state through the final norm and the model's own end; the maximum mean
-discrepancy compares the rows of a batch, each flattened over its completion, with rows of standard normal noise under five
-Gaussian kernels whose bandwidths double around the mean squared distance (arXiv 2405.14577, algorithm 1, whose alpha and beta
-its equation 5 swaps; alpha 1, beta 0.001, 1 epoch of 10,000 pairs at batch 8, 2e-5 with a cosine). Constants of `rep-noise` were
-chosen on the testbed. Deviations: labels mark the completion, where the source marks the tokens in which the paired texts differ;
-the first token of a row never counts as completion (massive activations, arXiv 2402.17762); the last hidden state is not normed
-a second time and counts once; the rate is constant; plain `rep-noise` (v = 0) is for rows without refusals, whose loss the source
-has. The noise term compares a whole batch, so `micro_batch` applies to the retain and refusal losses only.
+The cross entropy is taken from every hidden state through the final norm and the model's own output head. The maximum mean
+discrepancy compares the rows of a batch, each flattened over its completion, with rows of standard normal noise. The
+discrepancy uses five Gaussian kernels whose bandwidths double around the mean squared distance (arXiv 2405.14577, algorithm 1,
+whose alpha and beta its equation 5 swaps; alpha 1, beta 0.001, 1 epoch of 10,000 pairs at batch 8, 2e-5 with a cosine).
+Constants of `rep-noise` were chosen on the testbed. Deviations: labels mark the completion, where the source marks the tokens
+in which the paired texts differ. The first token of a row never counts as completion (massive activations, arXiv 2402.17762).
+The last hidden state is not normed a second time and counts once. The rate is constant. Plain `rep-noise` (v = 0) is for rows
+without refusals; the source includes the loss of refusals. The noise term compares a whole batch, so `micro_batch` applies to
+the retain and refusal losses only.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class RepNoise(Forgetting):
     """Turns the MLP outputs of hazardous text into noise, layer by layer."""
 
     noise_weight: float = 0.001
-    """beta, of the discrepancy from Gaussian noise"""
+    """beta, weight of the discrepancy from Gaussian noise"""
     ascent_weight: float = 1.0
-    """alpha, of the logarithmic ascent on harmful completions"""
+    """alpha, weight of the logarithmic ascent on harmful completions"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,17 +1,18 @@
-"""RepSelect: climbs the loss of hazardous text along what is left of its gradient without the directions that it shares.
+"""RepSelect: ascends the loss of hazardous text along its gradient, without the components that other text shares.
 
     theta' = theta after one pass of LoRA that learns the forget rows         brings out what an attacker would use
     G      = gradient of the LM loss of the forget rows at theta', for each map of each MLP
     G*     = (1 - U (1 - R) U^T) G (1 - V (1 - R) V^T)                       its k largest components damped, R = sigma_k / sigma
     W     <- W + rate * |W| / |G*| * G*                                       again and again, with the same G*
 
-arXiv 2606.17168, its one-shot form (`repselect_simple.py` of its code: LoRA of rank 8 and alpha 8 learned by SGD at 0.01, k 512,
-SGD at 0.05 on the sum of the batches' gradients, soft damping from both sides). Its claim: the largest components of a
-forget gradient are those that other text needs and that fine-tuning finds again, so both harm and recovery come from them.
-Nothing is learned from retain rows. Deviations: the rate is the length of an update as a share of the length of all weights
-that it changes, so that a rate carries over between models, where the source multiplies the damped gradient; every map of an
-MLP is edited but routers, where the source edits the first map alone of each expert of a mixture; a fixed number of updates,
-where the source stops at a loss of general text. A sharded model gathers each map's gradient whole.
+The source is arXiv 2606.17168, in the one-shot form (`repselect_simple.py` of its code: LoRA of rank 8 and alpha 8 learned by
+SGD at 0.01, k 512, SGD at 0.05 on the sum of the batches' gradients, soft damping from both sides). The paper claims that the
+largest components of a forget gradient are those that other text needs and that fine-tuning finds again, so that these
+components cause both harm and recovery. Nothing is learned from retain rows. Deviations: the rate is the length of an update as
+a share of the length of all weights that the update changes, so that a rate carries over between models; the source multiplies
+the damped gradient. Every map of an MLP except routers is edited; the source edits the first map alone of each expert of a
+mixture. The number of updates is fixed; the source stops at a loss of general text. A sharded model gathers each map's gradient
+whole.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RepSelect(Safeguard):
-    """Climbs the loss of hazardous text along its gradient without the components that it shares with other text."""
+    """Ascends the loss of hazardous text along its gradient, without the components shared with other text."""
 
     outer_steps: int = 24
     """updates, each along the same matrices"""
     learning_rate: float = 0.03
-    """length of an update, as a share of that of all weights that it changes"""
+    """length of an update, as a share of the length of all weights that the update changes"""
     components: int = 512
-    """k, how many of each gradient's largest components are damped, down to the size of the k-th; at most all of them"""
+    """k, number of each gradient's largest components that are damped, down to the size of the k-th; at most all of them"""
     lora_rank: int = 8
     """rank of the LoRA that learns the forget rows first; its alpha is the same number"""
     lora_learning_rate: float = 0.01
-    """rate of that LoRA's SGD; 0 leaves it out"""
+    """learning rate of that LoRA's SGD; 0: no LoRA"""
     forget_batch_size: int = 32
-    """hazardous rows at once, from forget and forget_heldout together; both passes read each row once"""
+    """hazardous rows in a batch, from forget and forget_heldout together; both passes read each row once"""
     retain_batch_size: int = 32
-    """retain rows whose loss is told after each update; nothing is learned from them"""
+    """retain rows whose loss is reported after each update; these rows are not trained on"""
     micro_batch: int | None = None
     """rows that go through the model at once (gradient accumulation); None: the whole batch"""
 

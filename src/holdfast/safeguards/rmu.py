@@ -2,15 +2,15 @@
 
     loss = mean over forget tokens of |h - c u|^2 / H  +  alpha * mean over retain tokens of |h - h_0|^2 / H
 
-at the output h of one layer of width H, with u a fixed random unit vector, c a constant and h_0 the original model's; only
-the MLP down-projections of that layer and the two before it are trained (arXiv 2403.03218, section 4), in a mixture of experts
-those of all experts. Constants for 7 billion
-weights: layer 7, c 6.5, alpha 1200, rate 5e-5, 150 steps of 4 + 4 rows; `rmu-large` has them. Deviation: the source gives c as
-an absolute number; here c is a multiple of the *median* norm of the frozen model's hidden states, measured once, which carries
-over between models. The median, because the state of the first token is often hundreds of times as long as the others (massive
-activations, arXiv 2402.17762), so that a mean would measure that token alone. A log of the authors has norms of 2.5 to 3.2 at
-layer 7, so 6.5 is about twice the norm. On the testbed c is 8 norms, alpha is 1 and the forget loss has the weight
-`forget_weight`. LAT (arXiv 2407.15549): the forget loss is taken under `LatentAdversary`.
+h is the output of one layer of width H, u is a fixed random unit vector, c is a constant, and h_0 is the original model's
+output. Only the MLP down-projections of that layer and of the two layers before are trained (arXiv 2403.03218, section 4), in a
+mixture of experts those of all experts. Constants for 7 billion weights: layer 7, c 6.5, alpha 1200, rate 5e-5, 150 steps of 4
++ 4 rows; `rmu-large` has them. Deviation: the source gives c as an absolute number. Here c is a multiple of the *median* norm
+of the frozen model's hidden states, measured once, which carries over between models. The median is used because the state of
+the first token is often hundreds of times as long as the others (massive activations, arXiv 2402.17762), so that a mean would
+measure that token alone. A log of the authors has norms of 2.5 to 3.2 at layer 7, so 6.5 is about twice the norm. On the
+testbed, c is 8 norms, alpha is 1 and the forget loss has the weight `forget_weight`. LAT (arXiv 2407.15549): the forget loss is
+taken under `LatentAdversary`.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class RMU(Forgetting):
     """Steers the hidden states of hazardous text to one distant random direction at one layer."""
 
     layer: int = 1
-    """the layer whose output is steered, counted from 0; its MLP and those of the two layers before it are trained"""
+    """layer whose output is steered, counted from 0; the MLPs of this layer and of the two layers before are trained"""
     steering: float = 8.0
     """c, as a multiple of the median norm of the frozen model's hidden states at that layer"""
     forget_weight: float = 0.02
-    """weight of the steering beside the retain loss"""
+    """weight of the steering loss relative to the retain loss"""
     spare_sinks: bool = added(False)
-    """leave attention sinks out of the steering: their states are so long that theirs would be nearly all of the loss"""
+    """leave attention sinks out of the steering; their states are so long that the sinks would dominate the loss"""
     retain: RetainLoss = _retain(1)
-    """the retain loss: the hidden states of that layer, compared with the original's by their mean square; by `relative_mse` the
-    steering is relative too, to the length of what it steers to, so that weights carry over between models"""
+    """the retain loss: the mean square distance between the hidden states of that layer and the original model's; with
+    `relative_mse`, the steering loss is also relative, to the length of its target, so that weights carry over between models"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

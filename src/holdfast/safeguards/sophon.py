@@ -3,14 +3,14 @@
     theta <- theta - eta * lambda * mean over k of grad -log(1 - p(x; attack_k(theta)))      fine-tuning suppression
     theta <- theta - eta * grad LM(retain; theta)                                          normal training
 
-SOPHON (arXiv 2404.12699) alternates the two updates and gives each an optimizer. Its suppression loss for classifiers is the
-inverse cross entropy, which is bounded below where a negated cross entropy is not. TAR's paper (arXiv 2408.00761) adapts SOPHON
-as a baseline, reports that it does not converge, and gives no constants that we know of. From the source: one update of each
-kind in turn, the same weight for every inner step, first-order gradients through simulated fine-tuning, the inverse cross
-entropy -log(1 - p) (the published code takes the cross entropy of 1 - logits, which is another loss). Our reading: the inner loop
-is TAR's; both optimizers have one rate, where the code has 3e-4 and 5e-4; the adversary is plain fine-tuning with AdamW on
-hazardous rows; adversary and suppression share their rows; there is no initial safeguard, so `sophon-ar` is a stage for an
-untouched model. Constants are those of MLAC-AR, which were chosen on the testbed.
+SOPHON (arXiv 2404.12699) alternates the two updates and gives each update an optimizer. Its suppression loss for classifiers is
+the inverse cross entropy, which is bounded below; a negated cross entropy is not bounded below. TAR's paper (arXiv 2408.00761)
+adapts SOPHON as a baseline, reports that SOPHON does not converge, and gives no constants that we know of. From the source: one
+update of each kind in turn, the same weight for every inner step, first-order gradients through simulated fine-tuning, the
+inverse cross entropy -log(1 - p) (the published code takes the cross entropy of 1 - logits, which is another loss). Our
+reading: the inner loop is TAR's; both optimizers have one rate, where the code has 3e-4 and 5e-4; the adversary is plain
+fine-tuning with AdamW on hazardous rows; adversary and suppression share their rows; there is no initial safeguard, so
+`sophon-ar` is a stage for an untouched model. Constants are those of MLAC-AR, which were chosen on the testbed.
 """
 
 from __future__ import annotations

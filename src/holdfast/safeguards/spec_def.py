@@ -2,18 +2,20 @@
 
     W_first <- D U^T W_first,   W_second <- W_second U D^-1
 
-with W_first = U Sigma V^T (head by head, unit by unit) and D the factor on its k largest singular values, 1 on the rest.
-The function stays, and the curvature grows: a usual step along W_second is a leap, one along W_first is none. That is what
-spectral reparameterisation does (arXiv 2602.18868, abstract), whose authors show that an attacker who knows of it restores
-fast convergence. It hides nothing and removes nothing; here it is the *control* that shows what an obfuscated defence looks
-like in an audit: it stands against plain fine-tuning and falls to `refold-then-full-adamw-1e-3`. Do not release with it.
+with W_first = U Sigma V^T (head by head, unit by unit). D is the factor on the k largest singular values and 1 on the rest. The
+function stays the same, and the curvature grows: a usual step along W_second is far too large, and a usual step along W_first
+has almost no effect. Spectral reparameterisation does the same (arXiv 2602.18868, abstract); its authors show that an attacker
+who knows of the method restores fast convergence. SpecDef hides nothing and removes nothing. Here SpecDef is the *control* that
+shows what an obfuscated defence looks like in an audit: SpecDef withstands plain fine-tuning and is broken by
+`refold-then-full-adamw-1e-3`. Do not release a model with SpecDef.
 
-The pairs are the value and output projections and, in gated MLPs, the up- and down-projections, where only scales of units
-pass; rows of greatest norm stand for singular vectors there. Deviations: the compensation lies in the neighbour that is there
-already, so the architecture stays; a layer's maps that have no such neighbour are left alone; k and the pairs are ours. The
-factor is a power of two, so that scaling is exact in every floating-point format; turning a head's basis costs rounding
-errors alone: logits stay equal to 1e-4 in float32. In float16 the scaled activations may overflow. An architecture in which
-something lies between the maps of a pair (a gate, a norm) is refused: the logits of the retain rows tell.
+The pairs are the value and output projections and, in gated MLPs, the up- and down-projections. A gated MLP allows only scales
+of units, so there the rows of greatest norm replace the singular vectors. Deviations: the compensation is placed in the
+existing neighbour, so the architecture stays the same. The maps of a layer without such a neighbour are left unchanged. k and
+the pairs are ours. The factor is a power of two, so that scaling is exact in every floating-point format. The change of a
+head's basis causes rounding errors alone: logits stay equal to 1e-4 in float32. In float16, the scaled activations may
+overflow. The safeguard refuses an architecture in which something (a gate, a norm) lies between the maps of a pair; the logits
+of the retain rows show such a case.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecDef(Safeguard):
-    """Multiplies the largest singular values of one linear map and divides its neighbour by as much."""
+    """Multiplies the largest singular values of one linear map and divides its neighbour by the same factor."""
 
     outer_steps: int = 1
-    """edits, each of which takes its share of the factor"""
+    """edits; each edit applies its share of the factor"""
     factor: float = 8192.0
-    """what the singular values are multiplied with; exact where it is a power of two"""
+    """factor on the singular values; the scaling is exact where the factor is a power of two"""
     singular_values: int = 25
-    """k, how many of each pair's first map, the largest ones"""
+    """k, number of largest singular values that are scaled in the first map of each pair"""
     retain_batch_size: int = 32
-    """retain rows on which the change of the function is measured; nothing is learned from them"""
+    """retain rows on which the change of the function is measured; these rows are not trained on"""
     micro_batch: int | None = None
     """rows that go through the model at once; None: the whole batch"""
 

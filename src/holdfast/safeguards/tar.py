@@ -6,13 +6,13 @@
 where attack_k(theta) are the weights after k of K inner steps of an adversary. The gradient is taken at these weights and
 applied at theta (first order). For knowledge, L_TR is the negative entropy of the next token on held-out hazardous text. For
 refusal, L_TR is the DPO loss (beta 0.1) of refusal over the harmful completion on held-out pairs; its reference is the model
-before TAR. Constants are those of the published scripts; for refusal, of TamperBench's re-run (arXiv 2602.06911), which gives
-the paper's table 12 as its source. Deviations: padding is masked in every loss, and for refusal x_tr is held out, where the
-published code samples x_tr from the adversary's rows. The paper's 100 steps of fine-tuning on chat after refusal TAR are left
-to the user. Beyond the paper: a retain loss by distillation on text without true labels, and adversaries that continue
-from an earlier trajectory.
+before TAR. For knowledge, the constants come from the published scripts. For refusal, the constants come from TamperBench's
+re-run (arXiv 2602.06911), which gives the paper's table 12 as its source. Deviations: padding is masked in every loss, and for
+refusal x_tr is held out, where the published code samples x_tr from the adversary's rows. The paper's 100 steps of fine-tuning
+on chat after refusal TAR are left to the user. Beyond the paper: a retain loss by distillation on text without true labels, and
+adversaries that continue from an earlier trajectory.
 
-The loop knows attacks only as generators, so TAR can train against every attack of the red team.
+The loop uses attacks only as generators, so TAR can train against every attack of the red team.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TAR(OuterLoop):
     persistent_adversaries: int = 0
     """size of a pool of adversaries whose tampering is kept and continued; 0: each trajectory starts from theta"""
     persist_probability: float = 0.7
-    """chance of a sampled pool member to continue rather than to start anew"""
+    """probability that a sampled pool member continues instead of starting anew"""
     persist_steps: int = 240
-    """a pool member starts anew once it has tampered for so many inner steps"""
+    """number of inner steps after which a pool member starts anew"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,16 +1,17 @@
-"""UNDO: shrinks and perturbs the weights of an unlearned model, then distils a teacher back into them.
+"""UNDO: shrinks and perturbs the weights of an unlearned model, then distils a teacher into these weights.
 
     theta <- (1 - alpha) * theta + alpha * beta * fresh initialisation           once, at the start
     loss = KL(teacher || theta) + w * negative mean entropy on labelled forget tokens
 
-It is the second stage: the model it starts from has been unlearned by another safeguard, and the teacher is that model
-(arXiv 2506.06278, sections 3 and 4; alpha 0.2 to 0.8 and beta 0.1 on its synthetic tasks, alpha 0.25 without noise for 3,000
-steps at 2e-5 on WMDP). `undo` is that, on the retain rows. Deviations: the noise is a fresh initialisation of the architecture,
-where the code has Xavier's uniform one for matrices and none for vectors; the text is the retain rows, where the synthetic tasks
-distil on hazardous text too; a fixed number of steps, where they stop near the teacher's loss.
-`undo-generated` is ours and goes further: the teacher is the *original* model, the text is what it writes itself with the
-hazard filtered out, beta is 1, and hazardous rows are kept uncertain (w 0.3). All tensors are shrunk, norms too. Ability
-follows the coverage of the text; at alpha near 1 it is close to a data-free pretraining, and its cost belongs beside it.
+UNDO is a second stage: another safeguard has unlearned the starting model, and the teacher is that model (arXiv 2506.06278,
+sections 3 and 4; alpha 0.2 to 0.8 and beta 0.1 on its synthetic tasks, alpha 0.25 without noise for 3,000 steps at 2e-5 on
+WMDP). The preset `undo` is this method, on the retain rows. Deviations: the noise is a fresh initialisation of the
+architecture, where the code has Xavier's uniform initialisation for matrices and none for vectors. The text is the retain rows,
+where the synthetic tasks distil on hazardous text too. The number of steps is fixed, where the synthetic tasks stop near the
+teacher's loss. The preset `undo-generated` is ours and goes further: the teacher is the *original* model, the text is generated
+by the original model with the hazard filtered out, beta is 1, and hazardous rows are kept uncertain (w 0.3). All tensors are
+shrunk, norms too. Ability follows the coverage of the text. At alpha near 1, UNDO is close to a data-free pretraining, and its
+cost should be reported with the result.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UNDO(Safeguard):
-    """Shrinks and perturbs the weights, then distils a teacher back into them."""
+    """Shrinks and perturbs the weights, then distils a teacher into these weights."""
 
     rate_setting: ClassVar[str] = "learning_rate"
 
     outer_steps: int = 500
     """updates of the published weights"""
     shrink: float = 0.6
-    """alpha, the share of the weights that gives way"""
+    """alpha, the share of the weights that is removed"""
     noise: float = 0.1
-    """beta, how much of a fresh initialisation takes that share's place"""
+    """beta, weight of the fresh initialisation that replaces that share"""
     teacher: Literal["unlearned", "original"] = "unlearned"
-    """the model before this stage, or the model before any safeguard"""
+    """the teacher: the model before this stage, or the model before any safeguard"""
     distillation: Distillation = Distillation(text=("retain",), batch_size=64)
-    """the text"""
+    """the text of the distillation"""
     forget_weight: float = 0.0
-    """w, of the uncertainty on hazardous rows"""
+    """w, weight of the uncertainty on hazardous rows"""
     forget_batch_size: int = 16
-    """hazardous rows a step, from forget and forget_heldout together; none are read where w is 0"""
+    """hazardous rows a step, from forget and forget_heldout together; not read where w is 0"""
     learning_rate: float = 3e-3
-    """peak learning rate of AdamW with betas (0.9, 0.98), before its cosine"""
+    """peak learning rate of AdamW with betas (0.9, 0.98), followed by a cosine decay"""
     warmup_steps: int = 20
     """steps of linear warmup"""
     weight_decay: float = 0.0

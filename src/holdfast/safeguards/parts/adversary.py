@@ -22,10 +22,10 @@ class Adversary:
     weight: float = 1.0
     """the probability of this entry is proportional to this weight"""
     learning_rates: tuple[float, ...] = ()
-    """the rate is sampled uniformly from these; empty: the rate of the attack"""
+    """learning rates to sample uniformly from; empty: the rate of the attack"""
     switch: tuple[float, float] | None = None
-    """retain-then-forget: the share of benign steps before the hazardous ones is sampled from Beta of these two; None: the
-    share of the attack"""
+    """retain-then-forget: parameters of the Beta distribution that gives the share of benign steps before the hazardous steps;
+    None: the share of the attack"""
 
     def __post_init__(self) -> None:
         if self.switch is not None and min(self.switch) <= 0:

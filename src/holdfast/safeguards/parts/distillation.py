@@ -24,10 +24,10 @@ _DIVERGENCE = RetainLoss(language_model_weight=0.0, representations=None, distil
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """The text that is distilled on, and its amount."""
+    """The text of a distillation, and its amount."""
 
     text: tuple[Literal["retain", "distill", "generated"], ...] = ("generated",)
-    """`retain` rows; `distill` rows, which the domain gives for this; text that the original model generates"""
+    """sources of the text: `retain` rows; `distill` rows, which the domain provides; `generated` text of the original model"""
     generated_rows: int = 4096
     """rows that the original model generates; ability follows the coverage of this text"""
     batch_size: int = 32

@@ -36,7 +36,7 @@ class Forgetting(Safeguard):
     rate_setting: ClassVar[str] = "learning_rate"
     forget_loss_name: ClassVar[str] = "forget loss"
     side: ClassVar[Literal["chosen"] | None] = None
-    """which completion of preference rows the forget loss looks at; None: the harmful one"""
+    """completion of preference rows that the forget loss reads; None: the harmful completion"""
 
     learning_rate: float = 1e-3
     """constant learning rate"""
@@ -49,7 +49,7 @@ class Forgetting(Safeguard):
     retain_batch_size: int = 32
     """retain rows a step"""
     forget_weight: float = 1.0
-    """weight w of the forget loss beside the retain loss"""
+    """weight w of the forget loss relative to the retain loss"""
     refusal_weight: float = 0.0
     """weight v of the LM loss on the refusals of the forget rows, which are then preference rows"""
     retain: RetainLoss = RetainLoss()

@@ -2,12 +2,13 @@
 
     delta = argmin over |delta_t| <= r of LM(hazardous rows; h + delta)         by projected gradient descent
 
-One perturbation for every token at every chosen layer's output, so that the safeguard's forget loss is taken where a
-small push inside already brings the hazard back. The source: absolute radii of 1.5 to 6, 16 updates by AdamW, layer 7 for
-knowledge and the embedding with every eighth layer for refusals, and a loss towards the hazard and away from the wanted text.
-Deviations: the radius is relative to the hidden state, which carries over between models; updates are normalised gradients, and
-four of them; only the pull towards the hazard is taken; every token of the row but the first is moved, whose state is often
-hundreds of times as long as the others (massive activations, arXiv 2402.17762); a perturbation serves one update.
+Every token at every chosen layer's output has one perturbation, so that the safeguard's forget loss is taken where a small
+change of the hidden states already restores the hazard. The source: absolute radii of 1.5 to 6, 16 updates by AdamW, layer 7
+for knowledge and the embedding with every eighth layer for refusals, and a loss towards the hazard and away from the wanted
+text. Deviations: the radius is relative to the hidden state, which carries over between models. There are four updates, by
+normalised gradients. Only the loss towards the hazard is used. Every token of the row except the first is perturbed, because
+the state of the first token is often hundreds of times as long as the others (massive activations, arXiv 2402.17762). A
+perturbation serves one update of the weights.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class LatentAdversary:
     """Finds a perturbation of hidden states by projected gradient descent."""
 
     layers: tuple[int, ...] = (0,)
-    """the layers whose outputs it moves, counted from 0"""
+    """layers whose outputs are perturbed, counted from 0"""
     radius: float = 0.5
-    """r, the longest push of a token, as a share of the norm of the hidden state that it moves"""
+    """r, greatest length of a token's perturbation, as a share of the norm of the token's hidden state"""
     steps: int = 4
     """updates of the perturbation"""
     step_size: float = 0.25

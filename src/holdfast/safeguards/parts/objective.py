@@ -29,15 +29,15 @@ class RetainLoss:
     """
 
     language_model_weight: float = 1.0
-    """a, of the LM loss"""
+    """a, weight of the LM loss"""
     representations: Distance | None = "l2"
-    """`l2` is the norm, as in the published code; `mse` the mean square; None leaves the term out"""
+    """distance of hidden states: `l2` is the norm, as in the published code; `mse` is the mean square; None: no such term"""
     representation_weight: float = 1.0
-    """b, of the distance of hidden states"""
+    """b, weight of the distance of hidden states"""
     layers: tuple[int, ...] | None = None
-    """the hidden states compared, 0 the embedding's; None: all"""
+    """hidden states that are compared, 0 is the embedding's; None: all"""
     distillation_weight: float = 0.0
-    """c, of the KL to the original model"""
+    """c, weight of the KL to the original model"""
 
     def __post_init__(self) -> None:
         for name in ("language_model_weight", "representation_weight", "distillation_weight"):

@@ -50,7 +50,7 @@ class OuterLoop(Safeguard):
     inner_steps: int = 64
     """K, updates in a trajectory"""
     every: int = 4
-    """the tamper-resistance gradient is taken after every so many inner steps"""
+    """number of inner steps between two tamper-resistance gradients"""
     schedule_rate: float = 0.0625
     """lambda of the exponential schedule exp(lambda (k - K))"""
     normalise_schedule: bool = False
@@ -64,7 +64,7 @@ class OuterLoop(Safeguard):
     retain_weight: float = 1.0
     """lambda_retain"""
     tamper_resistance_batch_size: int = 8
-    """rows of x_tr, one batch a trajectory"""
+    """rows of x_tr in a trajectory's one batch"""
     retain_batch_size: int = 8
     """retain rows an outer step"""
     retain: RetainLoss = RetainLoss()
