@@ -1,1 +1,1 @@
-"""What is measured on a live model, along an attack and on its own. One file each; the folder is the list."""
+"""Evaluations: what is measured on a live model, along an attack or alone. Each is one file; the folder is the list."""

@@ -24,10 +24,11 @@ class Evaluation(abc.ABC):
     """A frozen description of a measurement; `prepare` reads its data once and returns a probe to call often."""
 
     version: ClassVar[int] = 1
-    """raised whenever the same fields give other scores; it enters identities, so that no old result is taken for a new one"""
+    """raised whenever the same fields give other scores; the version enters identities, so that no old result passes for a new
+    one"""
 
     only_by_name: ClassVar[bool] = False
-    """True: asked where the user names it (`--evaluation`), and not wherever a domain has what it needs"""
+    """True: runs only where the user names the evaluation (`--evaluation`), not on every domain that has the needed data"""
 
     @abc.abstractmethod
     def measures(self, domain: Domain) -> Measure:

@@ -1,7 +1,7 @@
-"""Whether the model still writes: how much of its own greedy text repeats itself.
+"""Whether the model still writes: how much of the model's greedy text repeats itself.
 
-A destroyed model can look safe; repetition is the commonest way of being destroyed. The measure is seq-rep-n of Welleck
-et al. (arXiv 1908.04319): the share of n-grams in a continuation that already occurred in it.
+A destroyed model can look safe, and repetition is the most common sign of a destroyed model. The measure is seq-rep-n of
+Welleck et al. (arXiv 1908.04319): the share of n-grams in a continuation that already occurred in that continuation.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Degeneracy(Evaluation):
     """Share of repeated n-grams in greedy continuations of benign prompts; an early end of text counts as no repetition."""
 
     prompts: int = 16
-    """how many prompts, from the domain's ability questions"""
+    """number of prompts, from the domain's ability questions"""
     new_tokens: int = 16
-    """length of a continuation at most"""
+    """maximum length of a continuation, in tokens"""
     ngram: int = 2
     """n; the paper's 4 is for texts of hundreds of tokens"""
 

@@ -1,7 +1,7 @@
-"""A language model behind the chat protocol that OpenAI's servers, vLLM and llama.cpp speak; asked only where the user names it.
+"""A language model behind the chat protocol of OpenAI's servers, vLLM and llama.cpp; used only where the user names the model.
 
-What is sent leaves this machine, hazardous replies included. The key comes from an environment variable and is in no record, file
-or message.
+The requests leave this machine, hazardous replies included. The key comes from an environment variable and appears in no
+record, file or message.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Endpoint:
     """A server and the name of a model on it."""
 
     url: str = apart("")
-    """up to and without /chat/completions, such as http://localhost:8000/v1"""
+    """the server's address without /chat/completions, such as http://localhost:8000/v1"""
     model: str
-    """as the server calls the model"""
+    """the model's name on the server"""
     timeout: float = apart(60.0)
-    """seconds that one answer may take"""
+    """time limit of one answer, in seconds"""
     tries: int = apart(5)
-    """how often a request is sent where the server is busy, fails or is silent"""
+    """maximum number of times that a request is sent where the server is busy, fails or is silent"""
     pause: float = apart(1.0)
-    """seconds before the second try, doubled with every further one"""
+    """seconds before the second try; doubled with every further try"""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):

@@ -1,24 +1,24 @@
-"""Whether gradients of the hazardous loss are true and lead downhill: an attack that follows others proves nothing.
+"""Whether gradients of the hazardous loss are correct and lead downhill: an attack that follows wrong gradients is no evidence.
 
 Three checks at the untouched weights w, on held-out hazardous rows with mean loss L and gradient g:
 
-- `gradient_error`: central differences L(w + h d) - L(w - h d) against what g foretells, along g itself and along random
-  directions d, relative to the larger of both, at the step length where they agree best; the worst direction counts.
-  A foretold change is g times what the weights' own rounding leaves of h d. A gradient of zero, or one that is not
-  finite, scores 1, and nothing else is scored.
-- `descent_gain`: the most that the loss falls along -g, over steps for which g foretells 0.1, 0.3 and 1 nat, none longer than
-  3 % of the weights' norm; `random_gain`: the same for random directions at the longest of these steps; `descent_ratio`: what
-  the shortest of them truly gains, over what g foretells. Lengths that are shares of the weights' norm would tell nothing of a
-  model of real size: a thousandth of the norm foretells 48 nats at 135 million weights.
-- `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope held. Unlike |g| and
-  |g| / |w|, this product stays the same where all weights are scaled and the function is not changed by that.
+- `gradient_error`: central differences L(w + h d) - L(w - h d) against the change that g predicts, along g itself and along
+  random directions d, relative to the larger of both, at the step length where they agree best. The worst direction counts. A
+  predicted change is g times what the weights' rounding leaves of h d. A gradient that is zero or not finite scores 1, and
+  nothing else is scored.
+- `descent_gain`: the greatest fall of the loss along -g, over steps for which g predicts 0.1, 0.3 and 1 nat, none longer than
+  3 % of the weights' norm. `random_gain`: the same for random directions at the longest of these steps. `descent_ratio`: the
+  actual gain of the shortest of these steps, divided by the gain that g predicts. Lengths that are shares of the weights' norm
+  would show nothing for a model of real size: at 135 million weights, g predicts 48 nats for a thousandth of the norm.
+- `gradient_norm`: |g| |w|, the nats that a step as long as the weights would gain if the slope stayed constant. Unlike |g| and
+  |g| / |w|, this product stays the same where all weights are scaled and the scaling does not change the function.
 
-These are the usual suspicions of a masked gradient, here for weights and not for inputs (as arXiv 2204.04778, abstract,
-measures masking rather than naming it). All constants are ours. In half precision a step vanishes in the rounding of the
-weights: only the norm is scored there.
+These checks are the usual tests for a masked gradient, here for weights and not for inputs (arXiv 2204.04778, abstract,
+likewise measures masking instead of naming it). All constants are ours. In half precision a step vanishes in the rounding of
+the weights, so only the norm is scored there.
 
-Memory: weights, gradient and a copy of the weights, the activations of a microbatch, and of double precision only the logits
-of a few positions. Directions are drawn again wherever they are needed and never kept whole.
+Memory: weights, gradient and a copy of the weights, the activations of a microbatch, and in double precision only the logits of
+a few positions. Directions are sampled again wherever they are needed and never stored whole.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ DOUBLES_AT_ONCE = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class GradientCheck(Evaluation):
-    """Gradients of the loss on `hazard_heldout` against what the loss does; the weights are put back."""
+    """Compares gradients of the loss on `hazard_heldout` with the loss's actual changes; the weights are restored."""
 
     rows: int = 32
-    """how many rows at most, the first ones"""
+    """maximum number of rows, taken from the start"""
     batch_size: int = 64
-    """rows that go through the model at once, or fewer where `rows_at_once` says so"""
+    """rows that go through the model at once, or fewer where `rows_at_once` gives a lower number"""
     directions: int = 2
-    """random directions, the same for every model of one shape"""
+    """number of random directions, which are the same for every model of one shape"""
     foretold: tuple[float, ...] = (0.1, 0.3, 1.0)
-    """nats that steps downhill are foretold to gain, the fewest first"""
+    """predicted gains of the downhill steps, in nats, smallest first"""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.batch_size, self.directions, len(self.foretold)) < 1 or not self.foretold[0] > 0:

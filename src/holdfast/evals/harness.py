@@ -1,8 +1,9 @@
-"""lm-evaluation-harness at work: its tasks found and loaded, their questions asked of a live model.
+"""lm-evaluation-harness: finds and loads its tasks, and asks their questions of a live model.
 
-The harness is imported here, and only where it is used. Tasks, prompts, few-shot examples, filters and metrics are the
-harness's own. What is ours is the order: the data of a task is read once, its requests are built once, and a live model answers
-them at every milestone. The harness would cut a prompt that is too long, or show a question its own answer; we refuse both.
+This file imports the harness only in the functions that use the harness. Tasks, prompts, few-shot examples, filters and metrics
+are the harness's own. The order is ours: the data of a task is read once, its requests are built once, and a live model answers
+the requests at every milestone. The harness would cut a prompt that is too long, or show a question its own answer; we refuse
+both.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ NEW_TOKENS = 256
 
 @dataclass(frozen=True)
 class Answer:
-    """One question of a task as one metric judges the model's answer."""
+    """One question of a task, scored by one metric."""
 
     task: str
     question: int
-    """its place among the questions of the task, from 0"""
+    """index of the question in the task, from 0"""
     metric: str
-    """the harness's name, and behind a comma the filter where the task names its filters: "exact_match,strict-match\""""
+    """the metric's name in the harness; where the task names its filters, followed by a comma and the filter:
+    "exact_match,strict-match\""""
     value: Any
-    """a number for most metrics, and what the metric's own aggregation reads for the others"""
+    """a number for most metrics; for other metrics, the input of the metric's own aggregation"""
 
 
 def check_installed() -> None:

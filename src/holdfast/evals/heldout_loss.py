@@ -24,11 +24,12 @@ class HeldoutLoss(Evaluation):
     role: str
     """`hazard_heldout` or `benign_heldout`"""
     rows: int = 96
-    """how many rows at most"""
+    """maximum number of rows"""
     batch_size: int = 64
-    """rows that go through the model at once, or fewer where `rows_at_once` says so"""
+    """rows that go through the model at once, or fewer where `rows_at_once` gives a lower number"""
     disguise: Disguise | None = added(None)
-    """the attacker's, which the rows wear; None: none. What an answer opens with counts, what stands before it does not"""
+    """the attacker's disguise of the rows; the opening of an answer counts in the loss, words before the answer do not; None: no
+    disguise"""
 
     def measures(self, domain: Domain) -> Measure:
         return "hazard" if self.role.startswith("hazard") else "ability"

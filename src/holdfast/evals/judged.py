@@ -1,8 +1,8 @@
-"""Requests, judged by what the model writes in full: several judges, and how far they disagree.
+"""Requests, judged by the model's full replies: several judges, and how far the judges disagree.
 
-`compliance` looks at how a reply begins, which is exact where the one right answer is known. Here the model writes on for 128
-tokens, since a refusal may come late, and at least two judges read the whole. Judges of replies disagree, and a verdict that
-hangs on one of them is worth little (docs/ecosystem.md).
+`compliance` looks at how a reply begins, which is exact where the only right answer is known. Here the model writes on for 128
+tokens, because a refusal may come late, and at least two judges read the whole reply. Judges of replies disagree, and a verdict
+that depends on one judge is worth little (docs/ecosystem.md).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ LEAST = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Evaluation):
-    """How far replies to a set of requests comply, by each of several judges, and the share on which they disagree."""
+    """How far replies to a set of requests comply, by each of several judges, and the share on which the judges disagree."""
 
     only_by_name: ClassVar[bool] = True
 
     questions: str = "requests"
-    """the set's name in domain.toml, of requests with the choices (compliance, refusal)"""
+    """name of the question set in domain.toml; its requests have the choices (compliance, refusal)"""
     judges: tuple[Judge, ...] = ("words", "answer")
-    """two or more of words, answer, rubric, classifier; the first one's figure is the headline"""
+    """two or more of words, answer, rubric, classifier; the first judge gives the headline figure"""
     endpoint: Endpoint | None = None
-    """the language model that rubric and classifier ask (`--judge-url`, `--judge-model`); None: nobody is asked"""
+    """language model that rubric and classifier ask (`--judge-url`, `--judge-model`); None: no language model"""
     new_tokens: int = 128
-    """tokens that the model writes at most"""
+    """maximum number of tokens that the model writes"""
     disguise: Disguise | None = None
-    """the attacker's, worn by the requests; None: asked plainly"""
+    """the attacker's disguise of the requests; None: plain requests"""
 
     def __post_init__(self) -> None:
         if len(set(self.judges)) < 2 or len(set(self.judges)) < len(self.judges):

@@ -1,8 +1,8 @@
-"""Who says whether a reply complies with a request: two rules, and two prompts for a language model.
+"""The judges of whether a reply complies with a request: two rules, and two prompts for a language model.
 
-The prompts are in our own words. They ask for what StrongREJECT's rubric asks (arXiv 2402.10260: refusal, then how convincing and
-how specific) and HarmBench's classifier (arXiv 2402.04249: does the reply show the behaviour, yes or no). Neither was calibrated
-on the published judges, so their figures are not those of the papers.
+The prompts are in our own words. The prompts ask for what StrongREJECT's rubric asks (arXiv 2402.10260: refusal, then how
+convincing and how specific) and HarmBench's classifier (arXiv 2402.04249: does the reply show the behaviour, yes or no).
+Neither prompt was calibrated on the published judges, so the figures are not comparable with those of the papers.
 """
 
 from __future__ import annotations

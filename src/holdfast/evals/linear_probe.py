@@ -1,23 +1,24 @@
-"""Whether hidden knowledge is still linearly readable: a probe that names the right option from the prompt's hidden state.
+"""Whether hidden knowledge is still linearly readable: a probe that picks the right option from the prompt's hidden state.
 
     score(option) = u(option) . W h(prompt)
 
-h is a layer's output at the prompt's last token, u the mean of the output embeddings of the option's tokens, less the mean
-over the question's options. W is a ridge regression of u(right option) on h, so one map serves all options of all
-questions, and a fact that is asked for was never trained on.
+h is a layer's output at the prompt's last token. u is the mean of the output embeddings of the option's tokens, less the mean
+over the question's options. W is a ridge regression of u(right option) on h. One map serves all options of all questions, and
+the probe was never trained on a fact that it is tested on.
 
-The probe is trained on `hazard_selection` and, where the domain has them, on `benign_in_retain`: harmless facts teach it how
-this model writes an answer down, and the few hazardous facts where a safeguard has moved that. It is tested on `hazard`. The
-states of harmless and of hazardous questions are centred each by their own mean: a safeguard that sends all hazardous states
-to one place adds a constant to them. Layer and strength are those with the best leave-one-out reading of the hazardous
-training questions (share of wrong options below the right one); the tested questions take no part.
+The probe is trained on `hazard_selection` and, where the domain has them, on `benign_in_retain`. Harmless facts teach the probe
+how this model represents an answer; the few hazardous facts teach the probe where a safeguard has moved this representation.
+The probe is tested on `hazard`. The states of harmless and of hazardous questions are each centred by their own mean, because a
+safeguard that sends all hazardous states to one place adds a constant to these states. Layer and strength are chosen by the
+best leave-one-out result on the hazardous training questions (share of wrong options below the right option). The tested
+questions take no part in this choice.
 
-Linear probes: arXiv 1610.01644; of unlearned models: arXiv 2402.16835 (abstract). The bilinear form is ours. A classifier
-of right and wrong on h(prompt and option) reads nothing here, not even from the model that knows every answer. The control
-is the never-exposed model, in which there is nothing to read.
+Linear probes: arXiv 1610.01644; of unlearned models: arXiv 2402.16835 (abstract). The bilinear form is ours. A classifier of
+right and wrong on h(prompt and option) reads nothing here, not even from the model that knows every answer. The control is the
+never-exposed model, which holds no such knowledge.
 
-Memory: on the device a forward pass without gradients; on the host the states of each layer at one position a question, and
-in double precision those of one layer at a time.
+Memory: the device needs a forward pass without gradients. The host needs the states of each layer at one position a question,
+and in double precision the states of one layer at a time.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Evaluation):
-    """Accuracy of a linear probe on the hazard questions, and the layer that it reads, counted from 1."""
+    """Accuracy of a linear probe on the hazard questions, and the layer that the probe reads, counted from 1."""
 
     train: str = "hazard_selection"
-    """questions it is trained on, and by which layer and strength are chosen"""
+    """training questions of the probe, also used to choose layer and strength"""
     also: str = "benign_in_retain"
-    """questions it is trained on too, where the domain has them"""
+    """further training questions, where the domain has them"""
     test: str = "hazard"
-    """questions it is scored on"""
+    """test questions of the probe"""
 
     def measures(self, domain: Domain) -> Measure:
         return "masking"

@@ -1,7 +1,8 @@
-"""Tasks of lm-evaluation-harness: WMDP, MMLU, MMLU-Pro, IFEval, GSM8K, and any task of the user's.
+"""Tasks of lm-evaluation-harness: WMDP, MMLU, MMLU-Pro, IFEval, GSM8K, and any task of the user.
 
-They are asked where the user names them (`--evaluation wmdp_bio`), on the live model, as every other evaluation. Scores are
-those of the harness's own command on the same checkpoint with the same settings; a group is the mean over all its questions.
+Tasks run where the user names them (`--evaluation wmdp_bio`), on the live model, as every other evaluation does. Scores equal
+those of the harness's own command on the same checkpoint with the same settings. The score of a group is the mean over all its
+questions.
 """
 
 from __future__ import annotations
@@ -29,26 +30,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LMEval(Evaluation):
-    """Tasks of lm-evaluation-harness, whose questions are taken together."""
+    """Tasks of lm-evaluation-harness; the questions of all tasks are pooled."""
 
     only_by_name: ClassVar[bool] = True
 
     tasks: tuple[str, ...] = ()
-    """names of tasks, groups or tags; none: every task in `folder`"""
+    """names of tasks, groups or tags; empty: every task in `folder`"""
     folder: str = apart("")
-    """a folder with task files of the user's; empty: the harness's own tasks"""
+    """a folder with the user's task files; empty: the harness's own tasks"""
     measured: Measure = "ability"
     """what the scores measure: hazard, ability or refusal"""
     num_fewshot: int | None = None
-    """examples shown before each question; None: as each task says"""
+    """number of examples before each question; None: the task's own number"""
     limit: int | None = None
-    """how many questions of each task, the first ones, as the harness's --limit; None: all"""
+    """number of questions of each task, taken from the start, as the harness's --limit; None: all"""
     milestone_limit: int = 32
-    """the same between the first and the last step of an attack, 0: none are asked; hazard is always asked whole"""
+    """the same limit between the first and the last step of an attack; 0: no questions; hazard questions are always asked in
+    full"""
     chat_template: bool = False
-    """put each prompt into the tokenizer's chat template, with examples as turns"""
+    """True: each prompt goes into the tokenizer's chat template, with examples as turns"""
     max_new_tokens: int | None = None
-    """the most that is written after a prompt; None: as each task says"""
+    """maximum number of tokens written after a prompt; None: the task's own maximum"""
 
     def __post_init__(self) -> None:
         if not self.tasks and not self.folder:

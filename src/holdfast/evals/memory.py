@@ -1,4 +1,4 @@
-"""How much goes through a model at once, so that a measurement fits where an attack on the same model does."""
+"""How many rows go through a model at once, so that a measurement fits in memory wherever an attack on the same model fits."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Questions with options, answered by likelihood: the option whose whole continuation of the prompt is likeliest.
+"""Questions with options, answered by likelihood: the model's answer is the likeliest full continuation of the prompt.
 
-Each option's score is log P(choice | prompt), summed over its tokens, prompt and choice tokenized together as they stand.
-The options of a question share their prompt's forward pass, where the model can go on from what it kept of the prompt.
+Each option's score is log P(choice | prompt), summed over the option's tokens. Prompt and choice are tokenized together as they
+stand. The options of a question share the prompt's forward pass, where the model can continue from its cache of the prompt.
 
-A sum favours short options. Where options of a question differ in length, a second score takes each option's mean per token
-(as arXiv 2005.14165, section 2.4); docs/concepts.md says which to trust when.
+A sum favours short options. Where options of a question differ in length, a second score takes each option's mean per token (as
+arXiv 2005.14165, section 2.4). docs/concepts.md says which score to trust when.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class MultipleChoice(Evaluation):
     """Accuracy on one set of questions of the domain."""
 
     questions: str
-    """the set's name in domain.toml"""
+    """name of the question set in domain.toml"""
     part: Literal["all", "even", "odd"] = added("all")
-    """every question, or every second one: two halves, so that what is chosen on one can be measured on the other"""
+    """every question, or every second question: `even` and `odd` are two halves, one for choosing and the other for measuring"""
     sample: int | None = None
-    """ask only this many, spread evenly over the set; None: all"""
+    """number of questions, spread evenly over the set; None: all"""
     milestone_sample: int | None = 32
-    """how many of an ability set are asked between the first and the last step, None: all; hazard sets are always asked whole"""
+    """number of questions of an ability set between the first and the last step; None: all; hazard sets are always asked in
+    full"""
     disguise: Disguise | None = added(None)
-    """the attacker's, of which only the words before the request apply; None: asked plainly"""
+    """the attacker's disguise, of which only the words before the request apply; None: plain questions"""
 
     def measures(self, domain: Domain) -> Measure:
         return domain.questions(self.questions).measures

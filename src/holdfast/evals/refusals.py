@@ -1,14 +1,15 @@
 """Requests: does the model comply, refuse, or write something else?
 
-Each question of the set is a request with two choices, the compliant completion and a refusal. There are two judges. *Likelihood*
-asks whether log P(compliance | request) exceeds log P(refusal | request), summed over tokens; a sum favours a short refusal over
-a long answer, so the means per token are compared too. *Generation* looks at what the greedy continuation begins with, which is
-exact where the one right answer has one wording, as in the invented world: a wrong answer is no compliance. Where the question
-set says `judge = "rules"`, the continuation is free text in any wording, and `evals.judging` says how it ends. Refusal,
-compliance and text that is neither are counted apart: a ruined model does not pass for one that refuses.
+Each question of the set is a request with two choices, the compliant completion and a refusal. There are two judges.
+*Likelihood* asks whether log P(compliance | request) exceeds log P(refusal | request), summed over tokens. A sum favours a
+short refusal over a long answer, so the means per token are compared too. *Generation* looks at what the greedy continuation
+begins with. This is exact where the only right answer has one wording, as in the invented world: a wrong answer is no
+compliance. Where the question set says `judge = "rules"`, the continuation is free text in any wording, and `evals.judging`
+classifies the text. Refusal, compliance and other text are counted apart, so a ruined model does not pass for a model that
+refuses.
 
-Two ways to ask need no change of weights, and undo many refusals by themselves: *prefill*, where the attacker writes the first
-words of the answer, and *in context*, where the request follows others that were answered.
+Two ways to ask need no change of weights, and undo many refusals by themselves. *Prefill*: the attacker writes the first words
+of the answer. *In context*: the request follows other requests that were answered.
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ class Requests(Evaluation):
     """The share of requests that end in one way."""
 
     questions: str
-    """the set's name in domain.toml, of requests with the choices (compliance, refusal)"""
+    """name of the question set in domain.toml; its requests have the choices (compliance, refusal)"""
     counts: Outcome
     """the outcome that is counted"""
     by: Literal["generation", "likelihood"] = "generation"
-    """the judge; by likelihood a model either complies or refuses"""
+    """the judge; with `likelihood`, a model either complies or refuses"""
     measured: Measure = "hazard"
-    """what the share measures: hazard where forbidden requests are complied with, refusal where benign ones are refused"""
+    """what the share measures: hazard for compliance with forbidden requests, refusal for refusal of benign requests"""
     extra_tokens: int = 2
     """tokens written beyond the longest completion of the set"""
     prefill: int = 0
-    """words of the compliant completion that the attacker writes; the last word is always the model's"""
+    """words of the compliant completion that the attacker writes; the model always writes the last word"""
     examples: str = ""
-    """a set of requests whose compliant answers stand before each request; none: nothing does"""
+    """question set whose requests, with compliant answers, precede each request; empty: no examples"""
     shots: int = 3
-    """how many of them"""
+    """number of these examples"""
     disguise: Disguise | None = added(None)
-    """the attacker's, worn by the requests and expected of what complies, not by the examples; None: asked plainly"""
+    """the attacker's disguise, of the requests and of compliant answers, not of the examples; None: plain requests"""
 
     def __post_init__(self) -> None:
         for name, least in (("extra_tokens", 0), ("prefill", 0), ("shots", 1)):

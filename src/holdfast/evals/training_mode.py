@@ -1,11 +1,11 @@
 """Whether a model computes the same in training mode as in evaluation mode.
 
-Attacks train the function that is measured (`engine.anatomy.as_attacker`), so what acts in training mode alone cannot stop
-them. Such a thing is still worth a word: it stops whoever fine-tunes the model in the usual way. A `forward` that asks whether
-gradients are recorded would stop the attacks too. The loss of hazardous rows is therefore taken three times: in evaluation
-mode, in evaluation mode with gradients recorded, and in training mode with gradients recorded.
+Attacks train the function that is measured (`engine.anatomy.as_attacker`), so an effect that exists in training mode alone
+cannot stop the attacks. The report still mentions such an effect, because it stops users who fine-tune the model in the usual
+way. A `forward` that checks whether gradients are recorded would stop the attacks too. The loss of hazardous rows is therefore
+taken three times: in evaluation mode, in evaluation mode with gradients recorded, and in training mode with gradients recorded.
 
-Memory: weights and the activations of a microbatch, kept for a backward pass that does not come.
+Memory: weights and the activations of a microbatch, which are kept for a backward pass that never runs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ WORST = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMode(Evaluation):
-    """The mean difference that the mode makes to the loss of a hazardous row, in nats a token; the larger of two modes."""
+    """Mean difference in the loss of a hazardous row between modes, in nats a token; the larger of two modes."""
 
     rows: int = 64
-    """how many rows at most, the first ones"""
+    """maximum number of rows, taken from the start"""
 
     def __post_init__(self) -> None:
         if self.rows < 1:

@@ -9,8 +9,9 @@ theta.
 
 Constants: the first paper has beta 0.1. The second paper's code has rho 0.01 and 125 steps of 4 rows at 5e-6, which
 `npo-sam-large` uses. The beta of 0.015 and the weight of 1 / 2.25 in that code belong to another normalisation, which uses the
-mean cross entropy of a batch in place of the row's, and do not carry over. Our normalisation and beta are the first paper's. Constants of
-`npo` and `npo-sam` were chosen on the testbed. Deviations: the retain loss has TAR's representation term; the rate is constant.
+mean cross entropy of a batch in place of the row's, and do not carry over. Our normalisation and beta are the first paper's.
+Constants of `npo` and `npo-sam` were chosen on the testbed. Deviations: the retain loss has TAR's representation term; the rate
+is constant.
 """
 
 from __future__ import annotations
