@@ -15,6 +15,7 @@ import pytest
 import holdfast
 from holdfast import Audit, Campaign, Model, Recipe, Results, Search, build_report, evaluate, pick, run
 from holdfast.api import watching
+from holdfast.core.presets import preset_of
 from holdfast.core.shown import frame
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Progress
@@ -41,7 +42,7 @@ def test_stages_attacks_and_results(
     domain, model = str(tiny_testbed.folder), str(tiny_testbed.folder / "model")
     recipe = Recipe(model=model, domain=domain, stages=SHORT.items())
     made = run(recipe, str(tmp_path / "safe"))
-    assert made.card["stages"][0]["preset"] == "random-mapping"
+    assert preset_of(made.card["stages"][0]["preset"]) == "random-mapping"
     assert run(recipe, tmp_path / "safe") == made, "what is there is not made again"
     campaign = Campaign(models=[Model(path=made.path)], domain=domain, attacks={"short": ATTACK})
     assert (campaign.models[0].label, campaign.models[0].role, campaign.seeds) == ("safe", "defended", (0,))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from holdfast.attacks.space import collect_families
 from holdfast.core.model_size import count_weights, size_of
 from holdfast.core.presets import collect
+from holdfast.core.types import HoldfastError
 from holdfast.runs.suites import SUITES
 
 
@@ -26,6 +27,13 @@ def test_every_tensor_of_the_files_counts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "model.safetensors", {"format": "pt"})
     assert count_weights(tmp_path) == 17
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(HoldfastError, match=r"are damaged .*; restore the checkpoint"):
+        count_weights(tmp_path)
 
 
 def test_suites_and_families_for_small_models_have_presets_for_small_models_alone() -> None:

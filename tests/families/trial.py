@@ -333,7 +333,10 @@ def _measured(family: Family, plugin: Evaluation, folder: Path) -> str:
 
 
 PLUGINS: Mapping[str, Any] = {
-    name: preset for room in ("attacks", "safeguards", "evals") for name, preset in collect(f"holdfast.{room}").items()
+    name: preset
+    for room in ("attacks", "safeguards", "evals")
+    for name, preset in collect(f"holdfast.{room}").items()
+    if not getattr(preset, "only_by_name", False)  # a harness or a judge asks more tokens than a small model reads
 }
 
 COLUMNS = (

@@ -130,8 +130,8 @@ def _show(console: Console, checked: Checked) -> None:
     from holdfast.report.words.domains import wants
     from holdfast.runs.domains.check import family_counts
 
-    console.print(_roles(checked))
-    console.print(_sets(checked))
+    for table in (_roles(checked), _sets(checked)):
+        console.print(table)
     objected = objections(checked.findings)
     for sentence in objected or ["No two sets that are to be apart have anything in common."]:
         say(console, sentence)

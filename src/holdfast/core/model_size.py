@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from holdfast.core.folder import weight_files
+from holdfast.core.reading import line
+from holdfast.core.types import HoldfastError
 
 Size = Literal["tiny", "small", "large"]
 
@@ -31,10 +33,16 @@ def count_weights(folder: Path) -> int:
     """The number of weights in a checkpoint's files, from their headers alone.
 
     Raises:
-        HoldfastError: as `weight_files`.
+        HoldfastError: as `weight_files`, or a file is damaged.
     """
     count = 0
     for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
-        with safe_open(path, "np") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+        try:
+            with safe_open(path, "np") as file:
+                names = file.keys()
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        except SafetensorError as error:
+            raise HoldfastError(
+                f"the weights in {path} are damaged ({line(str(error))}); restore the checkpoint"
+            ) from error
     return count

@@ -240,7 +240,8 @@ def _findings(domain: Domain) -> Findings:
 
 def _evaluations(domain: Domain) -> list[Evaluation]:
     evaluations: Mapping[str, Evaluation] = collect("holdfast.evals")
-    return [evaluation for evaluation in evaluations.values() if evaluation.available(domain)]
+    asked = (evaluation for evaluation in evaluations.values() if not evaluation.only_by_name)
+    return [evaluation for evaluation in asked if evaluation.available(domain)]
 
 
 def _missing(domain: Domain) -> list[Missing]:
