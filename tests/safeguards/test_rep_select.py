@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from holdfast.core.options import Options
+from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import mlp_maps
 from holdfast.engine.data import UNLABELLED, Batch
 from holdfast.engine.session import open_session
@@ -111,5 +112,5 @@ def test_experts_are_edited_each_for_itself_and_routers_are_not() -> None:
 
 @pytest.mark.parametrize("changes", [{"components": 0}, {"learning_rate": 0.0}, {"lora_learning_rate": -1.0}])
 def test_settings_without_a_meaning_are_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(Exception, match="must"):
+    with pytest.raises(HoldfastError, match="must"):
         replace(RepSelect(), **changes)

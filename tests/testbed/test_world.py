@@ -100,7 +100,10 @@ def test_a_seed_s_world_stays_what_it_was_until_the_recipe_says_otherwise() -> N
     content = {2: "a83b820e4ea3b74404f0db3af0554f772d039cdea125d89123b509c727797cf9"}
     world = world_of(7)
     facts = {split: [astuple(fact) for fact in held] for split, held in world.facts.items()}
-    questions = [[name, [astuple(question)[:3] for question in held]] for name, _, held in asked(world)]
+    questions = [
+        [name, [[*astuple(question)[:3], *([question.key] if question.key else [])] for question in held]]
+        for name, _, held in asked(world)
+    ]
     assert digest([facts, questions]) == content[PROTOCOL]
 
 

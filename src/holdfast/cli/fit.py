@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from holdfast.cli.terminal import say
+from holdfast.core.model_size import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,12 +14,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 """presets that a warning names"""
-
-_WEIGHTS = {
-    "tiny": "less than 20 million weights",
-    "small": "hundreds of millions of weights",
-    "large": "billions of weights",
-}
 
 
 def warn_of_size(console: Console, model: str, kind: str, labels: Iterable[str]) -> None:
@@ -37,7 +32,7 @@ def warn_of_size(console: Console, model: str, kind: str, labels: Iterable[str])
         return
     named = list(found)[:_SHOWN]
     more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
-    meant = " or ".join(weights for one, weights in _WEIGHTS.items() if any(one in sizes for sizes in found.values()))
+    meant = " or ".join(weights for one, weights in SIZES.items() if any(one in sizes for sizes in found.values()))
     if kind == "attacks":
         instead = f"; the suite {suite_for(model)} fits"
     else:
@@ -45,5 +40,5 @@ def warn_of_size(console: Console, model: str, kind: str, labels: Iterable[str])
     say(
         console,
         f"Warning: {', '.join(named)}{more} {'is' if len(found) == 1 else 'are'} for models with {meant}, and {model} has "
-        f"{_WEIGHTS[size]}{instead}.",
+        f"{SIZES[size]}{instead}.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,12 @@ from holdfast.core.types import HoldfastError
 
 Size = Literal["tiny", "small", "large"]
 
-SIZES: dict[Size, str] = {
-    "tiny": "less than 20 million weights, such as the testbed's models",
+SIZES: Mapping[Size, str] = {
+    "tiny": "less than 20 million weights",
     "small": "hundreds of millions of weights",
     "large": "billions of weights",
 }
+"""What a class of models has, in words; the testbed's models are tiny."""
 
 _BOUNDS: tuple[tuple[Size, float], ...] = (("tiny", 2e7), ("small", 1.5e9), ("large", math.inf))
 """Each class and the number of weights from which on a model belongs to the next."""

@@ -58,7 +58,7 @@ def log_in(tools: Sequence[str]) -> None:
     wandb: Any = import_module("wandb")
     try:
         known = wandb.login()
-    except Exception:
+    except Exception:  # wandb has an error of its own for each way to fail; the user needs one sentence
         known = False
     if not known:
         raise HoldfastError(
