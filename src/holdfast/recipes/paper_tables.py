@@ -197,7 +197,7 @@ def _parts(knowledge: tuple[Method, ...], refusal: tuple[Method, ...]) -> tuple[
 
 def short() -> Study:
     """The paper's rows and the strongest beyond them, on three worlds."""
-    taken = ("grad-diff", "npo-sam", "circuit-breakers", "undo-generated")
+    taken = ("grad-diff", "npo-sam", "circuit-breakers", "rep-select", "undo-generated")
     chosen = [method for method in BEYOND_KNOWLEDGE if method.label in taken]
     booster = [method for method in BEYOND_REFUSAL if method.label == "booster"]
     return Study(
