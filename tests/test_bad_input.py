@@ -384,7 +384,11 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     ),
     "milestones that are none": (lambda p: attack(p, "--milestones", "0,many"), ("--milestones 0,many", "0,8,64,512")),
     "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
-    "an unknown precision": (lambda p: evaluate(p, "--dtype", "int3"), ("--dtype int3", "float32")),
+    "an unknown precision": (lambda p: evaluate(p, "--precision", "int3"), ("--precision int3", "float32")),
+    "pure half precision": (
+        lambda p: safeguard(p, "--precision", "bfloat16"), ("pure bfloat16", "weak attack", "--precision mixed")
+    ),
+    "a precision by its former name": (lambda p: attack(p, "--dtype", "float32"), ("--dtype is now called --precision",)),
     "no device at all": (lambda p: safeguard(p, "--device", "cuda"), ("'cuda'", "--device cpu")),
     "a hub id out of reach": (
         lambda p: [word if word != str(p.model) else "nobody/nothing" for word in evaluate(p)],

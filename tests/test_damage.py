@@ -167,7 +167,7 @@ def test_deep_and_long_input_is_quoted_in_a_line_at_most(
         "no suite": ["audit", "--suite", long, *words[2:-2], "--undefended", str(place.model)],
         "no study": ["study", long],
         "nothing to list": ["list", long],
-        "no precision": [*words, "--dtype", long],
+        "no precision": [*words, "--precision", long],
         "no device": [*words, "--device", long],
         "no family": ["search", "--families", long, *words[2:-2], "--undefended", str(place.model)],
         "no such file": words,

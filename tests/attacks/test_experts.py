@@ -167,7 +167,7 @@ def test_a_model_with_low_rank_layers_is_kept_as_it_acts(
 ) -> None:
     model = built(family).train(False)
     model.save_pretrained(tmp_path / "model")
-    options = SimpleNamespace(dtype="float32", trust_remote_code=False)
+    options = SimpleNamespace(precision="float32", trust_remote_code=False)
     attacked = SimpleNamespace(label="any", path=str(tmp_path / "model"))
     cell = SimpleNamespace(model=attacked, attack_name="any", seed=0, options=options)
     insert_adapters(model, 2, 4.0, 0.0)

@@ -294,14 +294,14 @@ def test_a_probe_that_fails_takes_nothing_else_with_it(
 
 def test_precision_and_the_kind_of_device_are_part_of_the_identity(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     cell = cell_of(tiny_testbed)
-    half = replace(cell, options=Options(dtype="bfloat16"))
-    ids = {c.id for c in (cell, half, replace(cell, options=Options(device="cuda")))}
+    mixed = replace(cell, options=Options(precision="mixed"))
+    ids = {c.id for c in (cell, mixed, replace(cell, options=Options(device="cuda")))}
     assert len(ids) == 3
     assert replace(cell, options=Options(device="cuda:1")).id in ids, "which GPU does not matter"
     first = run(cell, tmp_path)
-    second = run(half, tmp_path, Options(dtype="bfloat16"))
-    assert second.cell != first.cell, "half precision after full is not skipped as finished"
-    assert (first.identity["precision"], second.identity["precision"]) == ("float32", "bfloat16")
+    second = run(mixed, tmp_path, Options(precision="mixed"))
+    assert second.cell != first.cell, "another precision is not skipped as finished"
+    assert (first.identity["precision"], second.identity["precision"]) == ("float32", "mixed")
     assert first.losses != second.losses
 
 

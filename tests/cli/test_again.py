@@ -24,6 +24,7 @@ GOES_ON = {
     f"holdfast audit {GIVEN} --out o --evaluation wmdp_bio --evaluation lm-eval:a,b --judge-url http://evil/v1 --judge-model m": (
         f"holdfast audit {GIVEN} --out OUT --evaluation wmdp_bio --evaluation lm-eval:a,b"
     ),
+    f"holdfast audit {GIVEN} --out o --dtype mixed": f"holdfast audit {GIVEN} --out OUT --precision mixed",
     "holdfast attack --model m --domain d --seed 3 --out o full": "holdfast attack full --model m --domain d --out OUT --seed 3",
 }
 REFUSED = (

@@ -181,10 +181,10 @@ def test_the_tour(
         patch.setattr("holdfast.campaign.run.run_jobs", run_here)
         printed = run(
             capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
-            "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5", "--dtype", "float32", "--trust-remote-code",
+            "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5", "--precision", "float32", "--trust-remote-code",
         )  # fmt: skip
     suggested = next_command(printed)
-    assert suggested[-3:] == ["--dtype", "float32", "--trust-remote-code"], "what the model needs is carried on"
+    assert suggested[-3:] == ["--precision", "float32", "--trust-remote-code"], "what the model needs is carried on"
     assert suggested[0] == "audit"
     assert suggested[suggested.index("--undefended") + 1] == str(model)
     plan, results = read_campaign(one)
@@ -317,13 +317,13 @@ def test_the_next_command_carries_on_what_belongs_to_model_and_machine(
     """Where the next verb takes it: a report runs no model and loads no plug-in."""
     plugin, at = str(write_plugin(tmp_path / "my shifts.py")), tmp_path / "in"
     at.mkdir()
-    given = ("--plugins", plugin, "--trust-remote-code", "--device", "cpu", "--dtype", "bfloat16")
+    given = ("--plugins", plugin, "--trust-remote-code", "--device", "cpu", "--precision", "mixed")
     with stubbed("evaluate", tmp_path / "out", "x"):
         suggested = next_command(run(capsys, *VERBS_WORDS["evaluate"][1](at, tmp_path / "out"), *given))
     assert suggested[0] == "attack"
     values = VERBS["attack"].make_context("attack", suggested[1:]).params
     assert (list(values["plugins"]), values["trust_remote_code"]) == ([plugin], True)
-    assert (values["device"], values["dtype"]) == ("cpu", "bfloat16")
+    assert (values["device"], values["precision"]) == ("cpu", "mixed")
     with stubbed("study", tmp_path / "out", "x"):
         suggested = next_command(run(capsys, "study", "claims", "--out", tmp_path / "out", "--plugins", plugin))
     assert suggested[0] == "report"

@@ -69,11 +69,11 @@ def test_the_command_line_goes_before_the_file_and_the_record_needs_no_file(
     folder(tmp_path)
     monkeypatch.chdir(tmp_path / "audits")
     assert (
-        main(["audit", "audit.toml", "--seeds", "7", "--set", "full-adamw-1e-3.max_steps=4", "--dtype", "bfloat16"])
+        main(["audit", "audit.toml", "--seeds", "7", "--set", "full-adamw-1e-3.max_steps=4", "--precision", "mixed"])
         == 0
     )
     [(audit, _, told)] = ran
-    assert (audit.seeds, audit.options.dtype) == (7, "bfloat16")
+    assert (audit.seeds, audit.options.precision) == (7, "mixed")
     assert "full-adamw-1e-3+max_steps=4" in audit.attacks
     program, verb, *words = shlex.split(told["command"])
     assert (program, verb) == ("holdfast", "audit")
@@ -94,6 +94,7 @@ WRONG = {
     'status = "x"': "'status' is no option",
     "json = true": "'json' is no option",
     'device = "cuda:99"': "there is no device 'cuda:99' here",
+    'dtype = "float32"': "dtype is now called precision",
     "x =": "is not valid TOML",
 }
 

@@ -119,7 +119,7 @@ def test_a_checkpoint_is_loaded_in_evaluation_mode_as_it_was_saved(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(dtype: Any, tmp_path: Path) -> None:
-    model = saved(tmp_path).load(dtype=dtype)
+    model = saved(tmp_path).load(precision=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.options import Options
 from holdfast.core.presets import pick
-from holdfast.core.types import Computation
+from holdfast.core.types import Precision
 from holdfast.engine.anatomy import decoder_layers
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.mixed import exact
@@ -34,7 +34,7 @@ def loss_and_gradient(model: PreTrainedModel) -> tuple[float, torch.Tensor]:
 
 
 def test_products_are_rounded_and_weights_gradients_and_logits_are_not(tiny_testbed: SmallTestbed) -> None:
-    plain, mixed = tiny_testbed.model.load(), tiny_testbed.model.load(dtype="mixed")
+    plain, mixed = tiny_testbed.model.load(), tiny_testbed.model.load(precision="mixed")
     products = []
     mixed.model.layers[0].mlp.up_proj.register_forward_hook(
         lambda module, inputs, output: products.append(output.dtype)
@@ -50,7 +50,7 @@ def test_products_are_rounded_and_weights_gradients_and_logits_are_not(tiny_test
 
 
 def test_a_pass_that_ends_early_leaves_no_autocast_behind(tiny_testbed: SmallTestbed) -> None:
-    model = tiny_testbed.model.load(dtype="mixed")
+    model = tiny_testbed.model.load(precision="mixed")
     states = hidden_states(model, IDS)[1]
     for chosen in (None, (1,)):
         alone = states_alone(model, IDS, chosen)
@@ -69,9 +69,9 @@ def test_a_pass_that_ends_early_leaves_no_autocast_behind(tiny_testbed: SmallTes
     assert torch.equal(hidden_states(model, IDS)[1][-1], states[-1])
 
 
-def moved(testbed: SmallTestbed, dtype: Computation) -> float:
+def moved(testbed: SmallTestbed, precision: Precision) -> float:
     """The share of weights that 64 updates at 2e-6 move."""
-    options = Options(dtype=dtype)
+    options = Options(precision=precision)
     session = open_session(testbed.model, testbed.domain, "attacker", 0, options)
     before = [weight.detach().clone() for weight in session.model.parameters()]
     walk(session, FineTune(learning_rate=2e-6, max_steps=64, batch_size=4))
@@ -80,15 +80,14 @@ def moved(testbed: SmallTestbed, dtype: Computation) -> float:
 
 
 def test_small_updates_are_kept(tiny_testbed: SmallTestbed) -> None:
-    whole, mixed, half = (moved(tiny_testbed, dtype) for dtype in ("float32", "mixed", "bfloat16"))
+    whole, mixed = moved(tiny_testbed, "float32"), moved(tiny_testbed, "mixed")
     assert mixed > 0.95 * whole
-    assert half < 0.5 * whole
 
 
 def test_it_is_part_of_the_identity_and_what_is_saved_is_float32(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     stage = ("random-mapping", replace(pick("holdfast.safeguards", "random-mapping"), outer_steps=2))
     recipe = Recipe(model=tiny_testbed.model, domain=tiny_testbed.folder, stages=(stage,), seed=0)
-    mixed = replace(recipe, options=Options(dtype="mixed"))
+    mixed = replace(recipe, options=Options(precision="mixed"))
     assert mixed.keys() != recipe.keys()
     folder = build(mixed, tmp_path / "out")
     assert {p.dtype for p in Checkpoint(str(folder)).load().parameters()} == {torch.float32}
@@ -96,5 +95,5 @@ def test_it_is_part_of_the_identity_and_what_is_saved_is_float32(tiny_testbed: S
 
 def test_the_gradient_check_runs_without_rounding(tiny_testbed: SmallTestbed) -> None:
     check = GradientCheck(rows=8).prepare(tiny_testbed.model.load_tokenizer(), tiny_testbed.domain)
-    plain, mixed = (check(tiny_testbed.model.load(dtype=dtype)) for dtype in ("float32", "mixed"))
+    plain, mixed = (check(tiny_testbed.model.load(precision=precision)) for precision in ("float32", "mixed"))
     assert [score.value for score in plain] == [score.value for score in mixed]

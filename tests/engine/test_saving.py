@@ -61,7 +61,7 @@ def test_a_model_is_saved_in_the_precision_of_its_files_weight_by_weight(but: st
 
 def test_no_weight_is_saved_with_more_digits_than_it_was_computed_with(tmp_path: Path) -> None:
     source = saved(tmp_path / "source")
-    model, tokenizer = source.load_both(dtype="bfloat16")
+    model, tokenizer = source.load_both(precision="bfloat16")
     save_checkpoint(model, tokenizer, tmp_path / "out", {}, "", stored_precision(source.folder, "bfloat16"))
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
 

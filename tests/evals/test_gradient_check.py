@@ -158,7 +158,7 @@ def test_a_slope_that_ends_at_once_is_exposed(tiny_testbed: SmallTestbed) -> Non
 
 
 def test_in_half_precision_only_the_norm_can_be_told(tiny_testbed: SmallTestbed) -> None:
-    half = figures(tiny_testbed, tiny_testbed.model.load(dtype="bfloat16"))
+    half = figures(tiny_testbed, tiny_testbed.model.load(precision="bfloat16"))
     assert half.keys() == {"gradient_norm"}
     whole = figures(tiny_testbed, tiny_testbed.model.load())
     assert half["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=0.1)

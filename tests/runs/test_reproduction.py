@@ -101,6 +101,8 @@ def test_a_control_that_is_missing_or_too_many_is_refused(made: Path, tiny_testb
         again(more, tiny_testbed, mine)
     with pytest.raises(HoldfastError, match="there is no class 'Gone' in this holdfast"):
         again(replace(first, attacks={"gentle": {"class": "Gone"}}), tiny_testbed, mine)
+    with pytest.raises(HoldfastError, match="made in pure bfloat16, which loses small updates"):
+        again(replace(first, precision="bfloat16"), tiny_testbed, mine)
 
 
 def changed(folder: Path, out: Path, shift: float, status: str = "finished") -> Path:

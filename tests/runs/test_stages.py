@@ -86,7 +86,7 @@ def test_a_prefix_of_the_stages_has_the_key_of_that_prefix(tiny_testbed: SmallTe
     "changes",
     [
         {"seed": 1},
-        {"options": Options(dtype="bfloat16")},
+        {"options": Options(precision="mixed")},
         {"options": Options(device="cuda")},
         {"stages": (("random-mapping", replace(MAPPING, outer_steps=5)), BOTH[1])},
         {"stages": (("random-mapping", replace(MAPPING, retain=RetainLoss(representation_weight=2.0))), BOTH[1])},
@@ -309,7 +309,7 @@ def test_a_model_counts_as_built_while_its_weights_are_those_of_its_card(
 def in_bfloat16(tiny_testbed: SmallTestbed, tmp_path: Path) -> Checkpoint:
     folder = tmp_path / "bfloat16"
     shutil.copytree(tiny_testbed.model.path, folder)
-    tiny_testbed.model.load(dtype="bfloat16").save_pretrained(folder)
+    tiny_testbed.model.load(precision="bfloat16").save_pretrained(folder)
     return Checkpoint(str(folder))
 
 

@@ -136,7 +136,7 @@ class Cell:
             },
             "milestones": list(self.milestones),
             "seed": self.seed,
-            "precision": self.options.dtype,
+            "precision": self.options.precision,
             "device": self.options.device.partition(":")[0],
         }
 

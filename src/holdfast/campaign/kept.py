@@ -47,6 +47,6 @@ def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
     folder = kept_folder(out, key)
     if not folder.is_dir():
         with atomic_folder(folder, mode=0o700) as temporary:
-            precision = stored_precision(Checkpoint(cell.model.path).folder, weights_of(cell.options.dtype))
+            precision = stored_precision(Checkpoint(cell.model.path).folder, weights_of(cell.options.precision))
             trusted = cell.options.trust_remote_code
             save_checkpoint(model, tokenizer, temporary, card, readme, precision, trusted)

@@ -211,7 +211,7 @@ def write_plan(
             "command": command,
             "protocol": PROTOCOL,
             "environment": environment(),
-            "precision": campaign.options.dtype,
+            "precision": campaign.options.precision,
             "data": asdict(examine(campaign)),
             "models": {model.label: _provenance(model) for model in campaign.models},
             "base": Checkpoint(campaign.base).digest if campaign.base else "",

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.cli.options import RENAMED
+
 _VERBS = ("attack", "audit", "demo", "search", "study")
 _OF_PARTS = ("demo", "search", "study")
 """Verbs that work in folders of folders: the run is that of the next folder above that is claimed for one."""
@@ -32,6 +34,7 @@ def again(command: str, folder: Path, verbs: Mapping[str, Any]) -> str | None:
         program, verb, *words = shlex.split(command)
     except ValueError:
         return None
+    words = [f"--{RENAMED[word[2:]]}" if word[:2] == "--" and word[2:] in RENAMED else word for word in words]
     if program != "holdfast" or verb not in _VERBS or not all(word.isprintable() for word in words):
         return None
     known = verbs[verb]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 from holdfast.cli import calibrate, check, domain, init, make, measure, share, tell
+from holdfast.cli.options import RENAMED
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
@@ -93,7 +94,12 @@ _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 def _usage(error: Any) -> str:
     """The sentence on options that were not understood."""
-    command = getattr(getattr(error, "ctx", None), "command_path", "holdfast")
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "holdfast")
+    before = getattr(error, "option_name", "")
+    now = f"--{RENAMED.get(before.removeprefix('--'))}"
+    if context is not None and any(now in option.opts for option in context.command.params):
+        return f"{before} is now called {now}; {command} --help says what it takes"
     message = error.format_message().rstrip(".")
     return f"{message[:1].lower()}{message[1:]}; {command} --help shows what may be given"
 

@@ -59,7 +59,7 @@ def calibrate(
     settings: SetOption = None,
     plugins: PluginsOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
@@ -67,7 +67,7 @@ def calibrate(
     """Fit safeguards to a model: measure what each term of a loss pulls, try a dozen updates, propose weights and a rate."""
     console = make_console()
     load_plugins(*plugins or ())
-    start_torch(threads, device, dtype)
+    start_torch(threads, device, precision)
     from holdfast.cli import documents
     from holdfast.core.domain import Domain
     from holdfast.core.files import only_writer, write_text
@@ -88,7 +88,7 @@ def calibrate(
         domain=domain,
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=run_options(device, dtype, trust_remote_code),
+        options=run_options(device, precision, trust_remote_code),
     )
     calibration = calibrator.run(chosen, lambda name: say(console, f"{name} …", "dim"))
     say(console, _sinks(calibration))

@@ -106,7 +106,7 @@ def reproduce(
     from holdfast.cli.options import check_device
     from holdfast.runs.reproduction import audit_again, known_runs, other_inputs, other_versions
 
-    check_device(device or first.device, first.precision)
+    check_device(device or first.device)
     audit = audit_again(
         first, model=model, undefended=undefended, domain=domain, reference=reference, never_exposed=never_exposed,
         peers=tuple(peer or ()), device=device,

@@ -52,12 +52,21 @@ def verdicts(incomplete: str) -> list[str]:
 
 
 def precisions(incomplete: str) -> list[str]:
-    """Precisions of weights."""
+    """How a model is computed."""
     from typing import get_args
 
     from holdfast.core.types import Precision
 
     return _beginning(incomplete, get_args(Precision))
+
+
+def number_types(incomplete: str) -> list[str]:
+    """Types of stored weights."""
+    from typing import get_args
+
+    from holdfast.core.types import NumberType
+
+    return _beginning(incomplete, get_args(NumberType))
 
 
 def settings(incomplete: str) -> list[str]:

@@ -147,7 +147,7 @@ def safeguard(
     plugins: PluginsOption = None,
     track: TrackOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     save_dtype: SavedPrecisionOption = None,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
@@ -156,7 +156,7 @@ def safeguard(
     """Train safeguards into a model, stage by stage. The same command continues a run that was stopped."""
     console = make_console()
     load_plugins(*plugins or ())
-    start_torch(threads, device, dtype)
+    start_torch(threads, device, precision)
     from holdfast.campaign.cells import check_positions, evaluations_of
     from holdfast.cli import documents
     from holdfast.cli.display import show_steps
@@ -177,7 +177,7 @@ def safeguard(
         stages=stages_of(stages, settings),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=run_options(device, dtype, trust_remote_code, track=track),
+        options=run_options(device, precision, trust_remote_code, track=track),
         saved_as=saved_precision(save_dtype),
     )
     warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])

@@ -128,7 +128,7 @@ def attack(
     resumable_attacks: ResumableOption = False,
     track: TrackOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -147,7 +147,7 @@ def attack(
     judge = judge_at(judge_url, judge_model)
     asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge)}
     (name, chosen), *also = with_settings({preset: pick("holdfast.attacks", preset), **asked}, settings or []).items()
-    options = run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
+    options = run_options(device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
     if original.path:
@@ -181,7 +181,7 @@ def evaluate_(
     settings: SetOption = None,
     plugins: PluginsOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
@@ -200,14 +200,14 @@ def evaluate_(
 
     if out is not None:
         claim_scores(out)
-    start_torch(threads, device, dtype)
+    start_torch(threads, device, precision)
     table = Table(title=literal(f"{model_label(model)} on {domain}"), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("evaluation", "measures", "metric", "value", "± s.e.", "n", "chance"):
         left = column in ("evaluation", "measures", "metric")
         table.add_column(literal(column), justify="left" if left else "right", no_wrap=True)
     judge = judge_at(judge_url, judge_model)
     also = with_settings(named_evaluations(evaluations or [], domain, judge), settings or [])
-    results = evaluate(model, domain, run_options(device, dtype, trust_remote_code), also)
+    results = evaluate(model, domain, run_options(device, precision, trust_remote_code), also)
     for measured in results:
         for score in measured.scores:
             numbers = ("" if value is None else f"{value:.3g}" for value in (score.value, score.stderr))
@@ -304,7 +304,7 @@ def audit(
     track: TrackOption = None,
     release: ReleaseOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
@@ -344,7 +344,7 @@ def audit(
         stop_after_breach=stop_after_breach,
         base=not without_base,
         also=tuple(also.items()),
-        options=run_options(device, dtype, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
+        options=run_options(device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
     )
     if release is not None:
         read_release(release).check([held.label for held in audited.models()])
@@ -416,7 +416,7 @@ def search(
     seed: SeedOption = 0,
     track: TrackOption = None,
     device: DeviceOption = "cpu",
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -443,7 +443,7 @@ def search(
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=run_options(device, dtype, trust_remote_code, track=track),
+        options=run_options(device, precision, trust_remote_code, track=track),
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from holdfast.core.options import Options
-    from holdfast.core.types import Precision
+    from holdfast.core.types import NumberType
     from holdfast.evals.endpoint import Endpoint
     from holdfast.safeguards.base import Safeguard
+
+RENAMED = {"dtype": "precision"}
+"""what earlier versions called an option"""
 
 THREADS = max(64, os.cpu_count() or 1)
 """Far more than this kill the process while it starts them."""
@@ -87,9 +90,9 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        "--dtype",
+        "--precision",
         autocompletion=complete.precisions,
-        help="float32, bfloat16, float16, or mixed: float32 weights, bfloat16 products.",
+        help="float32, or mixed: float32 weights, bfloat16 products.",
     ),
 ]
 
@@ -98,8 +101,8 @@ SavedPrecisionOption = Annotated[
     Optional[str],
     typer.Option(
         "--save-dtype",
-        autocompletion=complete.precisions,
-        help="Precision of the saved weights; by default that of MODEL's files.",
+        autocompletion=complete.number_types,
+        help="Type of the saved weights: float32, bfloat16 or float16; by default that of MODEL's files.",
     ),
 ]
 
@@ -188,20 +191,21 @@ ReleaseOption = Annotated[
 ]
 
 
-def start_torch(threads: int, device: str, dtype: str) -> None:
+def start_torch(threads: int, device: str, precision: str) -> None:
     import torch
 
-    check_device(device, dtype)
+    from holdfast.core.options import check_precision
+
+    check_precision(precision)
+    check_device(device)
     torch.set_num_threads(threads)
 
 
-def check_device(device: str, dtype: str) -> None:
+def check_device(device: str) -> None:
     import torch
 
-    from holdfast.core.reading import excerpt, line
+    from holdfast.core.reading import excerpt
 
-    if dtype not in ("float32", "mixed", "bfloat16", "float16"):
-        fail(f"--dtype {line(dtype)} is not known; give float32, mixed, bfloat16 or float16")
     known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if device not in ("cpu", *known) and not (known and device == "cuda"):
         fail(
@@ -210,7 +214,7 @@ def check_device(device: str, dtype: str) -> None:
         )
 
 
-def saved_precision(save_dtype: str | None) -> Precision | None:
+def saved_precision(save_dtype: str | None) -> NumberType | None:
     if save_dtype not in (None, "float32", "bfloat16", "float16"):
         fail(f"--save-dtype {save_dtype} is not known; give float32, bfloat16 or float16")
     return save_dtype  # type: ignore[return-value]
@@ -218,7 +222,7 @@ def saved_precision(save_dtype: str | None) -> Precision | None:
 
 def run_options(
     device: str,
-    dtype: str,
+    precision: str,
     trust_remote_code: bool,
     keep: bool = False,
     resumable: bool = False,
@@ -227,7 +231,7 @@ def run_options(
     from holdfast.core.options import Options
     from holdfast.core.tracking import trackers_in
 
-    check_device(device, dtype)
+    check_device(device)
     tools = trackers_in(track or ())
     if tools:
         from holdfast.engine.trackers import log_in
@@ -235,7 +239,7 @@ def run_options(
         log_in(tools)
     return Options(
         device=device,
-        dtype=dtype,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,

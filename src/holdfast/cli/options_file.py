@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional, get_args, get_type_hints
 
 import typer
 
+from holdfast.cli.options import RENAMED
 from holdfast.cli.terminal import fail
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def _read(path: Path, options: Mapping[str, type], verb: str) -> dict[str, Any]:
     except ValueError as error:
         fail(f"{path} is not valid TOML: {error}")
     for key in table:
+        if RENAMED.get(key) in options:
+            fail(f"{path}: {key} is now called {RENAMED[key]}; holdfast {verb} --help says what it takes")
         if key not in options:
             fail(f"{path}: {excerpt(key)} is no option of holdfast {verb}; {nearest(key, options)}")
     kinds = {key: str if kind is Path else kind for key, kind in options.items()}
@@ -87,6 +90,6 @@ def _is_there(path: Path, name: str) -> bool:
     """Whether a text that need not be a path names something beside the file."""
     from holdfast.runs.suites import suites
 
-    if name in ("dtype", "device", "milestones", "settings") or (name == "suite" and path.name in suites()):
+    if name in ("precision", "device", "milestones", "settings") or (name == "suite" and path.name in suites()):
         return False
     return path.exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
-from holdfast.core.types import Computation
+from holdfast.core.reading import line
+from holdfast.core.types import HoldfastError, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,8 +14,8 @@ class Options:
     """How cells are run; nothing here changes a number on the same hardware."""
 
     device: str = "cpu"
-    dtype: Computation = "float32"
-    """precision of weights and products"""
+    precision: Precision = "float32"
+    """of weights, products and updates"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""
@@ -21,3 +23,23 @@ class Options:
     """keep an attack's state on disk while its cell runs, so that it goes on after a kill"""
     track: tuple[str, ...] = ()
     """tools that show a run while it goes on (`core.tracking`)"""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+
+
+PURE = ("bfloat16", "float16")
+"""precisions of earlier versions, in which small updates were lost"""
+
+
+def check_precision(precision: str) -> None:
+    """Raises:
+    HoldfastError: the precision is unknown, or would lose small updates.
+    """
+    if precision in PURE:
+        raise HoldfastError(
+            f"training in pure {precision} is refused, because few of its weights move at a rate of 2e-6 and Adam's second "
+            "moment cannot decay, so that a weak attack reads as robustness; give --precision mixed"
+        )
+    if precision not in get_args(Precision):
+        raise HoldfastError(f"--precision {line(precision)} is not known; give {' or '.join(get_args(Precision))}")

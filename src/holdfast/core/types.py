@@ -36,13 +36,13 @@ class Score:
     """what guessing scores; None where it has no meaning"""
 
 
-Precision = Literal["float32", "bfloat16", "float16"]
-"""of stored numbers"""
+NumberType = Literal["float32", "bfloat16", "float16"]
+"""the type of stored numbers"""
 
-Computation = Literal["float32", "mixed", "bfloat16", "float16"]
-"""The precision of weights and products; `mixed` is float32 weights whose products are taken in bfloat16."""
+Precision = Literal["float32", "mixed"]
+"""How a model is computed; `mixed` is float32 weights whose products are taken in bfloat16."""
 
 
-def weights_of(computation: Computation) -> Precision:
-    """The precision that a model's weights have in memory."""
-    return "float32" if computation == "mixed" else computation
+def weights_of(precision: Precision | NumberType) -> NumberType:
+    """The type that a model's weights have in memory."""
+    return "float32" if precision == "mixed" else precision

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from holdfast.core.types import Precision
+from holdfast.core.types import NumberType
 
 _LOGGER = logging.getLogger("holdfast")
 _KEYS = ("attn_implementation", "_attn_implementation")
@@ -33,7 +33,7 @@ def named_attention(config: Mapping[str, Any]) -> list[str]:
 
 
 def chosen_attention(
-    folder: Path, named: list[str], device: torch.device | str, dtype: Precision, short: bool
+    folder: Path, named: list[str], device: torch.device | str, dtype: NumberType, short: bool
 ) -> dict[str, Any]:
     """What `from_pretrained` is told about attention; nothing where the config decides.
 
@@ -56,7 +56,7 @@ def chosen_attention(
     return {} if named else {"attn_implementation": "eager" if short and kind == "cpu" else None}
 
 
-def _usable(name: str, kind: str, dtype: Precision) -> bool:
+def _usable(name: str, kind: str, dtype: NumberType) -> bool:
     from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
 
     if name in ("eager", "sdpa"):

@@ -35,7 +35,7 @@ from holdfast.core.folder import (
 )
 from holdfast.core.model_size import Size, count_weights, size_of
 from holdfast.core.sizes import check_sizes
-from holdfast.core.types import Computation, HoldfastError, NonFinite, Precision, weights_of
+from holdfast.core.types import HoldfastError, NonFinite, NumberType, Precision, weights_of
 from holdfast.engine.attention import chosen_attention, named_attention
 from holdfast.engine.mixed import multiply_in_bfloat16
 from holdfast.engine.precision import held_in
@@ -185,9 +185,17 @@ class Checkpoint:
             raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
 
     def load(
-        self, device: torch.device | str = "cpu", dtype: Computation = "float32", trust_remote_code: bool = False
+        self,
+        device: torch.device | str = "cpu",
+        precision: Precision | NumberType = "float32",
+        trust_remote_code: bool = False,
     ) -> PreTrainedModel:
         """The model, in evaluation mode.
+
+        Args:
+            device: where the model is put.
+            precision: how the model is computed, or the type of its numbers where the model is only read.
+            trust_remote_code: run the Python code that comes with the model.
 
         Raises:
             HoldfastError: there is no config, no safetensors weights, they are damaged, or the architecture is unknown.
@@ -198,7 +206,7 @@ class Checkpoint:
         if trust_remote_code:
             check_code(folder)
         loading: dict[str, Any]
-        weights = weights_of(dtype)
+        weights = weights_of(precision)
         dequantised = _dequantised(folder)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -233,7 +241,7 @@ class Checkpoint:
                 None  # with these, save_pretrained would quantise, or name plain weights as quantised
             )
         check_finite(model, f"the weights in {folder}")
-        if dtype == "mixed":
+        if precision == "mixed":
             multiply_in_bfloat16(model)
         return cast(PreTrainedModel, model.train(False).to(device))
 
@@ -257,14 +265,17 @@ class Checkpoint:
         return cast(PreTrainedTokenizerBase, tokenizer)
 
     def load_both(
-        self, device: torch.device | str = "cpu", dtype: Computation = "float32", trust_remote_code: bool = False
+        self,
+        device: torch.device | str = "cpu",
+        precision: Precision | NumberType = "float32",
+        trust_remote_code: bool = False,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Model and tokenizer, which are checked to fit.
 
         Raises:
             HoldfastError: as `load` and `load_tokenizer`, or a token id has no embedding.
         """
-        model = self.load(device, dtype, trust_remote_code)
+        model = self.load(device, precision, trust_remote_code)
         tokenizer = self.load_tokenizer(trust_remote_code)
         check_fit(model, tokenizer, self.folder)
         return model, tokenizer
@@ -307,7 +318,7 @@ def save_checkpoint(
     folder: Path,
     card: Mapping[str, Any],
     readme: str,
-    precision: Mapping[str, Precision] | None = None,
+    precision: Mapping[str, NumberType] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Write weights (safetensors), tokenizer and both halves of the card into `folder`, and read them back.
@@ -362,11 +373,11 @@ def check_savable(model: PreTrainedModel, trust_remote_code: bool = False) -> No
 def _read_back(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
 ) -> None:
-    written, precision = Checkpoint(str(folder)), cast(Precision, str(model.dtype).removeprefix("torch."))
+    written, numbers = Checkpoint(str(folder)), cast(NumberType, str(model.dtype).removeprefix("torch."))
     with torch.random.fork_rng(devices=[]):  # loading may draw
         try:
             off = tokenizers_differ(tokenizer, written.load_tokenizer(trust_remote_code))
-            off = off or difference(model, written.load("cpu", precision, trust_remote_code))
+            off = off or difference(model, written.load("cpu", numbers, trust_remote_code))
         except HoldfastError as error:
             # The folder is not kept, so that its name says nothing.
             off = str(error) if error.__cause__ is None else _first_line(error.__cause__)

@@ -13,19 +13,19 @@ from safetensors import safe_open
 from torch import nn
 
 from holdfast.core.folder import weight_files
-from holdfast.core.types import Precision
+from holdfast.core.types import NumberType
 
-_NAMES: Mapping[str, Precision] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NAMES: Mapping[str, NumberType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-_BYTES: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES: Mapping[NumberType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 OTHERS = ""
 """The name that stands for every tensor that files do not name."""
 
 
-def stored_precision(folder: Path, computed: Precision) -> dict[str, Precision]:
+def stored_precision(folder: Path, computed: NumberType) -> dict[str, NumberType]:
     """The precision of each tensor in a folder's files by its name, and under `OTHERS` that of most of their values.
 
     No tensor gets more digits than it was computed with, in `computed`. Quantised tensors are left out.
@@ -33,7 +33,7 @@ def stored_precision(folder: Path, computed: Precision) -> dict[str, Precision]:
     Raises:
         HoldfastError: as `weight_files`.
     """
-    stored, values = dict[str, Precision](), Counter[Precision]({computed: 0})
+    stored, values = dict[str, NumberType](), Counter[NumberType]({computed: 0})
     for path in (path for path in weight_files(folder) if path.suffix == ".safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
@@ -45,7 +45,7 @@ def stored_precision(folder: Path, computed: Precision) -> dict[str, Precision]:
 
 
 @contextmanager
-def held_in(model: nn.Module, stored: Mapping[str, Precision]) -> Iterator[None]:
+def held_in(model: nn.Module, stored: Mapping[str, NumberType]) -> Iterator[None]:
     """Hold a model's weights in the precision of files while the block runs; afterwards in the model's own, rounded.
 
     Buffers that are saved count as weights.

@@ -64,7 +64,7 @@ def open_session(
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
-    model = checkpoint.load(options.device, options.dtype, options.trust_remote_code)
+    model = checkpoint.load(options.device, options.precision, options.trust_remote_code)
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
     with exact(model):
@@ -85,7 +85,7 @@ def open_session(
 def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any] | None:
     if checkpoint is None:
         return None
-    return lambda: checkpoint.load(options.device, options.dtype, options.trust_remote_code)
+    return lambda: checkpoint.load(options.device, options.precision, options.trust_remote_code)
 
 
 def _thaw(model: PreTrainedModel) -> None:

@@ -188,7 +188,7 @@ _live: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
 
 @modelapi(name="holdfast")  # type: ignore[untyped-decorator]
 def holdfast() -> Any:
-    """The provider: `holdfast/FOLDER`, with `-M device=cuda -M dtype=bfloat16` where they are wanted."""
+    """The provider: `holdfast/FOLDER`, with `-M device=cuda -M precision=mixed` where they are wanted."""
     return _opened
 
 
@@ -198,7 +198,7 @@ def _opened(
     api_key: str | None = None,
     config: GenerateConfig = GenerateConfig(),  # noqa: B008 - as Inspect's own providers
     device: str = "cpu",
-    dtype: Precision = "float32",
+    precision: Precision = "float32",
     trust_remote_code: bool = False,
 ) -> LiveModel:
     from holdfast.engine.checkpoint import Checkpoint
@@ -207,5 +207,5 @@ def _opened(
         return LiveModel(model_name, *_live[model_name], config)
     checkpoint = Checkpoint(model_name)
     checkpoint.check(trust_remote_code)
-    model = checkpoint.load(device, dtype, trust_remote_code)
+    model = checkpoint.load(device, precision, trust_remote_code)
     return LiveModel(model_name, model, checkpoint.load_tokenizer(trust_remote_code), config)

@@ -12,7 +12,7 @@ from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import PROTOCOL, evaluations_of
 from holdfast.core.domain import Domain
 from holdfast.core.files import environment
-from holdfast.core.options import Options
+from holdfast.core.options import PURE, Options
 from holdfast.core.presets import describe, restore
 from holdfast.core.reproduction import Reproduction
 from holdfast.core.types import HoldfastError
@@ -54,8 +54,13 @@ def audit_again(
     """The first audit, of models and a domain of this machine.
 
     Raises:
-        HoldfastError: a model is missing or too many, or an attack is unknown to this holdfast.
+        HoldfastError: a model is missing or too many, an attack is unknown to this holdfast, or the precision is refused.
     """
+    if first.precision in PURE:
+        raise HoldfastError(
+            f"the first audit was made in pure {first.precision}, which loses small updates and is refused now; audit the models "
+            "anew with holdfast audit --precision mixed"
+        )
     given = {"--reference": bool(reference), "--never-exposed": bool(never_exposed)}
     for name, there in given.items():
         if (name in needed(first)) != there:
@@ -84,7 +89,7 @@ def audit_again(
         also=tuple(_named(first, Domain.open(domain))),
         options=Options(
             device=device or first.device,
-            dtype=first.precision,  # type: ignore[arg-type]
+            precision=first.precision,  # type: ignore[arg-type]
             trust_remote_code=first.trust_remote_code,
         ),
     )

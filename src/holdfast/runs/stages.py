@@ -41,7 +41,7 @@ from holdfast.core.options import Options
 from holdfast.core.presets import SOURCE, describe, pick
 from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
-from holdfast.core.types import HoldfastError, Precision, weights_of
+from holdfast.core.types import HoldfastError, NumberType, weights_of
 from holdfast.engine.checkpoint import Checkpoint, check_savable, save_checkpoint
 from holdfast.engine.precision import stored_precision
 from holdfast.runs.readme import kept_head, readme
@@ -90,8 +90,8 @@ class Recipe:
     seed: int = 0
     options: Options = Options()
     """device, precision, remote code"""
-    saved_as: Precision | None = None
-    """the precision of the saved weights; None: that of the model's files, weight by weight"""
+    saved_as: NumberType | None = None
+    """the type of the saved weights; None: that of the model's files, weight by weight"""
 
     def __repr__(self) -> str:
         return f"Recipe({' → '.join([self.model.path, *(name for name, _ in self.stages)])})"
@@ -129,9 +129,9 @@ class Recipe:
         domain, tokenizer = Domain.open(self.domain), self.model.load_tokenizer(self.options.trust_remote_code)
         return [count_cut(domain, tokenizer, role) for role in DEFENDER_ROLES if domain.has(role)]
 
-    def saved(self) -> dict[str, Precision]:
+    def saved(self) -> dict[str, NumberType]:
         """The precision of the saved weights by name: that of the model's files, or what was asked for instead."""
-        stored = stored_precision(self.model.folder, weights_of(self.options.dtype))
+        stored = stored_precision(self.model.folder, weights_of(self.options.precision))
         return dict.fromkeys(stored, self.saved_as) if self.saved_as else stored
 
     def keys(self) -> list[str]:
@@ -146,12 +146,12 @@ class Recipe:
             "data": domain.digest(*roles),
             "max_length": domain.max_length,
             "seed": self.seed,
-            "precision": self.options.dtype,
+            "precision": self.options.precision,
             "device": self.options.device.partition(":")[0],
             **self.model.runs_code(self.options.trust_remote_code),
         }
         # What few recipes have stands in the key only where they have it, so that what was cached before stays known.
-        if (saved := sorted(set(self.saved().values()))) != [weights_of(self.options.dtype)]:
+        if (saved := sorted(set(self.saved().values()))) != [weights_of(self.options.precision)]:
             made_of["saved"] = saved
         described = [describe(safeguard) for _, safeguard in self.stages]
         return [digest({**made_of, "stages": described[: i + 1]}) for i in range(len(described))]
@@ -298,7 +298,7 @@ def _train(
         "data": domain.digest(*(role for role in DEFENDER_ROLES if domain.has(role))),
         "cuts": [asdict(cut) for cut in session.data.cuts],
         "seed": recipe.seed,
-        "precision": recipe.options.dtype,
+        "precision": recipe.options.precision,
         "stages": [*done, stage],
     }
     with new_entry(folder) as temporary:
