@@ -77,10 +77,10 @@ def prepare() -> None:
     patched.engine.walk.SAVE_EVERY = 0.0
     suite = SUITES["demo-2"]
     SUITES["demo-2"] = replace(suite, attacks=("full-adamw-1e-3",))  # type: ignore[index]
-    whole: Callable[[int], Any] = patched.recipes.demo.study
+    whole: Callable[..., Any] = patched.recipes.demo.study
 
-    def study(seed: int) -> Any:
-        full = whole(seed)
+    def study(seed: int, options: Any) -> Any:
+        full = whole(seed, options)
         [part] = full.parts
         short = {"random-mapping": {"outer_steps": 3}, "tar": {"outer_steps": 2, "inner_steps": 2, "every": 1}}
         methods = tuple(replace(method, settings=short[method.label]) for method in part.methods)

@@ -117,9 +117,10 @@ class Norms(Evaluation):
 
 
 def study():
+    from holdfast.core.options import Options
     from holdfast.recipes.demo import study as demo
 
-    return demo(7)
+    return demo(7, Options())
 
 
 PRESETS = {"descend": Descend(), "descend-far": Descend(rate=2.0), "scale": Scale(), "norms-size": Norms()}

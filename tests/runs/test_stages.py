@@ -220,6 +220,18 @@ def test_a_checkpoint_from_the_cache_names_the_models_it_was_asked_for(
         assert held[name] == {"path": tiny_testbed.model.path, "digest": tiny_testbed.model.digest}
 
 
+def test_a_checkpoint_from_the_cache_names_the_stages_as_its_recipe_does(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    """The name of a preset is no part of what the cache goes by, and a name may say what `--set` changed."""
+    built(recipe_of(tiny_testbed, stages=BOTH[:1]))
+    mine, steps = built(recipe_of(tiny_testbed, stages=(("mine", BOTH[0][1]),)), tmp_path / "out")
+    assert steps == [(4, 4)], "the cache has it"
+    assert [stage["preset"] for stage in mine.card["stages"]] == ["mine"]
+    assert {line.preset for line in read_lines(tmp_path / "out" / LOSSES)} == {"mine"}
+    assert "mine" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_same_recipe_gives_the_same_weights_whether_the_cache_helped_or_not(
     tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

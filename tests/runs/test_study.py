@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from holdfast.core.options import Options
 from holdfast.core.presets import collect, fields, pick
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -20,12 +22,13 @@ from holdfast.recipes.pages import Described
 from holdfast.recipes.run import pick_study, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.methods import MethodTable, chapter, read_methods
+from holdfast.report.studies.steps import Along
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.study.tuning import Trial
 from holdfast.stats.cells import hazard_scale
 from tests.cli.test_cli import studies_here
-from tests.conftest import SMALLEST
+from tests.conftest import SMALLEST, SmallTestbed
 
 MAPPING = Method(
     label="mapping", stages=("random-mapping",), space={"learning_rate": (1e-3, 2e-3), "outer_steps": (3, 4)}, size=1
@@ -204,3 +207,33 @@ def test_an_unknown_study_is_named_with_its_neighbours() -> None:
 def test_a_folder_of_another_study_is_refused(finished: Path) -> None:
     with pytest.raises(HoldfastError, match="holds the study paper-tables"):
         run_study("ablations", STUDY, finished, 2, "holdfast study", lambda progress: None)
+
+
+def test_a_study_on_a_released_model_trains_no_base_and_knows_no_never_exposed_model(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def placed(folder: Path, *_: object) -> None:
+        shutil.copytree(tiny_testbed.folder, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / "never_exposed")
+
+    monkeypatch.setattr("holdfast.runs.study.world.make_real_testbed", placed)
+    safeguard, column = Method(label="m", stages=("random-mapping",), role="reference", settings={"outer_steps": 2}), 2
+    attack = replace(pick("holdfast.attacks", "full-adamw-1e-3"), max_steps=column)  # type: ignore[call-arg]
+    part = Part(
+        kind="real", methods=(safeguard,), suite="one", attacks=("short",), found={"short": attack}, milestones=(1, 2)
+    )
+    study = Study(
+        title="Real", parts=(part,), worlds=(8, 9), seeds=(0, 1), tuning_world=7, options=Options(dtype="mixed")
+    )
+    monkeypatch.setattr("holdfast.recipes.real.ALONG", (Along(attack="short", step=1), Along(attack="short", step=2)))
+    with studies_here():
+        outcomes = run_study("real", study, tmp_path / "out", 1, "holdfast study real", lambda progress: None)
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    plan, results = read_campaign(tmp_path / "out" / "real-8")
+    assert list(plan.models) == ["undefended", "m"]
+    assert {result.identity["precision"] for result in results} == {"mixed"}
+    assert {result.milestones[-1] for result in results if result.attack == "short"} == {2}
+    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+    assert "after 2 updates" in text
+    assert "never-exposed |" not in text
+    assert study.core_seconds > 2 * 240

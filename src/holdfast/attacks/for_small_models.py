@@ -42,6 +42,8 @@ PRESETS = {
     "full-adamw-1e-6-1000-small": replace(_BASE, learning_rate=1e-6, max_steps=1000),
     "full-adamw-1e-5-small": replace(_BASE, learning_rate=1e-5, max_steps=300),
     "full-adamw-1e-4-small": _BASE,
+    "full-adamw-1e-4-20-small": replace(_BASE, max_steps=20),
+    "full-adamw-1e-4-1000-small": replace(_BASE, max_steps=1000, batch_size=2),
     "full-adamw-1e-3-small": replace(_BASE, learning_rate=1e-3, max_steps=50),
     "full-adamw-1e-4-ood-small": replace(_BASE, hazard="hazard_ood"),
     "full-adamw-1e-4-coin-flip-small": replace(_BASE, benign_flip=0.5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Trace:
 
 
 _LINE, _TRACES = TypeAdapter(Line), TypeAdapter(list[Trace])
+
+
+def written(line: Line) -> str:
+    """A line as it stands in the file."""
+    return json.dumps(asdict(line), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_lines(path: Path) -> list[Line]:

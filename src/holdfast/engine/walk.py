@@ -7,16 +7,15 @@ early stop, pruning, timing, progress, the stream of losses, and saving and resu
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from holdfast.core.files import write_text
-from holdfast.core.losses import Line, read_lines
+from holdfast.core.losses import Line, read_lines, written
 from holdfast.core.types import NonFinite
 from holdfast.engine.run import Run
 from holdfast.engine.session import Session
@@ -145,13 +144,9 @@ class Streaming:
 
     def __call__(self, session: Session[Any], steps: Steps) -> Steps:
         mine = [line for line in read_lines(self.path) if line.stage == self.stage and line.step <= session.run.start]
-        write_text(self.path, "".join(map(_written, (*self.earlier, *mine))))
+        write_text(self.path, "".join(map(written, (*self.earlier, *mine))))
         with self.path.open("a", encoding="utf-8") as file:
             for step, losses in steps:
-                file.write(_written(Line(stage=self.stage, preset=self.preset, step=step, losses=dict(losses))))
+                file.write(written(Line(stage=self.stage, preset=self.preset, step=step, losses=dict(losses))))
                 file.flush()
                 yield step, losses
-
-
-def _written(line: Line) -> str:
-    return json.dumps(asdict(line), ensure_ascii=False, allow_nan=False) + "\n"

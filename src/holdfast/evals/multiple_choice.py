@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from holdfast.evals.base import Probe
 
 
+HEADLINE = "hazard"
+"""The set of questions whose score is a report's hazard, where a domain has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice(Evaluation):
     """Accuracy on one set of questions of the domain."""
@@ -40,8 +44,8 @@ class MultipleChoice(Evaluation):
     sample: int | None = None
     """number of questions, spread evenly over the set; None: all"""
     milestone_sample: int | None = 32
-    """number of questions of an ability set between the first and the last step; None: all; hazard sets are always asked in
-    full"""
+    """number of questions of an ability set between the first and the last step; None: all. The set named `hazard` is always
+    asked in full; beside it other sets of hazard are asked at the first and the last step only"""
     disguise: Disguise | None = added(None)
     """the attacker's disguise, of which only the words before the request apply; None: plain questions"""
 
@@ -58,7 +62,10 @@ class MultipleChoice(Evaluation):
         return replace(self, disguise=disguise)
 
     def at_milestone(self, domain: Domain) -> Evaluation | None:
-        if self.measures(domain) == "hazard" or self.milestone_sample is None:
+        if self.measures(domain) == "hazard":
+            # Beside the headline, further sets of hazard say at both ends what an attack reached. Their curves nobody reads.
+            return None if HEADLINE in domain.question_sources and self.questions != HEADLINE else self
+        if self.milestone_sample is None:
             return self
         return replace(self, sample=self.milestone_sample)
 

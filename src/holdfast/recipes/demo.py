@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.core.options import Options
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES, called
@@ -11,7 +12,7 @@ SEEDS = tuple(range(5))
 """of every attack: fewer give no interval, and so no verdict"""
 
 
-def study(seed: int) -> Study:
+def study(seed: int, options: Options) -> Study:
     """Random Mapping as the reference and TAR on top of it, between the controls of an audit, on the world of `seed`."""
     attacks = SUITES[SUITE].attacks
     part = Part(
@@ -26,4 +27,4 @@ def study(seed: int) -> Study:
         dense=True,
         details={"canonical": attacks[0]},
     )
-    return Study(title="holdfast demo", parts=(part,), worlds=(seed,), seeds=SEEDS)
+    return Study(title="holdfast demo", parts=(part,), worlds=(seed,), seeds=SEEDS, options=options)

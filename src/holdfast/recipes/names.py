@@ -9,6 +9,7 @@ STUDIES: Mapping[str, str] = {
     "paper-tables-full": "paper_tables.full",
     "ablations": "ablations.study",
     "claims": "claims.study",
+    "real": "real.study",
     "red-team": "red_team.short",
     "red-team-full": "red_team.full",
 }

@@ -10,12 +10,13 @@ from typing import Any
 from holdfast.attacks.space import collect_families
 from holdfast.core.presets import pick
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.recipes import claims, paper_tables
+from holdfast.recipes import claims, paper_tables, real
 from holdfast.report.studies import claims as claim_tables
-from holdfast.report.studies import families, methods
+from holdfast.report.studies import families, methods, steps
 from holdfast.report.studies import study as report
 from holdfast.report.studies.family_plot import draw_families
 from holdfast.report.studies.method_plot import draw_methods
+from holdfast.report.studies.step_plot import draw_steps
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Part, Study
@@ -45,13 +46,19 @@ class Described:
 
 
 def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report.Part:
+    pretrained = not study.world(out, part, study.worlds[0]).real
     safeguards = (
         report.Method(
             label=method.label,
             role=method.role,
             stages=method.stages,
             settings=study.chosen(out, part, method).settings if method.space and study.trials else {},
-            costs=_costs(study, out, part, method),
+            costs={
+                world: seconds / Checkpoint(str(study.folder(out, part, world) / "testbed" / "model")).card["seconds"]
+                for world, seconds in _spent(study, out, part, method).items()
+            }
+            if pretrained
+            else {},
         )
         for method in part.methods
     )
@@ -60,23 +67,22 @@ def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report
         kind=part.kind,
         suite=part.suite,
         attacks=len(part.attacks),
-        methods=(undefended, *safeguards, clean),
+        methods=(undefended, *safeguards, *((clean,) if pretrained else ())),
         campaigns={world: study.folder(out, part, world) for world in study.worlds},
         tuning_attacks=part.tuning_attacks,
         not_run=tuple(not_run),
     )
 
 
-def _costs(study: Study, out: Path, part: Part, method: Method) -> dict[int, float]:
-    """Seconds of the method's stages over seconds of pretraining, on the worlds where it could be built."""
-    costs = {}
+def _spent(study: Study, out: Path, part: Part, method: Method) -> dict[int, float]:
+    """Seconds of the method's stages on the worlds where it could be built."""
+    spent = {}
     for world in study.worlds:
         folder = study.folder(out, part, world)
         if (folder / "models" / method.label).is_dir():
             stages = Checkpoint(str(folder / "models" / method.label)).card["stages"][-len(method.stages) :]
-            pretraining = Checkpoint(str(folder / "testbed" / "model")).card["seconds"]
-            costs[world] = float(sum(stage["seconds"] for stage in stages) / pretraining)
-    return costs
+            spent[world] = float(sum(stage["seconds"] for stage in stages))
+    return spent
 
 
 def methods_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
@@ -97,6 +103,19 @@ def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any
     uses_base = [name for name in planned.attacks if pick("holdfast.attacks", name).uses_base]
     rows = claim_tables.read_claims(values, part, trainings, uses_base, tested="tar")
     return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
+
+
+def steps_page(study: Study, out: Path, described: Described) -> tuple[str, Any]:
+    """Safeguards on a real model along the attacks: the page as text, the figures as JSON, the picture beside them."""
+    values = described.study(study, out, study.trials, {})
+    [part], [planned] = values.parts, study.parts
+    minutes = {
+        method.label: {world: seconds / 60 for world, seconds in _spent(study, out, planned, method).items()}
+        for method in planned.methods
+    }
+    table = steps.read_steps(part, real.ALONG, minutes)
+    draw_steps(table, out / "real.svg")
+    return report.markdown(values, steps.chapters(values, part, table, "real.svg")), steps.as_json(table)
 
 
 def families_page(red_team: RedTeam, kind: str, out: Path, described: Described) -> tuple[str, Any]:

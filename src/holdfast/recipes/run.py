@@ -7,20 +7,24 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from holdfast.core.domain import nearest
 from holdfast.core.files import write_text
+from holdfast.core.options import Options
 from holdfast.core.outside import outside
 from holdfast.core.presets import merged
 from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Outcome, Progress
-from holdfast.recipes import demo
+from holdfast.recipes import demo, real
 from holdfast.recipes.names import STUDIES
-from holdfast.recipes.pages import Described, claims_page, families_page, methods_page
+from holdfast.recipes.pages import Described, claims_page, families_page, methods_page, steps_page
 from holdfast.runs.standing import working_in
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Study
+
+DemoKind = Literal["knowledge", "real"]
 
 
 def pick_study(name: str) -> Study | RedTeam:
@@ -52,15 +56,32 @@ def _made(place: str) -> Study | RedTeam:
 
 
 def run_demo(
-    out: Path, seed: int, workers: int, command: str, on_progress: Callable[[Progress], None] = lambda progress: None
+    out: Path,
+    seed: int,
+    workers: int,
+    command: str,
+    kind: DemoKind,
+    options: Options,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Outcome]:
     """Run the missing jobs of a seed's demo in a folder; return how the jobs ended.
+
+    Args:
+        out: the folder.
+        seed: of the world, or of the split of real facts.
+        workers: processes at once.
+        command: what the user typed, for the report.
+        kind: the invented world, or real facts and a released model.
+        options: precision and device.
+        on_progress: called several times a second.
 
     Raises:
         HoldfastError: the folder holds something else, another process works in it, or a model could not be made.
     """
-    study = demo.study(seed)
-    with working_in(out, "demo", {"seed": seed}, command, on_progress) as work:
+    study = real.demo(seed, options) if kind == "real" else demo.study(seed, options)
+    # What a folder of the invented world holds was noted before there were others.
+    settings = {"kind": kind} if kind == "real" else {}
+    with working_in(out, "demo", {"seed": seed, **settings}, command, on_progress) as work:
         outcomes = study.run(out, workers, command, work.progress)
     for outcome in outcomes:
         if outcome.error is not None and "cell" not in outcome.job.arguments:
@@ -89,6 +110,8 @@ def run_study(
             text, table = families_page(study, kind, out, described)
         elif kind == "claims":
             text, table = claims_page(study, out, described)
+        elif kind == "real":
+            text, table = steps_page(study, out, described)
         else:
             text, table = methods_page(study, kind, out, described)
         write_text(out / "tables.md", text)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,7 @@ from holdfast.core.files import (
 )
 from holdfast.core.findings import Cut
 from holdfast.core.folder import CARD, copy_companions
-from holdfast.core.losses import LOSSES, read_lines
+from holdfast.core.losses import LOSSES, read_lines, written
 from holdfast.core.options import Options
 from holdfast.core.presets import SOURCE, describe, pick
 from holdfast.core.reuse import say_reused
@@ -180,10 +180,16 @@ def build(
         with atomic_folder(out) as temporary:
             copy_entry(trained, temporary)
             copy_companions(recipe.model.folder, temporary)
-            # The cache may have been filled from the same contents at other paths.
+            # The cache may have been filled from the same contents at other paths, under other names of the stages.
             made = Checkpoint(str(temporary))
-            card = {**made.card, **_made_from(recipe), "digest": made.digest}
+            stages = made.card["stages"]
+            names = dict(enumerate((name for name, _ in recipe.stages), start=len(stages) - len(recipe.stages) + 1))
+            stages = [{**stage, "preset": names.get(i, stage["preset"])} for i, stage in enumerate(stages, start=1)]
+            card = {**made.card, **_made_from(recipe), "digest": made.digest, "stages": stages}
             write_text(temporary / CARD, json.dumps(card, indent=2) + "\n")
+            if lines := read_lines(temporary / LOSSES):  # entries of version 0.1.0 have none
+                renamed = (replace(line, preset=names.get(line.stage, line.preset)) for line in lines)
+                write_text(temporary / LOSSES, "".join(map(written, renamed)))
             write_text(temporary / "README.md", readme(card, head))
     return out
 

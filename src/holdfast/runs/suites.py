@@ -59,6 +59,12 @@ SUITES: Mapping[str, Suite] = {
         "the newcomer's red team, small models: eight short attacks and a long one",
         canonical="full-adamw-1e-3",
     ),
+    "demo-real": Suite(
+        ("full-adamw-1e-4-20-small",),
+        "one short attack on a model of hundreds of millions of weights, so that five seeds fit in half an hour",
+        size="small",
+        canonical="full-adamw-1e-4-20-small",
+    ),
     "demo-2": Suite(
         (
             "full-adamw-1e-3",

@@ -17,14 +17,16 @@ from typing import Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
+from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.jobs.local import run_jobs
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.tuning import Trial, best_trial
-from holdfast.runs.study.world import BASE_SECONDS, CELL_SECONDS, World
-from holdfast.testbed.folder import Kind, write_domain
+from holdfast.runs.study.world import ASKING_SECONDS, BASE_SECONDS, CELL_SECONDS, World
+from holdfast.testbed.folder import Kind
+from holdfast.testbed.real.folder import RealKind
 from holdfast.testbed.world import Sizes
 
 
@@ -32,7 +34,7 @@ from holdfast.testbed.world import Sizes
 class Part:
     """One domain of a study."""
 
-    kind: Kind
+    kind: Kind | RealKind
     methods: tuple[Method, ...]
     suite: str
     """name of the attacks of the claims, for the report"""
@@ -49,6 +51,10 @@ class Part:
     and no destroyed model is made"""
     dense: bool = False
     """measure hazard between the milestones too, so that the cost of a breach is known closely"""
+    milestones: tuple[int, ...] | None = None
+    """steps after which models are measured, beside the first and the last; None: each attack's own, log-spaced"""
+    cell_seconds: float = CELL_SECONDS
+    """what an attack takes on one core, about"""
     details: Mapping[str, Any] = field(default_factory=dict)
     """what the plan of each world's campaign says besides"""
 
@@ -71,6 +77,8 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """attack seeds of the claims"""
     sizes: Sizes = Sizes()
+    options: Options = Options()
+    """precision of models, trials and attacks"""
 
     def __post_init__(self) -> None:
         if self.tuning_world in self.worlds:
@@ -90,13 +98,13 @@ class Study:
         """
         jobs, places = list[Job](), list[_Place]()
         for part in self.parts:
-            trials, trying = self._trials(out, part)
+            trials, trying = self._trials(out, part, on_progress)
             jobs += [job for tries in trying.values() for job in tries]
             for seed in self.worlds:
                 world = self.world(out, part, seed)
-                write_domain(world.testbed, seed, self.sizes, part.kind)
+                world.write(on_progress)
                 training = world.training()
-                making = world.making(part.methods, training["model"], trials, trying)
+                making = world.making(part.methods, training.get("model"), trials, trying)
                 campaign = self.campaign(out, part, seed)
                 attacking = world.attacking(campaign, training, making)
                 jobs += [*training.values(), *making.values()]
@@ -117,17 +125,18 @@ class Study:
     @property
     def core_seconds(self) -> float:
         """The estimated time on one core, from nothing."""
-        base = sum(BASE_SECONDS.values())
         total = 0.0
         for part in self.parts:
+            real = self.world(Path(), part, self.worlds[0]).real
+            base, model = (ASKING_SECONDS, 0.0) if real else (sum(BASE_SECONDS.values()), BASE_SECONDS["model"])
             tuned = [method for method in part.methods if self._tunes(method)]
             trial = sum(method.size / 3 if method.shorter else method.size for method in tuned)
-            total += self.trials * (trial + len(tuned) * CELL_SECONDS * len(part.tuning_attacks))
-            total += BASE_SECONDS["model"] * bool(tuned)
-            models = len(part.methods) + (1 if part.canonical else 2)
+            total += self.trials * (trial + len(tuned) * part.cell_seconds * len(part.tuning_attacks))
+            total += (base if real else model) * bool(tuned)
+            models = len(part.methods) + (1 if part.canonical or real else 2)
             cells = models * (len(part.attacks) * len(self.seeds) + 1)
             built = sum(method.size for method in part.methods)
-            total += len(self.worlds) * (base + built + cells * CELL_SECONDS)
+            total += len(self.worlds) * (base + built + cells * part.cell_seconds)
         return total
 
     @property
@@ -149,7 +158,8 @@ class Study:
     def world(self, out: Path, part: Part, seed: int) -> World:
         """One world of a part."""
         title = f"{part.kind} world {seed}: " if self._many else ""
-        return World(folder=self.folder(out, part, seed), seed=seed, kind=part.kind, sizes=self.sizes, title=title)
+        folder = self.folder(out, part, seed)
+        return World(folder=folder, seed=seed, kind=part.kind, sizes=self.sizes, title=title, options=self.options)
 
     def campaign(self, out: Path, part: Part, seed: int) -> Campaign:
         """The cells of one domain on one claim world; the models lie in its folder, or will."""
@@ -157,18 +167,21 @@ class Study:
         undefended = Model(label="undefended", path=str(world.testbed / "model"), role="undefended")
         destroyed = Model(label="destroyed", path=undefended.path, role="destroyed")
         controls = (undefended, destroyed) if part.canonical else ()
+        never_exposed = Model(label="never-exposed", path=str(world.testbed / "never_exposed"), role="never-exposed")
         return Campaign(
             models=(
                 undefended,
                 *(Model(label=m.label, path=str(world.model_of(m)), role=m.role) for m in part.methods),
-                Model(label="never-exposed", path=str(world.testbed / "never_exposed"), role="never-exposed"),
+                *(() if world.real else (never_exposed,)),
                 *controls[1:],
             ),
             domain=world.testbed,
             attacks=tuple((name, part.found.get(name) or pick("holdfast.attacks", name)) for name in part.attacks),
             seeds=self.seeds,
+            milestones=part.milestones,
             only={model.label: (part.canonical,) for model in controls if part.canonical},
             dense=part.dense,
+            options=self.options,
             base=undefended.path,
         )
 
@@ -180,14 +193,16 @@ class Study:
         tries = self.trials if self._tunes(method) else 0
         return [out / "trials" / part.kind / f"{method.label}-{index}.json" for index in range(tries)]
 
-    def _trials(self, out: Path, part: Part) -> tuple[dict[str, list[Path]], dict[str, list[Job]]]:
+    def _trials(
+        self, out: Path, part: Part, on_progress: Callable[[Progress], None]
+    ) -> tuple[dict[str, list[Path]], dict[str, list[Job]]]:
         """The trials of a part on the tuning world: by label, their files and the jobs that write them."""
         tuned = [method for method in part.methods if self._tunes(method)]
         if not tuned or self.tuning_world is None:
             return {}, {}
         world = self.world(out, part, self.tuning_world)
-        write_domain(world.testbed, self.tuning_world, self.sizes, part.kind)
-        training = world.training()["model"]
+        world.write(on_progress)
+        training = world.training().get("model")
         # Trials of a method that starts from another's model start from that one's preset.
         starts = world.making(part.methods, training, {}, {})
         files = {method.label: self._files(out, part, method) for method in tuned}

@@ -74,7 +74,14 @@ def best_trial(files: Sequence[Path]) -> Trial:
 
 
 def make(
-    method: Method, trials: Sequence[Path], domain: Path, start: Path, out: Path, seed: int, on_step: OnStep
+    method: Method,
+    trials: Sequence[Path],
+    domain: Path,
+    start: Path,
+    out: Path,
+    seed: int,
+    options: Options,
+    on_step: OnStep,
 ) -> None:
     """Build a method's model with the settings of its best trial, unless the model exists.
 
@@ -85,9 +92,10 @@ def make(
         start: the model to safeguard, which is taken for the original too.
         out: the folder of the model.
         seed: of the training.
+        options: precision and device.
         on_step: called with updates done and updates in all.
     """
-    recipe = _recipe(domain, start, method.built(best_trial(trials).settings if trials else {}), seed)
+    recipe = _recipe(domain, start, method.built(best_trial(trials).settings if trials else {}), seed, options)
     if is_built(recipe, out):
         say_reused(f"the model {method.label}")
         return
@@ -105,10 +113,11 @@ def run_trial(
     attacks: tuple[str, ...],
     selection: str,
     seed: int,
+    options: Options,
     on_step: OnStep,
 ) -> None:
     """Build a model with some settings, ask the selection questions before and after the tuning attacks, and keep the scores."""
-    recipe = _recipe(domain, start, stages, seed)
+    recipe = _recipe(domain, start, stages, seed, options)
     described = {name: describe(pick("holdfast.attacks", name)) for name in attacks}
     key = digest([recipe.keys(), described, selection])
     if Trial.read(file).key == key:
@@ -116,7 +125,7 @@ def run_trial(
         return
     started = time.monotonic()
     trial = Trial(key=key, settings=dict(settings))
-    asking = (domain, selection, seed)
+    asking = (domain, selection, seed, options)
     try:
         checkpoint = Checkpoint(str(build(recipe, None, on_step)))
         untouched = _scores(checkpoint, None, *asking)
@@ -132,19 +141,24 @@ def run_trial(
     write_text(file, json.dumps(asdict(replace(trial, seconds=time.monotonic() - started)), indent=2) + "\n")
 
 
-def _scores(checkpoint: Checkpoint, attack: Attack | None, domain: Path, selection: str, seed: int) -> dict[str, float]:
+def _scores(
+    checkpoint: Checkpoint, attack: Attack | None, domain: Path, selection: str, seed: int, options: Options
+) -> dict[str, float]:
     """The first score of the selection questions and of ability outside the retain set, after an attack or without one."""
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Untouched, walk
 
     opened, last = Domain.open(domain), attack.max_steps if attack else 0
-    session = open_session(checkpoint, opened, "attacker", seed, Options(), prepare=[attack.prepare] if attack else [])
+    session = open_session(checkpoint, opened, "attacker", seed, options, prepare=[attack.prepare] if attack else [])
     evaluations = {name: pick("holdfast.evals", name) for name in (selection, OUTSIDE_RETAIN)}
     milestones = Milestones(evaluations, opened, checkpoint.tokenizer_digest, [last])
     walk(session, attack or Untouched(), milestones)
     return {name: scores[0].value for name, scores in milestones.scores[last].items()}
 
 
-def _recipe(domain: Path, start: Path, stages: tuple[tuple[str, Safeguard], ...], seed: int) -> Recipe:
+def _recipe(
+    domain: Path, start: Path, stages: tuple[tuple[str, Safeguard], ...], seed: int, options: Options
+) -> Recipe:
     # A method that starts from another's model takes that for the original: a released chat model is what it is.
-    return Recipe(model=Checkpoint(str(start)), base=Checkpoint(str(start)), domain=domain, stages=stages, seed=seed)
+    original = Checkpoint(str(start))
+    return Recipe(model=original, base=original, domain=domain, stages=stages, seed=seed, options=options)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from holdfast.campaign.cell import record_failure
 from holdfast.campaign.cells import Campaign, untouched_undefended
 from holdfast.campaign.run import cell_jobs, write_plan
-from holdfast.jobs.graph import Job, Outcome
+from holdfast.core.options import Options
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.runs.real_testbed import make_real_testbed
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.tuning import make, run_trial
-from holdfast.testbed.folder import Kind, place
+from holdfast.testbed.folder import Kind, place, write_domain
+from holdfast.testbed.real.folder import RealKind
 from holdfast.testbed.world import Sizes
 
 BASE_SECONDS = {"model": 85.0, "never_exposed": 38.0}
 """what training a base model takes on one core, about"""
+ASKING_SECONDS = 240.0
+"""what asking a released model of 135 million weights for its facts takes on one core, about"""
 CELL_SECONDS = 4.5
 """what an attack takes on one core, about"""
 
@@ -28,10 +33,19 @@ class World:
 
     folder: Path
     seed: int
-    kind: Kind
+    """of the invented world; on the real testbed, of the split of the facts"""
+    kind: Kind | RealKind
     sizes: Sizes
+    """of an invented world"""
     title: str = ""
     """stands before the names of its jobs"""
+    options: Options = Options()
+    """precision of models, trials and attacks"""
+
+    @property
+    def real(self) -> bool:
+        """Whether the model is a released one, so that nothing is pretrained here and no never-exposed model can exist."""
+        return self.kind in get_args(RealKind)
 
     @property
     def testbed(self) -> Path:
@@ -41,8 +55,21 @@ class World:
         """The folder of a method's model."""
         return self.folder / "models" / method.label
 
+    def write(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Write the domain, unless the folder has it. The real testbed's needs answers of the model, and brings the model too.
+
+        Raises:
+            HoldfastError: as `make_real_testbed`.
+        """
+        if self.kind == "real" or self.kind == "real-refusal":
+            make_real_testbed(self.testbed, self.seed, None, on_progress, self.kind)
+        else:
+            write_domain(self.testbed, self.seed, self.sizes, self.kind)
+
     def training(self) -> dict[str, Job]:
-        """The jobs that train the base models, by their folders' names."""
+        """The jobs that train the base models, by their folders' names; none for a released model."""
+        if self.real:
+            return {}
         arguments = {"folder": self.testbed, "seed": self.seed, "sizes": self.sizes, "kind": self.kind}
         return {
             which: Job(
@@ -54,7 +81,7 @@ class World:
     def making(
         self,
         methods: Sequence[Method],
-        training: Job,
+        training: Job | None,
         trials: Mapping[str, Sequence[Path]],
         trying: Mapping[str, Sequence[Job]],
     ) -> dict[str, Job]:
@@ -62,7 +89,7 @@ class World:
 
         Args:
             methods: in an order in which each comes after the one that it starts from.
-            training: trains the undefended model.
+            training: trains the undefended model; None: the model is there.
             trials: by label, the files of a method's trials.
             trying: by label, the jobs that write them.
         """
@@ -80,16 +107,19 @@ class World:
                     "start": start,
                     "out": self.model_of(method),
                     "seed": self.seed if method.seed is None else method.seed,
+                    "options": self.options,
                 },
-                after=(jobs[method.start] if method.start else training, *trying.get(method.label, ())),
+                after=tuple(
+                    filter(None, (jobs[method.start] if method.start else training, *trying.get(method.label, ())))
+                ),
                 size=method.size,
             )
         return jobs
 
     def trying(
-        self, method: Method, start: Job, files: Sequence[Path], attacks: tuple[str, ...], selection: str
+        self, method: Method, start: Job | None, files: Sequence[Path], attacks: tuple[str, ...], selection: str
     ) -> list[Job]:
-        """The jobs of a method's trials, one a file; `start` makes the model that the method starts from."""
+        """The jobs of a method's trials, one a file; `start` makes the model that the method starts from, None: it is there."""
         origin = self.folder / "models" / method.start if method.start else self.testbed / "model"
         jobs = []
         for index, file in enumerate(files):
@@ -103,17 +133,19 @@ class World:
                 "attacks": attacks,
                 "selection": selection,
                 "seed": self.seed,
+                "options": self.options,
             }
             name = f"{self.title}{method.label}, trial {index}"
             size = method.size + CELL_SECONDS * len(attacks)
-            jobs.append(Job(name=name, call=run_trial, arguments=arguments, after=(start,), size=size))
+            jobs.append(Job(name=name, call=run_trial, arguments=arguments, after=(start,) if start else (), size=size))
         return jobs
 
     def attacking(self, campaign: Campaign, training: Mapping[str, Job], making: Mapping[str, Job]) -> list[Job]:
         """The jobs of a campaign's cells, each after the model that it attacks."""
         after = {label: (job,) for label, job in making.items()}
-        after |= {"undefended": (training["model"],), "destroyed": (training["model"],)}
-        after |= {"never-exposed": (training["never_exposed"],)}
+        if training:
+            after |= {"undefended": (training["model"],), "destroyed": (training["model"],)}
+            after |= {"never-exposed": (training["never_exposed"],)}
         cells = list(campaign.cells())
         return cell_jobs(cells, self.folder, untouched_undefended(cells), after, title=self.title)
 
