@@ -208,6 +208,14 @@ def test_families_are_held_out_and_those_for_other_sizes_left_out(monkeypatch: p
         usable_families(("ful",))
 
 
+def test_a_search_without_families_takes_those_of_the_model_s_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("holdfast.runs.search.search.model_size", lambda model: "small")
+    assert Search(model="m", domain="d").families == usable_families(size="small")
+    with pytest.raises(HoldfastError, match="no family is left"):
+        Search(model="m", domain="d", families=())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

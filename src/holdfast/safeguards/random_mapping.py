@@ -63,13 +63,14 @@ PRESETS = {
     # After 200 steps the hazard is still falling, so the world decides how much stays in sight: 29 to 44 % on the tuning worlds
     # 2 and 200 to 203, on 2026-11-25. After 300 steps 27 to 38 % stay. docs/testbed.md has the tables.
     "random-mapping": RandomMapping(outer_steps=300),
-    # Hundreds of millions of weights. On the real testbed's seed 7 capitals fell from 75 to 48 %, one training seed.
+    # Hundreds of millions of weights. On the real testbed's split 7 the selection questions fell to 38 %, and 20 updates of AdamW
+    # at 1e-4 brought back 75 %; with a weight of 30 and 60 steps 48 % stayed in sight. One training seed.
     "random-mapping-small": RandomMapping(
-        outer_steps=60,
+        outer_steps=80,
         learning_rate=1e-4,
         forget_batch_size=8,
         retain_batch_size=8,
-        forget_weight=30.0,
+        forget_weight=100.0,
         spare_sinks=True,
         retain=RetainLoss(representations="relative"),
     ),

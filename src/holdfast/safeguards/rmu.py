@@ -111,9 +111,24 @@ _PAPER = RMU(
     retain=_retain(7, 1200.0),
 )
 
+# Hundreds of millions of weights, 30 layers. On the real testbed's split 7 the selection questions fell to 30 %, and 20 updates
+# of AdamW at 1e-4 brought back 77 %. At a rate of 3e-4 and a weight of 1 hardly anything moved. One training seed.
+_SMALL = RMU(
+    outer_steps=60,
+    learning_rate=1e-3,
+    forget_batch_size=8,
+    retain_batch_size=8,
+    layer=9,
+    steering=4.0,
+    forget_weight=3.0,
+    spare_sinks=True,
+    retain=_retain(9, 10.0, "relative_mse"),
+)
+
 PRESETS = {
     "rmu": _TESTBED,
     "rmu-lat": replace(_TESTBED, latent=LatentAdversary()),
+    "rmu-small": _SMALL,
     "rmu-large": _PAPER,
     "rmu-lat-large": replace(_PAPER, latent=LatentAdversary(layers=(4,))),
 }

@@ -39,6 +39,7 @@ from holdfast.jobs.local import run_jobs
 
 if TYPE_CHECKING:
     import optuna
+from holdfast.runs.fitting import model_size
 from holdfast.runs.search.trial import (
     FRESH_SEED,
     PROTOCOL,
@@ -83,8 +84,12 @@ class Budget:
         return over[0] if over else ""
 
 
+_BY_SIZE = ("",)
+"""Stands for the families of the model's size, until the model is known."""
+
+
 def _families(given: Iterable[str] | None) -> tuple[str, ...]:
-    return usable_families() if given is None else tuple(given)
+    return _BY_SIZE if given is None else tuple(given)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -96,10 +101,12 @@ class Search(Target):
     domain: Converted[str | os.PathLike[str], Path] = Converted(Path)
     base: Converted[str | os.PathLike[str], str] = Converted(as_text, default="")
     families: Converted[Iterable[str] | None, tuple[str, ...]] = Converted(_families, default=None)
-    """None: all for models of the testbed's size"""
+    """None: all for models of the size of `model`"""
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
+        if self.families == _BY_SIZE:
+            object.__setattr__(self, "families", usable_families(size=model_size(self.model)))
         known = collect_families()
         for family in self.families:
             if family not in known:
