@@ -234,6 +234,6 @@ def test_a_study_on_a_released_model_trains_no_base_and_knows_no_never_exposed_m
     assert {result.identity["precision"] for result in results} == {"mixed"}
     assert {result.milestones[-1] for result in results if result.attack == "short"} == {2}
     text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
-    assert "after 2 updates" in text
+    assert "after 2 updates" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "never-exposed |" not in text
     assert study.core_seconds > 2 * 240

@@ -33,7 +33,6 @@ METHODS = (
     Method(label="rmu", stages=("rmu-small",), size=240),
     Method(label="circuit-breakers", stages=("circuit-breakers-small",), size=240),
     _TAR,
-    Method(label="undo-generated", stages=("random-mapping-small", "undo-generated-small"), size=900),
 )
 
 DEMO_SUITE = "demo-real"

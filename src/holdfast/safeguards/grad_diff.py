@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.safeguards.parts.forgetting import Forgetting
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,15 @@ class GradDiff(Forgetting):
 
 PRESETS = {
     "grad-diff": GradDiff(),
+    # Hundreds of millions of weights. On the real testbed's split 7 the selection questions fell to 29 %. One training seed.
+    "grad-diff-small": GradDiff(
+        outer_steps=30,
+        learning_rate=1e-4,
+        forget_weight=0.3,
+        forget_batch_size=8,
+        retain_batch_size=8,
+        retain=RetainLoss(representations="relative"),
+    ),
     "grad-diff-large": GradDiff(
         outer_steps=125, learning_rate=5e-6, forget_weight=1.0, forget_batch_size=8, retain_batch_size=8
     ),

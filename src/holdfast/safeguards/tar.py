@@ -26,7 +26,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Term
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.distillation import Distillation
-from holdfast.safeguards.parts.objective import check_settings
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings
 from holdfast.safeguards.parts.outer_loop import OuterLoop
 from holdfast.safeguards.parts.persistence import AdversaryPool
 
@@ -120,6 +120,27 @@ _TESTBED = TAR(
     outer_warmup_steps=8,
 )
 
+_MIDDLE = FineTune(batch_size=8)
+_MIDDLE_RATES = (5e-5, 1e-4, 2e-4)
+# Hundreds of millions of weights: first settings, which buy little. On the real testbed's split 7, after a Random Mapping that
+# left 48 % in sight, 30 % stayed in sight, and 20 updates of AdamW at 1e-4 brought back 75 %. From Random Mapping alone they
+# brought back 80 %. One training seed, 40 questions.
+_FOR_MIDDLE = TAR(
+    outer_steps=40,
+    adversaries=(
+        Adversary(attack=_MIDDLE, weight=2.0, learning_rates=_MIDDLE_RATES),
+        Adversary(attack=_MIDDLE, learning_rates=_MIDDLE_RATES, switch=(6.0, 3.0)),
+    ),
+    inner_steps=8,
+    schedule_rate=0.5,
+    normalise_schedule=True,
+    tamper_resistance_batch_size=8,
+    retain_batch_size=8,
+    retain=RetainLoss(representations="relative"),
+    outer_learning_rate=1e-4,
+    outer_warmup_steps=4,
+)
+
 _LARGE = FineTune(batch_size=32, learning_rate=2e-5)
 # The published scripts give batch sizes for each of eight processes; these are their sums.
 _PAPER = TAR(
@@ -158,6 +179,7 @@ PRESETS = {
     "tar-persistent": replace(_TESTBED, persistent_adversaries=4),
     "tar-distilled-persistent": replace(_TESTBED, distillation=_RANDOM_NAMES, persistent_adversaries=4),
     "tar-refusal": _REFUSAL,
+    "tar-small": _FOR_MIDDLE,
     "tar-paper-bio": _PAPER,
     "tar-paper-cyber": replace(
         _PAPER,
