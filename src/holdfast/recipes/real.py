@@ -71,5 +71,5 @@ def study() -> Study:
         tuning_world=TUNING_SPLIT,
         worlds=SPLITS,
         seeds=SEEDS,
-        options=Options(dtype="mixed"),
+        options=Options(precision="mixed"),
     )

@@ -24,7 +24,6 @@ from holdfast.runs.search.confirmation import searched_classes
 from holdfast.runs.search.search import best_of, search_family
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
-from holdfast.testbed.folder import write_domain
 from holdfast.testbed.world import Sizes
 
 _TRIAL_SECONDS = 4.0
@@ -94,7 +93,7 @@ class RedTeam:
             HoldfastError: a target or a search could not be made.
         """
         world = self._study({}).world(out, self.part, self.tuning_world)
-        write_domain(world.testbed, self.tuning_world, self.sizes, self.part.kind)
+        world.write(on_progress)
         training = world.training()["model"]
         targets = {method.label: method for method in self.methods if method.label in self.targets}
         making = world.making(tuple(targets.values()), training, {}, {})
