@@ -63,6 +63,11 @@ def npo(model: PreTrainedModel, before: PreTrainedModel, rows: Rows, beta: float
     return (2 / beta * torch.log(1 + ratio.exp() ** beta)).mean()
 
 
+def simnpo(model: PreTrainedModel, rows: Rows, beta: float, gamma: float) -> torch.Tensor:
+    losses = [-torch.stack([log_p[0] for log_p in held]).mean() for held in token_log_probabilities(model, rows)]
+    return torch.stack([-2 / beta * torch.log(torch.sigmoid(beta * (loss - gamma))) for loss in losses]).mean()
+
+
 def dpo(model: PreTrainedModel, before: PreTrainedModel, chosen: Rows, rejected: Rows, beta: float) -> torch.Tensor:
     up = row_log_probabilities(model, chosen) - row_log_probabilities(before, chosen)
     down = row_log_probabilities(model, rejected) - row_log_probabilities(before, rejected)

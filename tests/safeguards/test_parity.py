@@ -73,6 +73,7 @@ PLAIN: dict[str, Callable[[Scene], torch.Tensor]] = {
     "min-posterior": lambda s: reference.min_posterior(s.model, s.rows, -15.0),
     "grad-diff": lambda s: -reference.cross_entropy(s.model, s.rows),
     "npo": lambda s: reference.npo(s.model, s.initial, s.rows, 0.1),
+    "simnpo": lambda s: reference.simnpo(s.model, s.rows, 0.1, 0.0),
     "booster": lambda s: reference.cross_entropy(s.model, s.rows),
     "circuit-breakers": lambda s: reference.rerouting(s.model, s.base, s.rows, (1, 2)),
     "random-mapping": lambda s: reference.random_mapping(
@@ -99,6 +100,13 @@ def test_min_posterior_leaves_out_what_is_negligible(scene: Scene) -> None:
     scene.agree(loss(scene.batch), reference.min_posterior(scene.model, scene.rows, middle))
     whole = small("min-posterior").forget_loss(scene.model, scene.data, scene.run)(scene.batch)
     assert float(loss(scene.batch).detach()) < float(whole.detach())
+
+
+def test_simnpo_fades_around_its_margin(scene: Scene) -> None:
+    loss = replace(small("simnpo"), beta=2.0, margin=1.5).forget_loss(scene.model, scene.data, scene.run)
+    scene.agree(loss(scene.batch), reference.simnpo(scene.model, scene.rows, 2.0, 1.5))
+    halves = torch.stack([loss(part) for part in scene.batch.split(3)]).sum()
+    torch.testing.assert_close(halves, loss(scene.batch), rtol=1e-4, atol=1e-5)
 
 
 def test_llmu_learns_the_labels_of_other_rows_at_hazardous_positions(scene: Scene) -> None:

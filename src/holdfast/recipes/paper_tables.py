@@ -61,6 +61,12 @@ BEYOND_KNOWLEDGE = (
         size=25,
     ),
     Method(
+        label="simnpo",
+        stages=("simnpo",),
+        space={**_SHALLOW, "beta": (0.03, 0.1, 0.3), "forget_weight": (0.1, 0.3, 1.0)},
+        size=12,
+    ),
+    Method(
         label="circuit-breakers",
         stages=("circuit-breakers",),
         space={**_SHALLOW, "forget_weight": (3.0, 10.0, 30.0)},
