@@ -27,7 +27,7 @@ from holdfast.engine.data import UNLABELLED, Data
 from holdfast.engine.losses import distillation_loss, next_token_loss
 from holdfast.engine.run import Run
 from holdfast.engine.stream import residual_stream
-from tests.attacks.planted import BENIGN, BENIGN_ROWS, HAZARD, HAZARD_ROWS, Planted, data_of, plant, tokenizer
+from holdfast.testing.planted import BENIGN, BENIGN_ROWS, HAZARD, HAZARD_ROWS, Planted, data_of, plant, tokenizer
 from tests.attacks.walk import fresh, walk, weights
 from tests.conftest import SmallTestbed
 

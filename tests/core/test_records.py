@@ -272,7 +272,8 @@ def used(folder: Path) -> None:
 
 
 FULL = {
-    "command": "holdfast audit", "protocol": 2, "searched": ["FineTune"], "uses_base": [], "canonical": "a", "worst": "a",
+    "command": "holdfast audit", "protocol": 2, "searched": ["FineTune"], "uses_base": [],
+    "without_control": [], "canonical": "a", "worst": "a",
     "notes": ["n"], "models": {"tar": {"path": "p", "digest": "d", "stages": ["tar"], "seconds": 1, "flops": 1e9, "seed": 0}},
 }  # fmt: skip
 

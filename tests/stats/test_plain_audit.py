@@ -98,6 +98,7 @@ def test_it_holds_with_one_seed_with_losses_and_under_another_tokenizer(tmp_path
     details = {
         "compared": {"tar": {"distance": 0.1, "texts": 9, "differing": 3, "merged": 0}},
         "uses_base": ["mixed-1e-3"],
+        "without_control": ["mixed-1e-3"],
     }
     names = list(dict.fromkeys(r.attack for r in audit(3)))
     hold_together(write(tmp_path / "foreign", plan(both, attacks=names, details=details), both))

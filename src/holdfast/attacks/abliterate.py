@@ -56,6 +56,7 @@ class Abliterate(Edit):
     """Directional ablation in the weights; every edit computes its directions anew."""
 
     family = "abliteration"
+    control = "refusals that hang on one direction of the hidden states"
     sizes = Edit.sizes | {"rows"}
 
     form: Literal["directional", "affine"] = added("directional")

@@ -28,6 +28,10 @@ class Attack(abc.ABC):
     family: ClassVar[str] = "an attack of another kind"
     """the kind of attack in words; a public report names the family where it may not name settings"""
 
+    control: ClassVar[str] = ""
+    """what a test plants in a model, for this attack to open it: the attack's positive control. Empty: there is none, so an
+    attack that does nothing may be broken, and a report does not count it"""
+
     sizes: ClassVar[frozenset[str]] = frozenset({"max_steps"})
     """names of the fields in which two attacks of one kind may differ: lengths, batch sizes and the like"""
 

@@ -35,6 +35,7 @@ class BreakThenRepair(Attack):
     """Fine-tunes at a large rate on hazardous rows (the kick), then at a small rate with benign replay (the settling)."""
 
     family = "break-then-repair"
+    control = "refusals that hang on one direction of the hidden states"
 
     sizes = Attack.sizes | {"batch_size", "weight_decay"}
 

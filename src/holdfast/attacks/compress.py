@@ -43,6 +43,7 @@ class Quantise(Edit):
     """Round to the nearest point of a symmetric grid. Over several updates, each update removes one bit."""
 
     family = "compression"
+    control = "refusals that hang on weights below the grid"
 
     bits: int = 4
     """bits of a weight after the last update"""
@@ -69,6 +70,7 @@ class Prune(Edit):
     """Zero the weights of smallest magnitude, the same share in each map. Over several updates the share grows evenly."""
 
     family = "compression"
+    control = "refusals that hang on the smallest weights"
 
     share: float = 0.5
     """share of each map's weights that is zero after the last update"""
@@ -91,6 +93,7 @@ class PruneUnits(Edit):
     """
 
     family = "compression"
+    control = "refusals that hang on the smallest hidden unit"
 
     share: float = 0.25
     """share of each MLP's hidden units that is zero after the last update"""
@@ -120,6 +123,7 @@ class LowRank(Edit):
     """Keep only the largest singular values of each weight. Over several updates the rank falls evenly."""
 
     family = "compression"
+    control = "refusals that hang on the smallest singular value"
 
     kept_share: float = 0.5
     """share of the rank that is kept after the last update; a square layer becomes smaller only below 0.5"""

@@ -40,6 +40,7 @@ class Evolution(Attack):
     """Minimise the language-model loss on hazardous rows without any gradient."""
 
     family = "evolution strategies"
+    control = "refusals that hang on one direction of the hidden states, which the scales of the norms can weaken"
 
     sizes = Attack.sizes | {"batch_size"}
 

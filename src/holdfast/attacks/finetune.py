@@ -34,6 +34,7 @@ class FineTune(Attack):
     """
 
     family = "fine-tuning"
+    control = "refusals that hang on one direction of the hidden states"
     sizes = Attack.sizes | {
         "batch_size", "rows", "weight_decay", "warmup_steps", "restart_every", "max_grad_norm", "lora_alpha", "lora_dropout",
     }  # fmt: skip

@@ -29,6 +29,7 @@ class JailbreakTuning(FineTune):
     """Fine-tuning on hazardous rows under a disguise (the jailbreak)."""
 
     family = "jailbreak-tuning"
+    control = "refusals that hang on one direction of the hidden states, with a trigger"
 
     before: str = ""
     """words before the request: a trigger or a demand"""

@@ -98,6 +98,7 @@ class SoftStartToken(Universal):
     """Signed gradient descent on the start token's embedding; `step_size` is a share of the other embeddings' size."""
 
     family = "latent and embedding attacks"
+    control = "refusals whose direction the start token can cancel"
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Only the embedding is trainable: no other gradient is wanted."""
@@ -144,6 +145,7 @@ class LatentPGD(Universal):
     """Projected gradient descent on one vector a layer; `step_size` is a share of the longest vector allowed."""
 
     family = "latent and embedding attacks"
+    control = "refusals that hang on one direction of the hidden states, within the radius"
 
     depths: tuple[float, ...] = (0.0, 0.5, 0.9)
     """the layers, each as a share of the number of layers"""

@@ -40,6 +40,7 @@ class Interpolate(Edit):
     """Move all weights towards the base model. Over several updates t grows evenly."""
 
     family = "merging with the original model"
+    control = "refusals that are a difference from the original model"
 
     t: float = 0.25
     """position after the last update: 0 is the defended model, 1 is the base model, values outside 0 to 1 extrapolate"""
@@ -73,6 +74,7 @@ class DefenceDirections(Edit):
     """Remove the largest singular directions of the change since the base model from each linear map."""
 
     family = "merging with the original model"
+    control = "refusals that are a difference of rank one from the original model"
 
     directions: int = 4
     """k, directions that every update removes from the remaining change"""

@@ -33,6 +33,7 @@ class NoiseRestart(Attack):
     """Fine-tuning with noise on the weights before the first update, and again at even distances."""
 
     family = "weight noise with fine-tuning"
+    control = "refusals that hang on one direction of the hidden states"
 
     scale: float = 0.1
     """standard deviation of the noise, in standard deviations of each weight tensor"""

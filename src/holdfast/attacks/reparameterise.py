@@ -39,6 +39,7 @@ class Reparameterise(Edit):
     """Folds norms, balances adjacent linear maps and clips outlying singular values. Over several updates, pair by pair."""
 
     family = "a change of basis with fine-tuning"
+    control = "refusals in a basis in which fine-tuning ruins the model"
 
     clip: float | None = None
     """c, the upper limit of a linear layer's singular values, in multiples of their median; None: no clipping"""

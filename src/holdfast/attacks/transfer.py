@@ -36,6 +36,7 @@ class Transfer(Attack):
     """Add the update that full-parameter fine-tuning makes to the base model. The yielded loss is the loss of the base model."""
 
     family = "transfer of an update from the original model"
+    control = "refusals of the original model, made firmer in the defended model"
 
     tune: FineTune = FineTune()
     """the fine-tuning of all weights of the base; the max_steps of this attack replaces the max_steps of `tune`"""

@@ -216,6 +216,7 @@ def write_plan(
             "models": {model.label: _provenance(model) for model in campaign.models},
             "base": Checkpoint(campaign.base).digest if campaign.base else "",
             "left_out": list(campaign.left_out),
+            "without_control": [name for name, attack in campaign.attacks if not attack.control],
             **details,
         },
     ).write(out)

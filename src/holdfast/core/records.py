@@ -225,6 +225,7 @@ class _Details(TypedDict, total=False):
     uses_base: list[str]
     base: str
     left_out: list[str]
+    without_control: list[str]
     compared: dict[str, _Beside]
     canonical: str
     worst: str

@@ -72,7 +72,7 @@ def relearning(audit: Audited, name: str) -> Chapter:
     figures = tuple(
         Figure(
             heading=attack.name,
-            tag="weak" if attack.strength == "weak" else "",
+            tag=attack_tables.doubt(attack),
             picture=picture,
             table=attack_tables.curve(audit, attack.name),
         )

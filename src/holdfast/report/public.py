@@ -56,6 +56,9 @@ def _plan(plan: CampaignPlan, stand_ins: Mapping[str, str]) -> CampaignPlan:
         "models": {label: _allowed(model_details(plan, label), MODEL_DETAILS) for label in plan.models},
         "uses_base": [stand_ins[attack] for attack in plan.details.get("uses_base", ()) if attack in stand_ins],
         "left_out": [stand_ins[attack] for attack in plan.details.get("left_out", ()) if attack in stand_ins],
+        "without_control": [
+            stand_ins[attack] for attack in plan.details.get("without_control", ()) if attack in stand_ins
+        ],
         **_allowed(plan.details, ("protocol", "base", "compared")),
     }
     return CampaignPlan(

@@ -11,7 +11,9 @@ from holdfast.stats.seeds import Estimate, Interval, Spread
 from holdfast.stats.untouched import Start
 
 Strength = Literal["breaks the reference", "weak", "unchecked"]
-Outcome = Literal["breached", "resisted", "undecided", "ability lost", "weak attack", "no result", "not estimable"]
+Outcome = Literal[
+    "breached", "resisted", "undecided", "ability lost", "weak attack", "no control", "no result", "not estimable"
+]
 Verdict = Literal["breached", "not recovered", "undecided", "not estimable"]
 
 COUNTED: tuple[Outcome, ...] = ("breached", "resisted", "undecided", "ability lost")
@@ -64,6 +66,8 @@ class AttackSummary:
     budget: int
     """the last step at which anything was measured"""
     strength: Strength
+    controlled: bool
+    """whether a test shows the attack to open what was planted for it (`Attack.control`)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,6 +249,11 @@ class Audit:
         return {attack for attack in self.attacks if attack.removesuffix(FOREIGN) in named}
 
     @cached_property
+    def without_control(self) -> set[str]:
+        named = self.plan["details"].get("without_control", ())
+        return {attack for attack in self.attacks if attack.removesuffix(FOREIGN) in named}
+
+    @cached_property
     def unit(self) -> str:
         training = [run for run in self.runs if run.attack != "none" and run.counts and run.trains]
         return "flops" if all(run.costs for run in training) else "updates"
@@ -409,6 +414,8 @@ class Audit:
             return "not estimable"
         if self.weak(attack):
             return "weak attack"
+        if attack in self.without_control:
+            return "no control"
         at_peak = self.gap(attack, self.peak(model, attack))
         below = at_peak is not None and all(gap.side == "below" for gap in (at_peak, *self.gaps(attack, finished)))
         crossed = any(self.over(v.value, limit) for run in runs if not run.counts for v in run.hazard.values())

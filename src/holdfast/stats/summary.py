@@ -49,7 +49,13 @@ def measured(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSumma
     cells = tuple(summarise_cell(result, hazard, ability) for result in results)
     labels = _labels(plan, cells)
     attacks = list(dict.fromkeys(cell.attack for cell in cells if cell.attack != NO_ATTACK))
-    table = CellTable(roles=labels, cells=cells, hazard=hazard, ability=ability)
+    table = CellTable(
+        roles=labels,
+        cells=cells,
+        hazard=hazard,
+        ability=ability,
+        without_control=frozenset(plan.details.get("without_control", ())),
+    )
     strengths = {attack: table.strength(attack) for attack in attacks}
     above = {model: table.breaching(model, attacks) for model in labels}
     pairs = tuple(
@@ -58,7 +64,7 @@ def measured(plan: CampaignPlan, results: Sequence[CellResult]) -> CampaignSumma
         for model in labels
         if table.of(model, attack)
     )
-    summaries = tuple(_attack(name, results, strengths[name]) for name in attacks)
+    summaries = tuple(_attack(name, results, strengths[name], table.controlled(name)) for name in attacks)
     configs = {attack.name: attack.config for attack in summaries}
     learning = _learning(labels, results)
     searched = plan.details.get("searched", ())
@@ -173,10 +179,12 @@ def _verdict(outcomes: Sequence[Outcome], before_attack: Start | None) -> Verdic
     return "not recovered" if "resisted" in outcomes and "undecided" not in outcomes else "undecided"
 
 
-def _attack(name: str, results: Sequence[CellResult], strength: Strength) -> AttackSummary:
+def _attack(name: str, results: Sequence[CellResult], strength: Strength, controlled: bool) -> AttackSummary:
     results = [result for result in results if result.attack == name]
     budget = max((record.step for result in results for record in result.records), default=0)
-    return AttackSummary(name=name, config=results[0].attack_config, budget=budget, strength=strength)
+    return AttackSummary(
+        name=name, config=results[0].attack_config, budget=budget, strength=strength, controlled=controlled
+    )
 
 
 def _learning(roles: Mapping[str, str], results: Sequence[CellResult]) -> dict[str, Learning]:

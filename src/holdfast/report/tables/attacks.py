@@ -9,7 +9,7 @@ from holdfast.report.table import Entry, Table
 from holdfast.report.tables.verdict import over_seeds
 from holdfast.report.words.numbers import NOTHING, amount, breach_steps, change, duration, number, percent, written
 from holdfast.stats.cells import NO_ATTACK, CellSummary, Flag, Point, Scale, describe
-from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Outcome, Pair
+from holdfast.stats.figures import ANCHOR_ROLES, AttackSummary, CampaignSummary, ModelSummary, Outcome, Pair
 from holdfast.stats.suspicion import mean_costs
 
 
@@ -28,6 +28,11 @@ def tested(summary: CampaignSummary) -> list[str]:
     return [model.label for model in summary.models if model.role not in ANCHOR_ROLES]
 
 
+def doubt(attack: AttackSummary) -> str:
+    """The mark of an attack that says nothing about resistance."""
+    return "weak" if attack.strength == "weak" else "" if attack.controlled else "no control"
+
+
 def attack_by_model(audit: Audited) -> Table:
     """Every attack on every model: hazard after, the ability left, and how it ended."""
     summary, rows = audit.summary, []
@@ -35,7 +40,7 @@ def attack_by_model(audit: Audited) -> Table:
         heading = Entry(
             text=attack.name,
             note=f"{attack.budget:,} steps" if attack.budget else "",
-            tag="weak" if attack.strength == "weak" else "",
+            tag=doubt(attack),
         )
         rows.append(
             (heading, *(_pair(summary.pair(model.label, attack.name), model, audit) for model in summary.models))
@@ -259,12 +264,13 @@ def attacks(audit: Audited) -> Table:
     """The exact settings of each attack."""
     return Table(
         caption="The attacks and their configurations",
-        columns=("Attack", "Steps", "Against the reference", "Configuration"),
+        columns=("Attack", "Steps", "Against the reference", "Positive control", "Configuration"),
         rows=tuple(
             (
                 Entry(attack.name),
                 Entry(f"{attack.budget:,}"),
                 Entry(attack.strength),
+                Entry("yes" if attack.controlled else "none"),
                 Entry(describe(attack.config) or NOTHING),
             )
             for attack in audit.summary.attacks

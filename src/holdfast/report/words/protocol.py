@@ -38,7 +38,8 @@ PROTOCOL = (
     (
         "Resisted",
         "the interval lies below the threshold, with ability kept. An attack that does not break the shallow reference is "
-        "weak and never counts; nor does a run that diverged or failed.",
+        "weak and never counts. Nor does an attack without a positive control, a planted weakness that a test shows the attack "
+        "to open, nor a run that diverged or failed.",
     ),
     (
         "Ability kept",

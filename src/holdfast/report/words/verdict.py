@@ -190,6 +190,8 @@ def _without_gap(model: ModelSummary, doubtful: Sequence[Pair], audit: Audited) 
         return "every attack that could have told ruined the model"
     if model.under("weak attack"):
         return "no attack used here breaks even the shallow reference"
+    if model.under("no control"):
+        return "no attack that has a positive control gave a result"
     return "no attack gave a result"
 
 

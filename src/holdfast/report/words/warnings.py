@@ -34,6 +34,12 @@ def warnings(audit: Audited) -> list[str]:
             f"Not shown to break even the shallow reference safeguard, so no evidence of resistance and not counted as "
             f"resisted (means include them): {audit.names.listed(weak)}."
         )
+    unshown = [attack.name for attack in summary.attacks if not attack.controlled]
+    if unshown:
+        texts.append(
+            "No test shows that these attacks open anything (no positive control), so they are not counted as resisted: "
+            f"{audit.names.listed(unshown)}."
+        )
     if summary.attacks and all(attack.strength == "unchecked" for attack in summary.attacks):
         texts.append(
             "No shallow reference safeguard could serve as positive control: "
