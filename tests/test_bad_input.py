@@ -386,7 +386,7 @@ WORDS: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "a device that is not there": (lambda p: evaluate(p, "--device", "cuda:7"), ("'cuda:7'", "--device cpu")),
     "an unknown precision": (lambda p: evaluate(p, "--precision", "int3"), ("--precision int3", "float32")),
     "pure half precision": (
-        lambda p: safeguard(p, "--precision", "bfloat16"), ("pure bfloat16", "weak attack", "--precision mixed")
+        lambda p: safeguard(p, "--precision", "bfloat16"), ("pure bfloat16", "weak attack", "--precision lean")
     ),
     "a precision by its former name": (lambda p: attack(p, "--dtype", "float32"), ("--dtype is now called --precision",)),
     "no device at all": (lambda p: safeguard(p, "--device", "cuda"), ("'cuda'", "--device cpu")),

@@ -294,14 +294,17 @@ def test_a_probe_that_fails_takes_nothing_else_with_it(
 
 def test_precision_and_the_kind_of_device_are_part_of_the_identity(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     cell = cell_of(tiny_testbed)
-    mixed = replace(cell, options=Options(precision="mixed"))
-    ids = {c.id for c in (cell, mixed, replace(cell, options=Options(device="cuda")))}
-    assert len(ids) == 3
+    mixed, lean = (replace(cell, options=Options(precision=precision)) for precision in ("mixed", "lean"))
+    ids = {c.id for c in (cell, mixed, lean, replace(cell, options=Options(device="cuda")))}
+    assert len(ids) == 4
     assert replace(cell, options=Options(device="cuda:1")).id in ids, "which GPU does not matter"
     first = run(cell, tmp_path)
-    second = run(mixed, tmp_path, Options(precision="mixed"))
+    second = run(lean, tmp_path, Options(precision="lean"))
     assert second.cell != first.cell, "another precision is not skipped as finished"
-    assert (first.identity["precision"], second.identity["precision"]) == ("float32", "mixed")
+    assert (first.identity["precision"], second.identity["precision"]) == ("float32", "lean")
+    assert first.moved_share is not None
+    assert second.moved_share is not None
+    assert 0.5 < second.moved_share < first.moved_share <= 1
     assert first.losses != second.losses
 
 

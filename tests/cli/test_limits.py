@@ -134,7 +134,7 @@ SHORTAGES: dict[str, tuple[BaseException, str]] = {
     "threads": (RuntimeError("can't start new thread"), "memory ran out"),
 }  # fmt: skip
 
-KNOBS = {"safeguard": "--precision mixed", "evaluate": "--precision mixed", "report": "fewer folders"}
+KNOBS = {"safeguard": "--precision lean", "evaluate": "--precision lean", "report": "fewer folders"}
 
 
 @pytest.mark.situation("interruption", "memory that runs out")

@@ -87,12 +87,13 @@ def test_a_prefix_of_the_stages_has_the_key_of_that_prefix(tiny_testbed: SmallTe
     [
         {"seed": 1},
         {"options": Options(precision="mixed")},
+        {"options": Options(precision="lean")},
         {"options": Options(device="cuda")},
         {"stages": (("random-mapping", replace(MAPPING, outer_steps=5)), BOTH[1])},
         {"stages": (("random-mapping", replace(MAPPING, retain=RetainLoss(representation_weight=2.0))), BOTH[1])},
         {"stages": BOTH[::-1]},
     ],
-    ids=["seed", "precision", "kind of device", "a field", "a nested field", "order"],
+    ids=["seed", "mixed", "lean", "kind of device", "a field", "a nested field", "order"],
 )
 def test_what_changes_the_first_stage_changes_every_key(changes: dict[str, Any], tiny_testbed: SmallTestbed) -> None:
     before, after = recipe_of(tiny_testbed).keys(), recipe_of(tiny_testbed, **changes).keys()

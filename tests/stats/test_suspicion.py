@@ -83,6 +83,7 @@ def test_sound_attacks_raise_no_suspicion() -> None:
         ({"status": "diverged"}, Gradients, "stopped"),
         ({"update_size": 1e-7}, Updates, "idle"),
         ({"update_size": 1.4}, Updates, "replaced"),
+        ({"moved_share": 0.04, "gradient_norms": [(1, 2.0), (64, 3.0)]}, Updates, "stuck"),
     ],
 )
 def test_each_check_names_the_run(changes: dict[str, Any], kind: type, field: str) -> None:

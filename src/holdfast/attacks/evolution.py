@@ -139,6 +139,7 @@ class Evolution(Attack):
 
         from holdfast.engine.data import rank_of
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.rounding import rounded
         from holdfast.engine.sharded import local, reshard
 
         losses = torch.empty(len(seeds), 2, device=batch.input_ids.device)
@@ -147,7 +148,8 @@ class Evolution(Attack):
             for pair, seed in enumerate(seeds):
                 for side, sign in enumerate((1, -1)):
                     for weight, start, noise in zip(moved, origin, _noise(moved, seed), strict=True):
-                        local(weight.detach()).copy_(start + sign * self.sigma * local(noise))
+                        moved_there = start + sign * self.sigma * local(noise)
+                        local(weight.detach()).copy_(rounded(moved_there, weight.dtype))
                     logits = model(input_ids=batch.input_ids, use_cache=False).logits
                     losses[pair, side] = next_token_loss(logits, batch.labels, batch.label_count)
                     reshard(model)
@@ -165,7 +167,7 @@ def _noise(weights: Sequence[nn.Parameter], seed: int) -> Iterator[torch.Tensor]
 
     generator = torch.Generator(weights[0].device).manual_seed(seed)
     for weight in weights:
-        whole = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+        whole = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=torch.float32)
         yield distribute_tensor(whole, weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else whole
 
 

@@ -36,7 +36,7 @@ def run_cell(
             everything is measured. None: half of what is possible.
         on_step: called with steps done and steps in all.
     """
-    from holdfast.engine.costs import Memory, Meter, update_size
+    from holdfast.engine.costs import Memory, Meter, update
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Observer, Reporting, Resumable, Untouched, walk
 
@@ -81,7 +81,7 @@ def run_cell(
     try:
         walk(session, attack or Untouched(), *observers)
         if attack and not destroyed:
-            moved = update_size(session.model, checkpoint.folder)
+            moved = update(session.model, checkpoint.folder)
     except NonFinite as error:
         status, reason = "diverged", str(error)
     if cell.options.keep_attacked_weights and attack and status == "finished":
@@ -101,7 +101,8 @@ def run_cell(
         first_loss=first_loss,
         last_loss=last_loss,
         gradient_norms=list(measuring.gradients),
-        update_size=moved,
+        update_size=moved.size if moved else None,
+        moved_share=moved.share if moved else None,
         costs=list(measuring.costs),
         tokens=meter.tokens if attack else None,
         flops=meter.flops if attack else None,

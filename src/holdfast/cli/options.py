@@ -92,7 +92,7 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         autocompletion=complete.precisions,
-        help="float32, or mixed: float32 weights, bfloat16 products.",
+        help="float32; mixed: float32 weights, bfloat16 products; or lean: bfloat16 weights, 8-bit optimizer states.",
     ),
 ]
 

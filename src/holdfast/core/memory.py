@@ -8,7 +8,7 @@ _SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segme
 
 LESS = (
     "lower a batch size with --set (holdfast list PRESET names the fields) or max_length in domain.toml, "
-    "or give --precision mixed"
+    "or give --precision lean"
 )
 """what takes less memory, where a model runs"""
 

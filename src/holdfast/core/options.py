@@ -39,7 +39,7 @@ def check_precision(precision: str) -> None:
     if precision in PURE:
         raise HoldfastError(
             f"training in pure {precision} is refused, because few of its weights move at a rate of 2e-6 and Adam's second "
-            "moment cannot decay, so that a weak attack reads as robustness; give --precision mixed"
+            "moment cannot decay, so that a weak attack reads as robustness; give --precision lean or mixed"
         )
     if precision not in get_args(Precision):
-        raise HoldfastError(f"--precision {line(precision)} is not known; give {' or '.join(get_args(Precision))}")
+        raise HoldfastError(f"--precision {line(precision)} is not known; give float32, mixed or lean")

@@ -34,6 +34,7 @@ Seed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(ge=-1e39, le=1e39)]
 """Anything that is measured in single precision, and whose square is a number."""
 Amount = Annotated[float, Field(ge=0, le=1e39)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[^/\x00]{1,200}$")]
 """What may be part of a file's name."""
 Status = Literal["finished", "diverged", "failed"]
@@ -90,6 +91,8 @@ class CellResult:
     """(step, norm of the gradients that the attack took), thinned; of the adapters alone for LoRA; none where it takes none"""
     update_size: Amount | None = None
     """how far the weights moved in all, relative to their norm before the attack"""
+    moved_share: Share | None = None
+    """the share of weights that moved, of those in rows where any did"""
     costs: list[tuple[Count, Count, Amount]] = field(default_factory=list)
     """(step, tokens, FLOPs) so far, at each milestone after the first"""
     tokens: Count | None = None

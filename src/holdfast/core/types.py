@@ -39,10 +39,13 @@ class Score:
 NumberType = Literal["float32", "bfloat16", "float16"]
 """the type of stored numbers"""
 
-Precision = Literal["float32", "mixed"]
-"""How a model is computed; `mixed` is float32 weights whose products are taken in bfloat16."""
+Precision = Literal["float32", "mixed", "lean"]
+"""How a model is computed. `mixed` is float32 weights whose products are taken in bfloat16. `lean` is bfloat16 weights that are
+rounded at random, with optimizer states in eight bits (`engine.lean`)."""
 
 
 def weights_of(precision: Precision | NumberType) -> NumberType:
     """The type that a model's weights have in memory."""
+    if precision == "lean":
+        return "bfloat16"
     return "float32" if precision == "mixed" else precision

@@ -37,6 +37,7 @@ from holdfast.core.model_size import Size, count_weights, size_of
 from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, NumberType, Precision, weights_of
 from holdfast.engine.attention import chosen_attention, named_attention
+from holdfast.engine.lean import keep_gradients_whole
 from holdfast.engine.mixed import multiply_in_bfloat16
 from holdfast.engine.precision import held_in
 from holdfast.engine.read_back import difference, shapes_differ, tokenizers_differ
@@ -243,7 +244,10 @@ class Checkpoint:
         check_finite(model, f"the weights in {folder}")
         if precision == "mixed":
             multiply_in_bfloat16(model)
-        return cast(PreTrainedModel, model.train(False).to(device))
+        model = model.train(False).to(device)
+        if precision == "lean":
+            keep_gradients_whole(model)
+        return cast(PreTrainedModel, model)
 
     def load_tokenizer(self, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
         """The tokenizer.

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,13 +176,30 @@ def gradient_norm(model: nn.Module) -> float | None:
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """How the weights of a model differ from those before."""
+
+    size: float
+    """the norm of the difference, relative to the norm before"""
+    share: float
+    """the share of weights that moved, of those in rows (outputs of a map, words of an embedding) where any did"""
+
+
 def update_size(model: PreTrainedModel, folder: Path) -> float | None:
-    """How far the weights are from those in a checkpoint's folder, relative to its norm; LoRA counts as merged.
+    """The size that `update` has, or None."""
+    found = update(model, folder)
+    return None if found is None else found.size
+
+
+def update(model: PreTrainedModel, folder: Path) -> Update | None:
+    """How far the weights are from those in a checkpoint's folder; LoRA counts as merged.
 
     Both are read layer by layer, so memory holds no second model. The attack added any bias that the folder lacks,
     and such a bias began at zero. Other weights that the folder lacks are left out. None where the folder lacks all.
     """
     moved = before = 0.0
+    changed = touched = 0
     with ExitStack() as files, torch.no_grad():
         saved = {
             name: file
@@ -197,11 +215,16 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
                 if tensor.itemsize == 1:  # quantised: its scale stands elsewhere
                     continue
                 was = tensor.to(weight.device, weight.dtype).float()
-                moved += float((now - was).square().sum())
-                before += float(was.square().sum())
             elif name.endswith(".bias"):
-                moved += float(now.square().sum())
-    return float((moved / before) ** 0.5) if before else None
+                was = torch.zeros_like(now)
+            else:
+                continue
+            moved += float((now - was).square().sum())
+            before += float(was.square().sum())
+            rows = (now != was).reshape(-1, now.shape[-1] if now.ndim else 1)
+            changed += int(rows.sum())
+            touched += int(rows.any(1).sum()) * rows.shape[1]
+    return Update(size=(moved / before) ** 0.5, share=changed / touched if touched else 0.0) if before else None
 
 
 def _as_saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:

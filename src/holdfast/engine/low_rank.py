@@ -22,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import LinearMap, linear_maps, plain_name
 from holdfast.engine.optimizers import Optimizer, published_point, training_point
+from holdfast.engine.rounding import rounded, wide
+from holdfast.engine.sharded import rewrite
 
 
 class LowRankOptimizer:
@@ -41,8 +43,14 @@ class LowRankOptimizer:
         self.maps, self.scale = list(maps), alpha / rank
         weights = [found.matrices(found.weight.detach()) for found in self.maps]
         self._origin = [weight.clone() for weight in weights]
-        self._down = [nn.Parameter(weight.new_empty(*weight.shape[:-2], rank, weight.shape[-1])) for weight in weights]
-        self._up = [nn.Parameter(weight.new_zeros(*weight.shape[:-1], rank)) for weight in weights]
+        # Factors are few, so they are float32 beside bfloat16 weights too.
+        self._down = [
+            nn.Parameter(weight.new_empty(*weight.shape[:-2], rank, weight.shape[-1], dtype=wide(weight.dtype)))
+            for weight in weights
+        ]
+        self._up = [
+            nn.Parameter(weight.new_zeros(*weight.shape[:-1], rank, dtype=wide(weight.dtype))) for weight in weights
+        ]
         for factor in self._down:
             nn.init.kaiming_uniform_(factor.flatten(0, -2), a=math.sqrt(5))
         self.factors: list[torch.Tensor] = [
@@ -61,7 +69,7 @@ class LowRankOptimizer:
             if gradient is None:  # the text went through other parts of the model only
                 down.grad = up.grad = None
                 continue
-            gradient = found.matrices(gradient)
+            gradient = found.matrices(gradient).to(down.dtype)
             down.grad = self.scale * up.detach().mT @ gradient
             up.grad = self.scale * gradient @ down.detach().mT
 
@@ -90,7 +98,8 @@ class LowRankOptimizer:
         """W = W0 + s B A."""
         with torch.no_grad():
             for found, origin, down, up in zip(self.maps, self._origin, self._down, self._up, strict=True):
-                found.matrices(found.weight).copy_(origin + self.scale * up @ down)
+                changed = origin + self.scale * up @ down
+                found.matrices(found.weight).copy_(rounded(changed, found.weight.dtype))
 
 
 def insert_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> None:
@@ -147,8 +156,11 @@ def insert_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: fl
         # Around a model that peft knows, peft would take other targets than those named.
         inject_adapter_in_model(config, nn.ModuleDict({"model": model}))
     for layer in model.modules():
-        if isinstance(layer, Linear) and dropout:
-            layer.lora_dropout["default"] = nn.Dropout(dropout)
+        if isinstance(layer, Linear):
+            for factor in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+                factor.data = factor.data.to(wide(factor.dtype))
+            if dropout:
+                layer.lora_dropout["default"] = nn.Dropout(dropout)
         elif isinstance(layer, ParamWrapper):
             layer.__class__ = Wrapper
 
@@ -157,13 +169,19 @@ def merge_adapters(model: PreTrainedModel) -> None:
     """Add LoRA to the weights beside which it stands, and take it out of the model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    changes = adapter_changes(model)
+    for name, weight in own_weights(model).items():
+        if name in changes:
+            rewrite(weight, partial(_plus, changes[name]()))
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    for layer in layers.values():
-        layer.merge()
     for name, layer in layers.items():
         if not name.endswith(".base_layer"):  # peft wraps a module with several weights several times
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def _plus(change: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight + change
 
 
 def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from holdfast.core.options import check_precision
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -40,11 +41,25 @@ def make_optimizer(
     Momentum is 0.9 for both kinds of SGD; `betas` serve the Adam family. Weight decay is decoupled for `adamw`,
     `schedule-free-adamw`, `lion` and `muon`, an L2 penalty for the rest, as in torch. `lion` (arXiv 2302.06675) steps by the
     sign of a momentum, by the whole rate in every weight. `muon` orthogonalises the momentum of matrices, embeddings too, in
-    steps that are as long as AdamW's (arXiv 2502.16982); vectors follow AdamW at the same rate.
+    steps that are as long as AdamW's (arXiv 2502.16982); vectors follow AdamW at the same rate. Weights in bfloat16 get an
+    optimizer of `engine.lean`.
+
+    Raises:
+        HoldfastError: the name is unknown, or weights are float16, in which small updates are lost.
     """
     import torch
 
     weights = list(parameters)
+    if any(weight.dtype == torch.float16 for weight in weights):
+        check_precision("float16")
+    if any(weight.dtype == torch.bfloat16 for weight in weights):
+        from holdfast.engine.lean import LeanOptimizer
+
+        return LeanOptimizer(
+            name,
+            weights,
+            lambda points: make_optimizer(name, points, learning_rate, weight_decay=weight_decay, betas=betas),
+        )
     match name:
         case "adamw":
             return torch.optim.AdamW(weights, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
@@ -79,33 +94,33 @@ def make_optimizer(
                 kinds.append(
                     torch.optim.AdamW(vectors, learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
                 )
-            return _Together(kinds)
+            return Together(kinds)
     raise HoldfastError(f"{name!r} is not an optimizer")
 
 
-class _Together:
+class Together:
     """Several optimizers, each over other weights, that act as one."""
 
     def __init__(self, kinds: Sequence[torch.optim.Optimizer]) -> None:
-        self._kinds = kinds
+        self.kinds = list(kinds)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        return [group for kind in self._kinds for group in kind.param_groups]
+        return [group for kind in self.kinds for group in kind.param_groups]
 
     def step(self) -> None:
-        for kind in self._kinds:
+        for kind in self.kinds:
             kind.step()
 
     def zero_grad(self) -> None:
-        for kind in self._kinds:
+        for kind in self.kinds:
             kind.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kinds": [kind.state_dict() for kind in self._kinds]}
+        return {"kinds": [kind.state_dict() for kind in self.kinds]}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        for kind, state in zip(self._kinds, state_dict["kinds"], strict=True):
+        for kind, state in zip(self.kinds, state_dict["kinds"], strict=True):
             kind.load_state_dict(state)
 
 

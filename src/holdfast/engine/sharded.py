@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from holdfast.engine.rounding import rounded, shift, wide
+
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a tensor, sharing its memory."""
@@ -35,9 +37,12 @@ def reshard(model: nn.Module) -> None:
 
 
 def rewrite(weight: nn.Parameter, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put `change(weight)` in a weight's place, in float32; every rank gathers the whole of a sharded weight for this."""
+    """Put `change(weight)` in a weight's place, in float32; every rank gathers the whole of a sharded weight for this.
+
+    What a bfloat16 weight gets is rounded at random, so that small changes are not lost.
+    """
     with torch.no_grad():
-        changed = change(whole(weight).detach().float()).to(weight.dtype)
+        changed = rounded(change(whole(weight).detach().float()), weight.dtype)
         if isinstance(weight, DTensor):
             changed = distribute_tensor(changed, weight.device_mesh, weight.placements)
         local(weight.detach()).copy_(local(changed))
@@ -81,7 +86,7 @@ class Snapshot:
 
 
 class GradientSum:
-    """A weighted sum of gradients, taken at different weights of one model."""
+    """A weighted sum of gradients, taken at different weights of one model; in float32 where the weights are bfloat16."""
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = trainable(model)
@@ -92,7 +97,7 @@ class GradientSum:
         with torch.no_grad():
             gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
             if self._sum is None:
-                self._sum = [torch.zeros_like(gradient) for gradient in gradients]
+                self._sum = [torch.zeros_like(gradient, dtype=wide(gradient.dtype)) for gradient in gradients]
             torch._foreach_add_(self._sum, gradients, alpha=weight)
         if not keep:
             self.clear()
@@ -104,6 +109,8 @@ class GradientSum:
         """Make the sum the model's gradients, and restart from nothing."""
         assert self._sum is not None
         for parameter, total in zip(self._parameters, self._sum, strict=True):
+            if parameter.grad_dtype not in (None, total.dtype):
+                parameter.grad_dtype = None  # any
             if isinstance(parameter, DTensor):
                 parameter.grad = DTensor.from_local(
                     total, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
@@ -127,7 +134,7 @@ def displaced(model: nn.Module, length: float) -> Iterator[None]:
             dist.all_reduce(square)
         # At a point without slope there is no direction: the weights stay.
         scale = length / square.sqrt().clamp(min=1e-12)
-        torch._foreach_add_([local(p.detach()) for p in parameters], [scale * gradient for gradient in gradients])
+        shift([local(p.detach()) for p in parameters], [scale * gradient for gradient in gradients])
     clear_gradients(parameters)
     yield
     origin.restore()

@@ -35,5 +35,5 @@ def fits(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise HoldfastError(
-            f"the device has too little memory to measure {name} on this model; use a larger device or --precision mixed"
+            f"the device has too little memory to measure {name} on this model; use a larger device or --precision lean"
         ) from error

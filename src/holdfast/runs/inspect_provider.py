@@ -188,7 +188,7 @@ _live: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
 
 @modelapi(name="holdfast")  # type: ignore[untyped-decorator]
 def holdfast() -> Any:
-    """The provider: `holdfast/FOLDER`, with `-M device=cuda -M precision=mixed` where they are wanted."""
+    """The provider: `holdfast/FOLDER`, with `-M device=cuda -M precision=lean` where they are wanted."""
     return _opened
 
 

@@ -59,7 +59,7 @@ def audit_again(
     if first.precision in PURE:
         raise HoldfastError(
             f"the first audit was made in pure {first.precision}, which loses small updates and is refused now; audit the models "
-            "anew with holdfast audit --precision mixed"
+            "anew with holdfast audit --precision lean"
         )
     given = {"--reference": bool(reference), "--never-exposed": bool(never_exposed)}
     for name, there in given.items():

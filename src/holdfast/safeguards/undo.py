@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.core.types import HoldfastError
@@ -146,18 +147,19 @@ def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:
 def shrink_and_perturb(model: PreTrainedModel, shrink: float, noise: float, seed: int) -> None:
     """theta <- (1 - shrink) * theta + shrink * noise * a fresh initialisation of the same architecture, in place."""
     import torch
-    from torch.distributed.tensor import DTensor, distribute_tensor
     from transformers import AutoModelForCausalLM
+
+    from holdfast.engine.sharded import rewrite
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            other = fresh[name].to(weight.device, weight.dtype)
-            if isinstance(weight, DTensor):
-                other = distribute_tensor(other, weight.device_mesh, weight.placements)
-            weight.mul_(1 - shrink).add_(other, alpha=shrink * noise)
+
+    def blended(other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return weight.mul(1 - shrink).add(other, alpha=shrink * noise)
+
+    for name, weight in model.named_parameters():
+        rewrite(weight, partial(blended, fresh[name].to(weight.device, torch.float32)))
 
 
 _GENERATED = UNDO(

@@ -3,6 +3,8 @@
 The thresholds are ours. `EXPLODING`: gradients of a thousand times those of the first updates; on the testbed they stay within
 a factor of a hundred under every attack that works. `IDLE` and `REPLACED`: an update of less than a hundred-thousandth of the
 weights' norm is at the edge of what float32 resolves in a sum, and one longer than the weights themselves leaves nothing of them.
+`STUCK`: of weights in pure bfloat16 with a spread of 0.02, Adam at 2e-6 moves 4 %; in float32 it moves all, and in lean precision
+about half in 64 updates.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ EXPLODING = 1e3
 """times the first gradients' norm"""
 IDLE, REPLACED = 1e-5, 1.0
 """size of the whole update, relative to the weights"""
+STUCK, STUCK_STEPS = 0.06, 32
+"""share of weights that moved, and the updates by which more of them should have"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Updates(Check):
 
     idle: tuple[CellResult, ...]
     replaced: tuple[CellResult, ...]
+    stuck: tuple[CellResult, ...]
+    """runs in which most weights stood still: updates were lost in rounding"""
     least: float
     """size relative to the weights' norm"""
     greatest: float
@@ -185,14 +191,22 @@ def _updates(cells: Sequence[CellResult], summary: CampaignSummary) -> Updates |
         return None
     idle = tuple(cell for cell, size in sizes if size < IDLE)
     replaced = tuple(cell for cell, size in sizes if size > REPLACED)
+    stuck = tuple(cell for cell, _ in sizes if _is_stuck(cell))
     return Updates(
-        fires=bool(idle or replaced),
-        withholds=_resisted(idle, summary),
+        fires=bool(idle or replaced or stuck),
+        withholds=_resisted((*idle, *stuck), summary),
         idle=idle,
         replaced=replaced,
+        stuck=stuck,
         least=min(size for _, size in sizes),
         greatest=max(size for _, size in sizes),
     )
+
+
+def _is_stuck(cell: CellResult) -> bool:
+    """An edit may leave most weights alone, but gradients of many updates move every weight that they reach."""
+    steps = cell.gradient_norms[-1][0] if cell.gradient_norms else 0
+    return cell.moved_share is not None and 0 < cell.moved_share < STUCK and steps >= STUCK_STEPS
 
 
 def _control(summary: CampaignSummary) -> Control:

@@ -53,6 +53,10 @@ def test_sound_attacks_raise_no_suspicion_and_say_why() -> None:
         ({"status": "diverged"}, "The run became non-finite in deep under a"),
         ({"update_size": 1e-7}, "hardly moved the weights in deep under a"),
         ({"update_size": 1.4}, "more than their own length in deep under a"),
+        (
+            {"moved_share": 0.04, "gradient_norms": [(1, 2.0), (64, 3.0)]},
+            "lost most of its updates in rounding in deep under a",
+        ),
     ],
 )
 def test_each_check_fires(changes: dict[str, Any], said: str) -> None:

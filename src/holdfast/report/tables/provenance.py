@@ -21,6 +21,7 @@ def provenance(audit: Audited) -> Table:
         "domain": plan.domain,
         "suite": plan.suite,
         "seeds": ", ".join(map(str, audit.summary.seeds)),
+        "precision": ", ".join(sorted({str(r.identity["precision"]) for r in results if "precision" in r.identity})),
         "runs": f"{len(results)} ended of {len(plan.cells)} planned",
         "run time": duration(sum(result.seconds for result in results)),
         **{label: _flat({"role": role, **_facts(audit.details(label))}) for label, role in plan.models.items()},

@@ -117,6 +117,8 @@ def _updates(check: Updates) -> str:
         signs.append(f"hardly moved the weights in {_cells(check.idle)}")
     if check.replaced:
         signs.append(f"moved them by more than their own length in {_cells(check.replaced)}")
+    if check.stuck:
+        signs.append(f"lost most of its updates in rounding in {_cells(check.stuck)}")
     if signs:
         return f"The attack {' and '.join(signs)}."
     return f"Updates were between {number(100 * check.least)} and {number(100 * check.greatest)} % of the weights' own norm."

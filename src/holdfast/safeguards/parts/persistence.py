@@ -29,6 +29,7 @@ class AdversaryPool:
         """Sample a member; add its difference to the weights if it continues, else start it anew."""
         import torch
 
+        from holdfast.engine.rounding import shift
         from holdfast.engine.sharded import local, trainable
 
         if not self._kept:
@@ -39,8 +40,7 @@ class AdversaryPool:
         if kept is None or not continues or self._steps[self._member] >= self._most_steps:
             self._steps[self._member] = 0
             return
-        with torch.no_grad():
-            torch._foreach_add_([local(p.detach()) for p in trainable(model)], kept)
+        shift([local(p.detach()) for p in trainable(model)], kept)
 
     def leave(self, origin: Snapshot, steps: int) -> None:
         """Store the difference of the weights to `origin`, after `steps` more steps."""
