@@ -117,22 +117,26 @@ class BreakThenRepair(Attack):
             batch = hazard.batch(hazard.take(self.batch_size - len(replay)) + replay)
             training_point(optimizer)
             clear_gradients(weights)
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-            loss = next_token_loss(logits, batch.labels, batch.label_count)
-            loss.backward()  # type: ignore[no-untyped-call]
+            total = 0.0
+            for part in batch.split(run.micro_batch):
+                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, part.labels, part.label_count)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
             if defended is not None and settling:
-                benign_batch = benign.batch(replay)
+                parts = list(benign.batch(replay).split(run.micro_batch))
                 attacked = Snapshot(model)
                 defended.restore()
                 with torch.no_grad():
-                    teacher = model(input_ids=benign_batch.input_ids, use_cache=False).logits
+                    teachers = [model(input_ids=part.input_ids, use_cache=False).logits for part in parts]
                 attacked.restore()
-                logits = model(input_ids=benign_batch.input_ids, use_cache=False).logits
-                divergence = distillation_loss(logits, teacher, benign_batch.mask, benign_batch.token_count)
-                (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
+                for part, teacher in zip(parts, teachers, strict=True):
+                    logits = model(input_ids=part.input_ids, use_cache=False).logits
+                    divergence = distillation_loss(logits, teacher, part.mask, part.token_count)
+                    (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             published_point(optimizer)
-            yield loss.item()
+            yield total
 
 
 _BASE = BreakThenRepair()

@@ -114,7 +114,7 @@ class Evolution(Attack):
             training_point(optimizer)
             origin = [local(weight.detach()).clone() for weight in moved]
             seeds = torch.randint(2**62, (self.pairs,), generator=run.generator).tolist()
-            losses = self._losses(model, moved, origin, seeds, hazard.batch(rows))
+            losses = self._losses(model, moved, origin, seeds, list(hazard.batch(rows).split(run.micro_batch)))
             # Where all losses agree there is no direction: the weights stay.
             slopes = (losses[:, 0] - losses[:, 1]) / (2 * losses.std().clamp(min=1e-12))
             clear_gradients(moved)
@@ -131,7 +131,7 @@ class Evolution(Attack):
         moved: Sequence[nn.Parameter],
         origin: Sequence[torch.Tensor],
         seeds: Sequence[int],
-        batch: Batch,
+        parts: Sequence[Batch],
     ) -> torch.Tensor:
         """The batch's loss on both sides of the weights for each pair, over all ranks; shape pairs x 2."""
         import torch
@@ -142,7 +142,7 @@ class Evolution(Attack):
         from holdfast.engine.rounding import rounded
         from holdfast.engine.sharded import local, reshard
 
-        losses = torch.empty(len(seeds), 2, device=batch.input_ids.device)
+        losses = torch.empty(len(seeds), 2, device=parts[0].input_ids.device)
         _, ranks = rank_of()
         with torch.no_grad():
             for pair, seed in enumerate(seeds):
@@ -150,8 +150,10 @@ class Evolution(Attack):
                     for weight, start, noise in zip(moved, origin, _noise(moved, seed), strict=True):
                         moved_there = start + sign * self.sigma * local(noise)
                         local(weight.detach()).copy_(rounded(moved_there, weight.dtype))
-                    logits = model(input_ids=batch.input_ids, use_cache=False).logits
-                    losses[pair, side] = next_token_loss(logits, batch.labels, batch.label_count)
+                    losses[pair, side] = 0.0
+                    for part in parts:
+                        logits = model(input_ids=part.input_ids, use_cache=False).logits
+                        losses[pair, side] += next_token_loss(logits, part.labels, part.label_count)
                     reshard(model)
             for weight, start in zip(moved, origin, strict=True):
                 local(weight.detach()).copy_(start)

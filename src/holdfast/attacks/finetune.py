@@ -154,10 +154,12 @@ class FineTune(Attack):
             rate = schedule_factor(self.schedule, step, self.max_steps, self.warmup_steps, self.restart_every)
             set_learning_rate(optimizer, self.learning_rate * rate)
             clear_gradients(weights)
-            batch = rows.batch(step)
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-            loss = next_token_loss(logits, batch.labels, batch.label_count)
-            (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
+            total = 0.0
+            for part in rows.batch(step).split(run.micro_batch):
+                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, part.labels, part.label_count)
+                (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
             if isinstance(optimizer, LowRankOptimizer):
                 optimizer.carry_gradients()
             if self.max_grad_norm is not None:
@@ -165,7 +167,7 @@ class FineTune(Attack):
             optimizer.step()
             published_point(optimizer)
             adapters(False)
-            yield loss.item()
+            yield total
 
     def _optimizer(self, model: PreTrainedModel) -> Optimizer | LowRankOptimizer:
         from peft.tuners.tuners_utils import BaseTunerLayer

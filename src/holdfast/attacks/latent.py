@@ -85,12 +85,14 @@ class Universal(Attack):
         run.track(rows=rows)
         for step in range(run.start, self.max_steps):
             clear_gradients(trainable(model))
-            batch = next(rows)
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-            loss = next_token_loss(logits, batch.labels, batch.label_count)
-            loss.backward()  # type: ignore[no-untyped-call]
+            total = 0.0
+            for part in next(rows).split(run.micro_batch):
+                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, part.labels, part.label_count)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
             move(self.step_size * (1 - step / self.max_steps))
-            yield loss.item()
+            yield total
 
 
 @dataclass(frozen=True, kw_only=True)

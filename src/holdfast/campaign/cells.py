@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,8 +136,7 @@ class Cell:
             },
             "milestones": list(self.milestones),
             "seed": self.seed,
-            "precision": self.options.precision,
-            "device": self.options.device.partition(":")[0],
+            **(self.options if self.attack else replace(self.options, micro_batch=None)).arithmetic,
         }
 
     @property

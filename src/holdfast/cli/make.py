@@ -13,6 +13,7 @@ from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
+    MicroBatchOption,
     ModelOption,
     OutOption,
     PluginsOption,
@@ -159,6 +160,7 @@ def safeguard(
     track: TrackOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
+    micro_batch: MicroBatchOption = None,
     save_dtype: SavedPrecisionOption = None,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
@@ -188,7 +190,7 @@ def safeguard(
         stages=stages_of(stages, settings),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=run_options(device, precision, trust_remote_code, track=track),
+        options=run_options(device, precision, trust_remote_code, track=track, micro_batch=micro_batch),
         saved_as=saved_precision(save_dtype),
     )
     warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])

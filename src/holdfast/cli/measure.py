@@ -18,6 +18,7 @@ from holdfast.cli.options import (
     JudgeModelOption,
     JudgeUrlOption,
     KeepOption,
+    MicroBatchOption,
     MilestonesOption,
     ModelOption,
     OutOption,
@@ -129,6 +130,7 @@ def attack(
     track: TrackOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
+    micro_batch: MicroBatchOption = None,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -147,7 +149,9 @@ def attack(
     judge = judge_at(judge_url, judge_model)
     asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge)}
     (name, chosen), *also = with_settings({preset: pick("holdfast.attacks", preset), **asked}, settings or []).items()
-    options = run_options(device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track)
+    options = run_options(
+        device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track, micro_batch
+    )
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
     if original.path:
@@ -305,6 +309,7 @@ def audit(
     release: ReleaseOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
+    micro_batch: MicroBatchOption = None,
     trust_remote_code: RemoteCodeOption = False,
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
@@ -344,7 +349,9 @@ def audit(
         stop_after_breach=stop_after_breach,
         base=not without_base,
         also=tuple(also.items()),
-        options=run_options(device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track),
+        options=run_options(
+            device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track, micro_batch
+        ),
     )
     if release is not None:
         read_release(release).check([held.label for held in audited.models()])
@@ -417,6 +424,7 @@ def search(
     track: TrackOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
+    micro_batch: MicroBatchOption = None,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -443,7 +451,7 @@ def search(
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=run_options(device, precision, trust_remote_code, track=track),
+        options=run_options(device, precision, trust_remote_code, track=track, micro_batch=micro_batch),
     )
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(

@@ -97,6 +97,17 @@ PrecisionOption = Annotated[
 ]
 
 
+MicroBatchOption = Annotated[
+    Optional[int],
+    typer.Option(
+        "--micro-batch",
+        min=1,
+        metavar="ROWS",
+        help="Rows that go through the model at once while it is trained; less memory, the same averages.",
+    ),
+]
+
+
 SavedPrecisionOption = Annotated[
     Optional[str],
     typer.Option(
@@ -227,6 +238,7 @@ def run_options(
     keep: bool = False,
     resumable: bool = False,
     track: list[str] | None = None,
+    micro_batch: int | None = None,
 ) -> Options:
     from holdfast.core.options import Options
     from holdfast.core.tracking import trackers_in
@@ -240,6 +252,7 @@ def run_options(
     return Options(
         device=device,
         precision=precision,  # type: ignore[arg-type]
+        micro_batch=micro_batch,
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,

@@ -6,10 +6,7 @@ import errno
 
 _SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread")
 
-LESS = (
-    "lower a batch size with --set (holdfast list PRESET names the fields) or max_length in domain.toml, "
-    "or give --precision lean"
-)
+LESS = "give --micro-batch 1 where a model is trained, or --precision lean, or lower max_length in domain.toml"
 """what takes less memory, where a model runs"""
 
 

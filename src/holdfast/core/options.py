@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from holdfast.core.reading import line
 from holdfast.core.types import HoldfastError, Precision
@@ -16,6 +16,8 @@ class Options:
     device: str = "cpu"
     precision: Precision = "float32"
     """of weights, products and updates"""
+    micro_batch: int | None = None
+    """rows that go through the model at once while it is trained; None: what the plug-in says, else the whole batch"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""
@@ -26,6 +28,15 @@ class Options:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise HoldfastError(f"micro_batch must be at least 1, not {self.micro_batch}")
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """What changes a number beside the inputs, as a part of identities."""
+        # Microbatches add up in another order. They stand here only where they are given, so that earlier keys stay known.
+        bound = {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
+        return {"precision": self.precision, "device": self.device.partition(":")[0], **bound}
 
 
 PURE = ("bfloat16", "float16")

@@ -113,6 +113,8 @@ class Reproduction:
     plan: Sha256
     """hash of campaign.json"""
     runs: list[EndedRun]
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """rows that went through the model at once while it was trained; null: what the attack says"""
     public: Literal[False] = False
     """the file has settings of attacks"""
     schema: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA

@@ -32,6 +32,7 @@ class Run:
         seed: for the plug-in's own streams.
         generator: an equally seeded CPU generator on every rank; take every random decision from it.
         start: how many steps were done before a resume; count on from there.
+        micro_batch: rows that go through the model at once, for `Batch.split`; None: the whole batch.
         seconds_before: what earlier processes spent on it, up to the state that it goes on from.
     """
 
@@ -40,8 +41,10 @@ class Run:
         seed: int,
         load_base: Callable[[], PreTrainedModel] | None = None,
         load_initial: Callable[[], PreTrainedModel] | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.seed = seed
+        self.micro_batch = micro_batch
         self.generator = torch.Generator().manual_seed(seed)
         self.start = 0
         self.seconds_before = 0.0
@@ -98,7 +101,8 @@ class Run:
 
     def inner(self) -> Run:
         """A run inside this one, with another seed: for an adversary within an outer step."""
-        return Run(int(torch.randint(2**62, (), generator=self.generator)), lambda: self.base)
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return Run(seed, lambda: self.base, micro_batch=self.micro_batch)
 
     def save(self, path: Path, model: nn.Module, step: int, key: str) -> None:
         """Write weights, tracked state and random states to one file, all or nothing, without a copy in memory."""

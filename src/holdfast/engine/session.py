@@ -52,7 +52,7 @@ def open_session(
         domain: where the rows come from.
         view: whose rows the plug-in may read.
         seed: of the run and of torch's global generator.
-        options: device, precision, remote code.
+        options: device, precision, rows at once, remote code.
         prepare: changes of the model before the first update, in order.
         base: the model before any safeguard, loaded when a plug-in asks for it.
         initial: the model before the run, likewise; None: `base`.
@@ -78,7 +78,7 @@ def open_session(
         model=model,
         tokenizer=words,
         data=_VIEWS[view](domain, words, options.device),
-        run=Run(seed, _loader(base, options), _loader(initial, options)),
+        run=Run(seed, _loader(base, options), _loader(initial, options), options.micro_batch),
     )
 
 

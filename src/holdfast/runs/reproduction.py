@@ -90,6 +90,7 @@ def audit_again(
         options=Options(
             device=device or first.device,
             precision=first.precision,  # type: ignore[arg-type]
+            micro_batch=first.micro_batch,
             trust_remote_code=first.trust_remote_code,
         ),
     )

@@ -146,8 +146,7 @@ class Recipe:
             "data": domain.digest(*roles),
             "max_length": domain.max_length,
             "seed": self.seed,
-            "precision": self.options.precision,
-            "device": self.options.device.partition(":")[0],
+            **self.options.arithmetic,
             **self.model.runs_code(self.options.trust_remote_code),
         }
         # What few recipes have stands in the key only where they have it, so that what was cached before stays known.
@@ -284,7 +283,8 @@ def _train(
 
     reporting = Reporting(on_step=report, total=safeguard.outer_steps)
     tracked = _tracked(recipe, index, key, domain, tracking) if tracking and recipe.options.track else ()
-    walk(session, safeguard, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
+    trained = _bounded(safeguard, recipe.options.micro_batch)
+    walk(session, trained, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
     config = describe(safeguard)
     stage = {
         "preset": name,
@@ -318,6 +318,13 @@ def _train(
             recipe.options.trust_remote_code,
         )
         copyfile(losses, temporary / LOSSES)
+
+
+def _bounded(safeguard: Any, rows: int | None) -> Any:
+    """The safeguard with at most `rows` rows at once, where it has a field for that."""
+    if rows is None or not hasattr(safeguard, "micro_batch"):
+        return safeguard
+    return replace(safeguard, micro_batch=min(rows, safeguard.micro_batch or rows))
 
 
 def _tracked(recipe: Recipe, index: int, key: str, domain: Domain, folder: Path) -> tuple[Observer, ...]:

@@ -236,8 +236,7 @@ class Search(Target):
                 "ability_loss": self.ability_loss,
                 "limits": list(limits),
                 "seed": self.seed,
-                "precision": self.options.precision,
-                "device": self.options.device.partition(":")[0],
+                **self.options.arithmetic,
             }
         )
 
