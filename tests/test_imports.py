@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "safeguards": {"core", "engine", "attacks", "safeguards"},
     "evals": {"core", "engine", "evals"},
     "testbed": {"core", "engine", "testbed"},
-    "jobs": {"core.memory", "core.outside", "core.reuse", "core.types", "jobs"},
+    "jobs": {"core.memory", "core.outside", "core.reuse", "core.stopping", "core.system", "core.types", "jobs"},
     "testing": {"core", "engine", "attacks", "safeguards", "evals", "testbed", "testing"},
     "campaign": {"core", "engine", "attacks", "safeguards", "evals", "jobs", "campaign"},
     "stats": {"core.files", "core.records", "core.release", "core.reproduction", "core.types", "stats"},

@@ -468,3 +468,18 @@ def test_a_file_that_was_written_just_now_is_read_again(
     file_digest(tmp_path / "a")
     file_digest(tmp_path / "a")
     assert len(read) == 2
+
+
+@pytest.mark.situation("interruption", "a clock that goes back")
+def test_a_clock_that_goes_back_makes_no_old_content_pass_for_the_new(
+    read: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file then seems to come from the future, and a second write may have an earlier time than the first."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(files.time, "time_ns", lambda: path.stat().st_mtime_ns - 3600 * 10**9)
+    before, moment = file_digest(path), path.stat()
+    path.write_bytes(b"behind")
+    os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns - 1800 * 10**9))
+    assert file_digest(path) != before
+    assert len(read) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from holdfast.attacks.finetune import FineTune
+from holdfast.core.stopping import Stopped, listening
 from holdfast.core.types import NonFinite
 from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
@@ -210,3 +213,22 @@ def test_a_state_that_takes_long_to_write_is_written_less_often(
 
     walk(on(nn.Linear(1, 1), Slow(0)), Yields([1.0] * 400), ticking, Resumable(path=tmp_path / "run", key="k"))
     assert states[: len(saved)] == saved
+
+
+def test_a_run_that_the_system_stops_is_saved_after_the_running_update_and_goes_on(tmp_path: Path) -> None:
+    class Asked(Kept):
+        """The system's signal comes in the second update."""
+
+        def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+            for step, losses in super().__call__(session, steps):
+                if step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield step, losses
+
+    seen, resumable = Asked(), Resumable(path=tmp_path / "run", key="k")
+    with pytest.raises(Stopped), listening():
+        walk(on(nn.Linear(1, 1), Run(0)), Yields([1.0, 2.0, 3.0]), seen, resumable)
+    assert seen.steps == [(1, 1.0), (2, 2.0)]
+    rest = Kept()
+    walk(on(nn.Linear(1, 1), Run(0)), Yields([1.0, 2.0, 3.0]), rest, resumable)
+    assert rest.steps == [(3, 3.0)]

@@ -22,7 +22,7 @@ from holdfast.core.presets import collect, describe
 from holdfast.core.reuse import hearing, say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Outcome, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 from tests.outside import write_plugin
 
 OnStep = Callable[[int, int], None]

@@ -12,6 +12,7 @@ from holdfast.campaign.run import check_campaign, run_campaign
 from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.executor import Workers
 from holdfast.runs import evaluate as evaluating
 from holdfast.runs.audit import Audit
 from holdfast.runs.search.attacker import Found, search_and_confirm
@@ -20,19 +21,19 @@ from holdfast.runs.stages import Recipe, build, is_built
 
 
 @overload
-def run(what: Audit | Campaign, out: Path | str, *, workers: int = 2, progress: bool = True) -> Results: ...
+def run(what: Audit | Campaign, out: Path | str, *, workers: Workers = 2, progress: bool = True) -> Results: ...
 
 
 @overload
-def run(what: Recipe, out: Path | str, *, workers: int = 2, progress: bool = True) -> Checkpoint: ...
+def run(what: Recipe, out: Path | str, *, workers: Workers = 2, progress: bool = True) -> Checkpoint: ...
 
 
 @overload
-def run(what: Search, out: Path | str, *, workers: int = 2, progress: bool = True) -> Found: ...
+def run(what: Search, out: Path | str, *, workers: Workers = 2, progress: bool = True) -> Found: ...
 
 
 def run(
-    what: Audit | Campaign | Recipe | Search, out: Path | str, *, workers: int = 2, progress: bool = True
+    what: Audit | Campaign | Recipe | Search, out: Path | str, *, workers: Workers = 2, progress: bool = True
 ) -> Results | Checkpoint | Found:
     """Run an audit, a campaign, the stages of a safeguard, or a search with its confirmation.
 
@@ -42,7 +43,7 @@ def run(
     Args:
         what: the value to run.
         out: the folder to work in.
-        workers: processes at a time; a recipe takes one.
+        workers: processes of this machine at a time, or an executor such as `jobs.slurm.Slurm`; a recipe takes one process.
         progress: show how the run goes in a terminal or a notebook; elsewhere nothing is shown.
 
     Returns:
@@ -125,13 +126,13 @@ def make_testbed(
     return folder
 
 
-def study(name: str, out: Path | str, *, workers: int = 2, progress: bool = True) -> dict[str, Any]:
+def study(name: str, out: Path | str, *, workers: Workers = 2, progress: bool = True) -> dict[str, Any]:
     """Run a study by its name: safeguards or families of attack compared on the testbed.
 
     Args:
         name: as `holdfast study` takes it.
         out: the folder; `tables.md` and its pictures are written there.
-        workers: processes at a time.
+        workers: processes of this machine at a time, or an executor.
         progress: as for `run`.
 
     Returns:

@@ -30,14 +30,15 @@ from holdfast.core.records import PLAN, CampaignPlan
 from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Job, Outcome, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 
 
 def run_campaign(
     campaign: Campaign,
     out: Path | str,
-    workers: int = 2,
+    workers: Workers = 2,
     *,
     title: str = "",
     suite: str = "",
@@ -50,7 +51,7 @@ def run_campaign(
     Args:
         campaign: the cells.
         out: the folder.
-        workers: processes at a time.
+        workers: processes of this machine at a time, or an executor.
         title: of the report; by default it names the models under test.
         suite: what the attacks are called together; by default their number and a hash of their settings.
         command: for the record.
@@ -84,7 +85,7 @@ def called_by_content(attacks: Mapping[str, Attack]) -> str:
 def run_held(
     campaign: Campaign,
     out: Path,
-    workers: int,
+    workers: Workers,
     *,
     title: str,
     suite: str,
@@ -98,7 +99,7 @@ def run_held(
     Args:
         campaign: to be run.
         out: the folder.
-        workers: processes at a time.
+        workers: processes of this machine at a time, or an executor.
         title: of the campaign.
         suite: its attacks, in a name.
         command: for the record.
@@ -115,13 +116,13 @@ def run_held(
             record_failure(outcome.job.arguments["cell"], out, outcome.error, outcome.seconds)
 
     write_plan(campaign, out, list(ids.values()), title=title, suite=suite, command=command, **details)
-    pending = [cell for cell in cells if not is_done(cell, ids[cell.name], out)]
+    done = {cell.name for cell in cells if is_done(cell, ids[cell.name], out)}
+    pending = [cell for cell in cells if cell.name not in done]
     just_run = {cell.id for cell in after.cells()} if after else set()
-    if reused := sum(cell not in pending and ids[cell.name] not in just_run for cell in cells):
+    if reused := sum(ids[name] not in just_run for name in done):
         say_reused(f"{reused} of {len(cells)} cells, recorded in {out}")
-    for cell in cells:
-        if cell not in pending:  # a kill came between its record and the end of its state
-            state_path(out, ids[cell.name]).unlink(missing_ok=True)
+    for name in done:  # a kill came between its record and the end of its state
+        state_path(out, ids[name]).unlink(missing_ok=True)
     jobs = cell_jobs(pending, out, untouched_undefended(cells))
     return list(run_jobs(jobs, workers, record, on_progress).values())
 

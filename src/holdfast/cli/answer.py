@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FAILED_ON = 3
 """the exit status of a command whose verdict is one that `--fail-on` names"""
 
-CARRIED = ("plugins", "track", "device", "precision", "micro_batch", "trust_remote_code", "threads", "workers")
+CARRIED = (
+    "plugins", "track", "device", "precision", "micro_batch", "trust_remote_code", "threads", "executor", "workers", "cluster",
+)  # fmt: skip
 """options that the next command takes over: they belong to the machine and the model"""
 
 _STREAM = "holdfast.stdout"

@@ -49,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Whatever the user can mend is one sentence on standard error and status 2. A verdict that `--fail-on` names is status 3.
     """
+    from holdfast.core import stopping
     from holdfast.core.memory import shortage
+    from holdfast.core.system import refused
     from holdfast.core.types import HoldfastError
 
     prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with redirect_stdout(sys.stdout):  # a verb may print elsewhere from some point on
+        with stopping.listening(), redirect_stdout(sys.stdout):  # a verb may print elsewhere from some point on
             status = app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False, obj=words)
         if status == _STOPPED:  # Typer takes the interrupt for itself
             raise KeyboardInterrupt
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         return _report_error("stopped; run the same command again to go on", status=_STOPPED)
+    except stopping.Stopped:
+        return _report_error("stopped by the system; run the same command again to go on", status=stopping.STATUS)
     except _Usage as error:
         return _report_error(_usage(error))
     except Exception as error:
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, HoldfastError):
             return _report_error(str(error))
         if isinstance(error, OSError):
-            return _report_error(_system(error))
+            return _report_error(refused(error))
         raise
 
 
@@ -102,17 +106,6 @@ def _usage(error: Any) -> str:
         return f"{before} is now called {now}; {command} --help says what it takes"
     message = error.format_message().rstrip(".")
     return f"{message[:1].lower()}{message[1:]}; {command} --help shows what may be given"
-
-
-def _system(error: OSError) -> str:
-    """The sentence on what the system refused."""
-    import errno
-
-    # The second name is where a temporary file was to go.
-    where = f" ({error.filename2 or error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space and run the same command again to go on"
-    return f"{error.strerror or error}{where}; check the path and its permissions"
 
 
 def _report_error(text: str, status: int = 2) -> int:

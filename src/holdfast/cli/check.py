@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from holdfast.cli.answer import JsonOption, command_of, end
+from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.options import PluginsOption, WorkersOption, model_label
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.outside import load_plugins
@@ -72,7 +73,9 @@ def reproduce(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what is needed and, of what is given, whether it is the same.")
     ] = False,
+    executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
+    cluster: ClusterOption = None,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu, cuda or cuda:N; default: as in FILE.")] = None,
     plugins: PluginsOption = None,
     as_json: JsonOption = False,
@@ -106,7 +109,7 @@ def reproduce(
     from holdfast.cli.options import check_device
     from holdfast.runs.reproduction import audit_again, known_runs, other_inputs, other_versions
 
-    check_device(device or first.device)
+    check_device("cpu" if executor != "local" else device or first.device)
     audit = audit_again(
         first, model=model, undefended=undefended, domain=domain, reference=reference, never_exposed=never_exposed,
         peers=tuple(peer or ()), device=device,
@@ -128,9 +131,10 @@ def reproduce(
     from holdfast.stats.reproduction import compare
     from holdfast.stats.summary import summarise
 
+    where = workers_of(executor, cluster, workers, out)
     title = f"Audit of {model_label(model)}, made again"
     with show_jobs(console, title) as on_progress:
-        audit.run(out, workers, title=title, suite=first.suite, command=command_of(context), on_progress=on_progress)
+        audit.run(out, where, title=title, suite=first.suite, command=command_of(context), on_progress=on_progress)
     audited = finish(console, out)
     made, results = read_campaign(out)
     outcome = compare(first, made, results, summarise(made, results))

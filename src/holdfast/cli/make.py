@@ -9,6 +9,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
+from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
@@ -44,7 +45,9 @@ def demo(
         Literal["knowledge", "real"],
         typer.Option("--kind", help="An invented world with tiny models, or real facts and a released model (`real`)."),
     ] = "knowledge",
+    executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
+    cluster: ClusterOption = None,
     precision: PrecisionOption = "float32",
     status: StatusOption = None,
     plugins: PluginsOption = None,
@@ -60,8 +63,9 @@ def demo(
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import run_demo
 
+    where = workers_of(executor, cluster, workers, out)
     with show_jobs(console, "demo") as on_progress:
-        run_demo(out, seed, workers, command_of(context), kind, run_options("cpu", precision, False), on_progress)
+        run_demo(out, seed, where, command_of(context), kind, run_options("cpu", precision, False), on_progress)
     document = finish(console, out)
     models, testbed_folder = out / "models", out / "testbed"
     controls = f"--undefended {quoted(testbed_folder / 'model')} --reference {quoted(models / 'random-mapping')} "

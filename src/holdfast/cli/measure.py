@@ -10,6 +10,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
+from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
@@ -66,7 +67,9 @@ def study(
         ),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
+    executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
+    cluster: ClusterOption = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long the study would take.")] = False,
     status: StatusOption = None,
     plugins: PluginsOption = None,
@@ -87,7 +90,8 @@ def study(
         end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
     with show_jobs(console, name) as on_progress:
-        outcomes = run_study(name, chosen, out, workers, command_of(context), on_progress)
+        where = workers_of(executor, cluster, workers, out)
+        outcomes = run_study(name, chosen, out, where, command_of(context), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
         say(console, line)
     failed = [f"{outcome.job.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
@@ -119,6 +123,8 @@ def attack(
         typer.Option("--base", help="The model before any safeguard, for attacks that need it; default: the card's."),
     ] = None,
     seed: SeedOption = 0,
+    executor: ExecutorOption = "local",
+    cluster: ClusterOption = None,
     milestones: MilestonesOption = None,
     evaluations: EvaluationsOption = None,
     judge_url: JudgeUrlOption = None,
@@ -149,8 +155,16 @@ def attack(
     judge = judge_at(judge_url, judge_model)
     asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge)}
     (name, chosen), *also = with_settings({preset: pick("holdfast.attacks", preset), **asked}, settings or []).items()
+    where = workers_of(executor, cluster, 1, out)
     options = run_options(
-        device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track, micro_batch
+        device,
+        precision,
+        trust_remote_code,
+        keep_attacked_weights,
+        resumable_attacks,
+        track,
+        micro_batch,
+        elsewhere=executor != "local",
     )
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
@@ -160,7 +174,7 @@ def attack(
         run_attack(
             name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,
             milestones=parse_milestones(milestones) if milestones else None, also=tuple(also),
-            options=options, command=command_of(context), on_progress=on_progress,
+            options=options, workers=where, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
     document = finish(console, out)
     say_tracked(console, options.track, tracking_folder(out))
@@ -296,7 +310,9 @@ def audit(
             "Off by default.",
         ),
     ] = None,
+    executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
+    cluster: ClusterOption = None,
     milestones: MilestonesOption = None,
     evaluations: EvaluationsOption = None,
     judge_url: JudgeUrlOption = None,
@@ -350,9 +366,17 @@ def audit(
         base=not without_base,
         also=tuple(also.items()),
         options=run_options(
-            device, precision, trust_remote_code, keep_attacked_weights, resumable_attacks, track, micro_batch
+            device,
+            precision,
+            trust_remote_code,
+            keep_attacked_weights,
+            resumable_attacks,
+            track,
+            micro_batch,
+            elsewhere=executor != "local",
         ),
     )
+    where = workers_of(executor, cluster, workers, out)
     if release is not None:
         read_release(release).check([held.label for held in audited.models()])
     title = f"Audit of {model_label(model)}"
@@ -363,7 +387,7 @@ def audit(
     with show_jobs(console, title) as on_progress:
         audited.run(
             out,
-            workers,
+            where,
             command=command_of(context, "file"),
             on_progress=on_progress,
         )
@@ -417,7 +441,9 @@ def search(
         Optional[str],
         typer.Option("--never-exposed", help="A control that never learned the hazard, for the confirmation."),
     ] = None,
+    executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
+    cluster: ClusterOption = None,
     status: StatusOption = None,
     plugins: PluginsOption = None,
     seed: SeedOption = 0,
@@ -451,12 +477,15 @@ def search(
         budget=Budget(trials=trials, steps=steps, tokens=tokens, flops=flops),
         ability_loss=ability_loss,
         seed=seed,
-        options=run_options(device, precision, trust_remote_code, track=track, micro_batch=micro_batch),
+        options=run_options(
+            device, precision, trust_remote_code, track=track, micro_batch=micro_batch, elsewhere=executor != "local"
+        ),
     )
+    where = workers_of(executor, cluster, workers, out)
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
             chosen, out, models_of(model, undefended, reference, never_exposed), label=model_label(model),
-            held_out=held_out, seeds=confirm_seeds, workers=workers, command=command_of(context), on_progress=on_progress,
+            held_out=held_out, seeds=confirm_seeds, workers=where, command=command_of(context), on_progress=on_progress,
         )  # fmt: skip
     draw_search(outcome.description, out / "search.svg")
     page = out / "confirmation" / "report.html"

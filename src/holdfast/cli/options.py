@@ -138,9 +138,12 @@ ThreadsOption = Annotated[
 ]
 
 
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, callback=_at_most(WORKERS), help="Processes at a time.")
-]
+def _workers(context: typer.Context, count: int) -> int:
+    """Only the processes of this machine have a limit."""
+    return _at_most(WORKERS)(count) if context.params.get("executor", "local") == "local" else count
+
+
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, callback=_workers, help="Processes at a time.")]
 
 
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
@@ -239,11 +242,13 @@ def run_options(
     resumable: bool = False,
     track: list[str] | None = None,
     micro_batch: int | None = None,
+    elsewhere: bool = False,
 ) -> Options:
+    """The options of a run; a device that only other machines need is not looked for on this one (`elsewhere`)."""
     from holdfast.core.options import Options
     from holdfast.core.tracking import trackers_in
 
-    check_device(device)
+    check_device("cpu" if elsewhere else device)
     tools = trackers_in(track or ())
     if tools:
         from holdfast.engine.trackers import log_in

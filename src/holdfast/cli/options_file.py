@@ -90,6 +90,8 @@ def _is_there(path: Path, name: str) -> bool:
     """Whether a text that need not be a path names something beside the file."""
     from holdfast.runs.suites import suites
 
-    if name in ("precision", "device", "milestones", "settings") or (name == "suite" and path.name in suites()):
+    if name in ("precision", "device", "milestones", "settings", "executor", "cluster"):
+        return False
+    if name == "suite" and path.name in suites():
         return False
     return path.exists()

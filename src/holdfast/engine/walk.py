@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from holdfast.core.files import write_text
 from holdfast.core.losses import Line, read_lines, written
+from holdfast.core.stopping import Stopped, saving
 from holdfast.core.types import NonFinite
 from holdfast.engine.run import Run
 from holdfast.engine.session import Session
@@ -84,7 +85,8 @@ class Untouched:
 class Resumable:
     """Save the run now and then, and go on from what an earlier process saved. This has to be the outermost observer.
 
-    The state is saved when every observer has seen an update, so that tracked state and weights belong to the same step.
+    The state is saved when every observer has seen an update, so that tracked state and weights belong to the same step. Where
+    the system asks the process to end, the state is saved after the running update, and the walk ends (`core.stopping`).
     """
 
     path: Path
@@ -94,12 +96,16 @@ class Resumable:
     def __call__(self, session: Session[Any], steps: Steps) -> Steps:
         session.run.resume(self.path, session.model, self.key)
         saved, wait = time.monotonic(), SAVE_EVERY
-        for step, losses in steps:
-            yield step, losses
-            if (begun := time.monotonic()) - saved >= wait:
-                session.run.save(self.path, session.model, step, self.key)
-                saved = time.monotonic()
-                wait = SAVE_EVERY * max(1.0, (saved - begun) / SAVE_COST)
+        with saving() as asked_to_stop:
+            for step, losses in steps:
+                yield step, losses
+                stop = asked_to_stop()
+                if (begun := time.monotonic()) - saved >= wait or stop:
+                    session.run.save(self.path, session.model, step, self.key)
+                    saved = time.monotonic()
+                    wait = SAVE_EVERY * max(1.0, (saved - begun) / SAVE_COST)
+                if stop:
+                    raise Stopped
 
 
 @dataclass(frozen=True, kw_only=True)

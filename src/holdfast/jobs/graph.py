@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,10 @@ class Graph:
                 self._sorter.add(job, *job.after)
                 waiting += job.after
         self._sorter.prepare()
-        self._ready: list[Job] = []
+        self._ready: list[tuple[int, Job]] = []
+        """a heap; the first is started next"""
+        self._ended = 0.0
+        """sizes of the jobs that have ended"""
         self._started = time.monotonic()
         self._total = sum(job.size for job in self._preference) or 1.0
         self._find_ready()
@@ -89,30 +93,35 @@ class Graph:
         """Whether a job has not ended yet."""
         return self._sorter.is_active()
 
+    @property
+    def ready(self) -> int:
+        """How many jobs may start."""
+        return len(self._ready)
+
     def start(self) -> Job | None:
         """Take the next job that may start; None where all wait for others that run."""
-        return self._ready.pop(0) if self._ready else None
+        return heapq.heappop(self._ready)[1] if self._ready else None
 
     def again(self, job: Job) -> None:
         """Put a job that was started back to the front."""
-        self._ready.insert(0, job)
+        heapq.heappush(self._ready, (self._preference[job] - len(self._preference), job))
 
     def end(self, outcome: Outcome) -> None:
         """Note how a job ended. A job that waits for a failed job is never run, and fails too."""
         self.outcomes[outcome.job] = outcome
+        self._ended += outcome.job.size
         self._on_outcome(outcome)
         self._sorter.done(outcome.job)
         self._find_ready()
 
     def progress(self, running: Mapping[Job, float]) -> Progress:
         """The progress of all jobs, given the done shares of the running jobs."""
-        ended = sum(job.size for job in self.outcomes)
         partly = sum(share * job.size for job, share in running.items())
         return Progress(
             done=list(self.outcomes.values()),
             running={job.name: share for job, share in running.items()},
             waiting=len(self._preference) - len(self.outcomes) - len(running),
-            share=(ended + partly) / self._total,
+            share=(self._ended + partly) / self._total,
             seconds=time.monotonic() - self._started,
         )
 
@@ -120,7 +129,6 @@ class Graph:
         for job in self._sorter.get_ready() if self._sorter.is_active() else ():
             failed = next((needed for needed in job.after if self.outcomes[needed].error is not None), None)
             if failed is None:
-                self._ready.append(job)
+                heapq.heappush(self._ready, (self._preference[job], job))
             else:
                 self.end(Outcome(job=job, error=f"not run, because {failed.name} failed"))
-        self._ready.sort(key=lambda job: self._preference[job])

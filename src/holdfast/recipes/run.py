@@ -16,6 +16,7 @@ from holdfast.core.outside import outside
 from holdfast.core.presets import merged
 from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
+from holdfast.jobs.executor import Workers, count
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.recipes import demo, real
 from holdfast.recipes.names import STUDIES
@@ -58,7 +59,7 @@ def _made(place: str) -> Study | RedTeam:
 def run_demo(
     out: Path,
     seed: int,
-    workers: int,
+    workers: Workers,
     command: str,
     kind: DemoKind,
     options: Options,
@@ -93,7 +94,7 @@ def run_study(
     name: str,
     study: Study | RedTeam,
     out: Path,
-    workers: int,
+    workers: Workers,
     command: str,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Outcome]:
@@ -105,7 +106,7 @@ def run_study(
     kind = name.removesuffix("-full")
     with working_in(out, f"study {kind}", {}, command, on_progress) as work:
         outcomes = study.run(out, workers, command, work.progress)
-        described = Described(title=study.title, command=command, seconds=work.seconds, workers=workers)
+        described = Described(title=study.title, command=command, seconds=work.seconds, workers=count(workers))
         if isinstance(study, RedTeam):
             text, table = families_page(study, kind, out, described)
         elif kind == "claims":

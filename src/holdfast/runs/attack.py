@@ -13,6 +13,7 @@ from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Outcome, Progress
 
 
@@ -67,6 +68,7 @@ def run_attack(
     milestones: tuple[int, ...] | None = None,
     also: tuple[tuple[str, Evaluation], ...] = (),
     options: Options = Options(),  # noqa: B008 - frozen
+    workers: Workers = 1,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Outcome]:
@@ -88,4 +90,4 @@ def run_attack(
     title = f"{name} on {label}"
     with claimed_campaign(campaign, out, title):
         check_campaign(campaign)
-        return run_held(campaign, out, 1, title=title, suite=name, command=command, on_progress=on_progress)
+        return run_held(campaign, out, workers, title=title, suite=name, command=command, on_progress=on_progress)

@@ -26,6 +26,7 @@ from holdfast.core.records import FOREIGN, plain_attack, read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.base import Evaluation
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.runs.fitting import suite_for
 from holdfast.runs.reproducible import write_reproduction
@@ -165,7 +166,7 @@ class Audit:
     def run(
         self,
         out: Path | str,
-        workers: int = 2,
+        workers: Workers = 2,
         *,
         suite: str = "",
         command: str = "",
@@ -176,7 +177,7 @@ class Audit:
 
         Args:
             out: the folder.
-            workers: processes at a time.
+            workers: processes of this machine at a time, or an executor.
             suite: what the attacks are called together; empty: `called`.
             command: for the record.
             title: of the report; empty: it names the model.

@@ -12,7 +12,7 @@ from holdfast.core.files import atomic_file, atomic_folder, cache_folder, claime
 from holdfast.core.reading import parsed_json
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 from holdfast.runs.real_answers import answer, chat_of, say_freely
 from holdfast.testbed.folder import MARKER
 from holdfast.testbed.real.facts import TEMPLATES, Fact, all_facts, question, sources

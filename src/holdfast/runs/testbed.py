@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.core.files import claimed
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.graph import Job, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 from holdfast.testbed.folder import MARKER, MODELS, Kind, is_testbed, place, write_domain
 from holdfast.testbed.world import Sizes
 

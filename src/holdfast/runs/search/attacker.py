@@ -16,6 +16,7 @@ from holdfast.core.records import read_campaign
 from holdfast.core.shown import frame, html
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Progress
 from holdfast.runs.audit import models_of
 from holdfast.runs.search.confirmation import Confirmed, confirmation, confirmed, searched_classes
@@ -79,7 +80,7 @@ def search_and_confirm(
     label: str = "",
     held_out: Sequence[str] = (),
     seeds: int = 5,
-    workers: int = 1,
+    workers: Workers = 1,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Found:
@@ -94,7 +95,7 @@ def search_and_confirm(
         label: of the searched model among `models`; empty: `label_of` it.
         held_out: families that the search leaves out, for the record.
         seeds: fresh seeds of the confirmation.
-        workers: processes at a time.
+        workers: processes of this machine at a time, or an executor.
         command: for the record.
         on_progress: called with how the trials, and then the confirmation's cells, stand.
 

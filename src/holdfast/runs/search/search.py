@@ -34,8 +34,9 @@ from holdfast.core.reading import excerpt
 from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Job, Outcome, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 
 if TYPE_CHECKING:
     import optuna
@@ -136,11 +137,11 @@ class Search(Target):
         look_at(domain, [Checkpoint(self.model)], sorted(roles), self.options.trust_remote_code)
 
     def run(
-        self, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = lambda progress: None
+        self, out: Path, workers: Workers = 1, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> list[Trial]:
         """Try attacks until a limit of the budget is reached; trials recorded in `out` are not run again.
 
-        With one worker, trials run in this process. With more workers, trials run in separate processes.
+        With one worker on this machine, trials run in this process. Otherwise each runs in a worker.
 
         Returns:
             The trials in the order in which they were proposed.
@@ -252,7 +253,9 @@ class Search(Target):
             study.tell(ask, state=states.PRUNED if trial.status == "pruned" else states.FAIL)
 
 
-def _run(arguments: Sequence[dict[str, Any]], workers: int, on_progress: Callable[[Progress], None]) -> list[Outcome]:
+def _run(
+    arguments: Sequence[dict[str, Any]], workers: Workers, on_progress: Callable[[Progress], None]
+) -> list[Outcome]:
     """Run a round of trials.
 
     Raises:

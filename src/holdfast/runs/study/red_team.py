@@ -18,8 +18,9 @@ from holdfast.attacks.base import Attack
 from holdfast.attacks.space import collect_families
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Job, Outcome, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 from holdfast.runs.search.confirmation import searched_classes
 from holdfast.runs.search.search import best_of, search_family
 from holdfast.runs.study.method import Method
@@ -85,7 +86,7 @@ class RedTeam:
         )
 
     def run(
-        self, out: Path, workers: int, command: str, on_progress: Callable[[Progress], None] = lambda progress: None
+        self, out: Path, workers: Workers, command: str, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> list[Outcome]:
         """Search, then attack; finished jobs are not run again.
 

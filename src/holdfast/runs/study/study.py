@@ -20,8 +20,9 @@ from holdfast.campaign.cells import Campaign, Model
 from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
+from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Job, Outcome, Progress
-from holdfast.jobs.local import run_jobs
+from holdfast.jobs.run import run_jobs
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.tuning import Trial, best_trial
 from holdfast.runs.study.world import ASKING_SECONDS, BASE_SECONDS, CELL_SECONDS, World
@@ -87,7 +88,7 @@ class Study:
     def run(
         self,
         out: Path,
-        workers: int,
+        workers: Workers,
         command: str = "",
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Outcome]:

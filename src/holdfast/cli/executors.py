@@ -1,0 +1,93 @@
+"""The options that say where jobs run: on this machine, or in the workers of a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import typer
+
+from holdfast.cli.terminal import fail
+
+if TYPE_CHECKING:
+    from holdfast.jobs.executor import Workers
+
+Kind = Literal["local", "slurm", "ray"]
+
+ExecutorOption = Annotated[
+    Kind,
+    typer.Option(
+        "--executor",
+        is_eager=True,  # --workers asks for it
+        help="Where jobs run: in processes of this machine, in jobs of SLURM, or in tasks of Ray.",
+    ),
+]
+
+
+ClusterOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--cluster",
+        metavar="NAME=VALUE",
+        help="Setting of SLURM or Ray for a worker, repeatable: cpus, gpus, memory (GB), host; SLURM's partition, account, qos, "
+        "minutes; Ray's address.",
+    ),
+]
+
+_NOT_SET_SO = ("workers", "folder")
+"""fields that have options of their own"""
+
+
+def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Path) -> Workers:
+    """Where the jobs of a verb run.
+
+    Args:
+        executor: of `--executor`.
+        cluster: the pairs of `--cluster`.
+        workers: of `--workers`.
+        out: the folder of the run, in which SLURM's jobs leave what they print.
+
+    Raises:
+        HoldfastError: a setting is unknown or of another type, or what the executor needs is missing.
+    """
+    if executor == "local":
+        if cluster:
+            fail("--cluster is for --executor slurm or ray; leave --cluster out, or name the executor")
+        return workers
+    if executor == "slurm":
+        from holdfast.jobs.slurm import Slurm
+
+        return Slurm(workers=workers, folder=out.resolve() / "slurm", **_read(Slurm, cluster or ()))
+    from holdfast.jobs.ray import Ray
+
+    return Ray(workers=workers, **_read(Ray, cluster or ()))
+
+
+def _read(kind: type, cluster: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """The settings as the fields hold them: a text is what it looks like in its field's type."""
+    import dataclasses
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter
+
+    from holdfast.core.domain import nearest
+    from holdfast.core.escape import short
+    from holdfast.core.reading import misfit
+
+    hints = get_type_hints(kind)
+    known = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in _NOT_SET_SO}
+    values: dict[str, Any] = {}
+    for pair in cluster:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            fail(f"--cluster {short(pair)} is not of the form NAME=VALUE, such as cpus=4")
+        if name not in known:
+            fail(f"--cluster: {kind.__name__} has no setting {short(name)!r}; {nearest(name, known)}")
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(text)
+        except ValueError as error:
+            fail(f"--cluster {name}: {misfit(error)}")
+        least = 1 if known[name] else 0  # 0 stands for the cluster's own number, where that is the default
+        if not isinstance(values[name], str) and not least <= values[name] < 1e9:
+            fail(f"--cluster {name}: {short(text)} is no number that a worker can have; give one from {least} on")
+    return values

@@ -1,0 +1,73 @@
+"""What a command is told of a cluster: settings of the right type, or one sentence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli.app import main
+from holdfast.cli.executors import Kind, workers_of
+from holdfast.core.types import HoldfastError
+from holdfast.jobs.ray import Ray
+from holdfast.jobs.slurm import Slurm
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a cluster."""
+    for room in ("ray", "slurm"):
+        monkeypatch.setattr(f"holdfast.jobs.{room}.find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def test_settings_become_what_the_executor_has(installed: None, tmp_path: Path) -> None:
+    assert workers_of("local", None, 3, tmp_path) == 3
+    pairs = ["partition=gpu", "account=1234", "minutes=90", "memory=2.5", "gpus=2", "cpus=8", "host=login1"]
+    assert workers_of("slurm", pairs, 64, tmp_path) == Slurm(
+        folder=tmp_path / "slurm", workers=64, partition="gpu", account="1234", minutes=90, memory=2.5, gpus=2, cpus=8,
+        host="login1",
+    )  # fmt: skip
+    assert workers_of("ray", ["gpus=0.25", "address=auto"], 5, tmp_path) == Ray(workers=5, gpus=0.25, address="auto")
+
+
+@pytest.mark.situation("hostile input", "a setting of a cluster")
+@pytest.mark.parametrize(
+    ("executor", "pair", "said"),
+    [
+        ("local", "cpus=1", "--cluster is for --executor slurm or ray; leave --cluster out"),
+        ("slurm", "cpu=1", "Slurm has no setting 'cpu'; did you mean cpus"),
+        ("slurm", "workers=1", "Slurm has no setting 'workers'"),
+        ("ray", "partition=gpu", "Ray has no setting 'partition'"),
+        ("slurm", "partition", "--cluster partition is not of the form NAME=VALUE"),
+        ("slurm", "minutes=soon", "--cluster minutes: input should be a valid integer"),
+        ("slurm", "minutes=0", "--cluster minutes: 0 is no number that a worker can have; give one from 1 on"),
+        ("slurm", "cpus=-1", "give one from 1 on"),
+        ("ray", "gpus=-0.5", "give one from 0 on"),
+        ("ray", "memory=nan", "no number that a worker can have"),
+        ("ray", "memory=1e400", "no number that a worker can have"),
+    ],
+)
+def test_a_setting_that_does_not_fit(executor: Kind, pair: str, said: str, installed: None, tmp_path: Path) -> None:
+    with pytest.raises(HoldfastError, match=re.escape(said)):
+        workers_of(executor, [pair], 2, tmp_path)
+
+
+def test_what_an_executor_needs_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("holdfast.jobs.slurm.find_spec", lambda name: object())
+    with pytest.raises(HoldfastError, match="there is no sbatch here; run the command on a machine"):
+        workers_of("slurm", [], 2, tmp_path)
+    for kind in ("slurm", "ray"):
+        monkeypatch.setattr(f"holdfast.jobs.{kind}.find_spec", lambda name: None)
+        with pytest.raises(HoldfastError, match=rf"pip install 'holdfast\[{kind}\]'"):
+            workers_of(kind, [], 2, tmp_path)  # type: ignore[arg-type]
+
+
+def test_only_workers_of_this_machine_have_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--workers", "100000"]) == 2
+    assert "make sense on this machine" in capsys.readouterr().err
+    assert main(["demo", "--workers", "100000", "--executor", "ray", "--cluster", "cpus=many"]) == 2
+    assert "--cluster cpus" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""The coordinator and workers that come in at its door, as those of a cluster do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.stopping import Stopped, listening
+from holdfast.core.types import HoldfastError
+from holdfast.jobs.door import Door, work_at
+from holdfast.jobs.graph import Job, Outcome, Progress
+from holdfast.jobs.run import run_jobs
+from tests.clusters import wait_until
+from tests.jobs.plain import Nearby, be_stopped, count, die, where
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find an empty torch first, and so start at once."""
+    folder = tmp_path_factory.mktemp("quick")
+    (folder / "torch.py").write_text("def set_num_threads(count): pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_workers_take_over_the_place_and_the_variables_of_their_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOLDFAST_PLAIN", "here")
+    dies = Job(name="dies", call=die)
+    jobs = [dies, Job(name="after", call=where, after=(dies,)), *(Job(name=f"{n}", call=where) for n in range(4))]
+    outcomes = {job.name: outcome for job, outcome in run_jobs(jobs, Nearby()).items()}
+    assert outcomes["dies"].error == "it ended with status -9"
+    assert outcomes["after"].error == "not run, because dies failed"
+    results = [outcomes[f"{n}"].result for n in range(4)]
+    assert {result[1:] for result in results} == {(str(tmp_path), "here")}
+    assert os.getpid() not in {result[0] for result in results}
+
+
+def test_a_worker_that_the_system_stops_costs_its_job_no_attempt(tmp_path: Path) -> None:
+    file, stopped = tmp_path / "count", []
+    job = Job(name="counts", call=count, arguments={"file": file, "to": 40})
+
+    def stop_once(progress: Progress) -> None:
+        if not stopped and progress.running.get("counts", 0.0) > 0.1:
+            stopped.append(1)
+            [worker] = [int(path.name) for path in Path("/proc").iterdir() if is_worker(path)]
+            os.kill(worker, signal.SIGTERM)
+
+    assert run_jobs([job], Nearby(1), on_progress=stop_once)[job].error is None
+    assert stopped == [1]
+
+
+def test_a_job_whose_worker_is_stopped_again_and_again_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.jobs.run._STOPS", 3)
+    job = Job(name="stops", call=be_stopped)
+    error = run_jobs([job], Nearby(1))[job].error or ""
+    assert error.startswith("the system stopped its process 3 times; give more time")
+
+
+def test_a_coordinator_that_the_system_stops_lets_its_workers_save(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "ab"]
+    jobs = [Job(name=file.name, call=count, arguments={"file": file, "to": 10**6}) for file in files]
+    ended: list[Outcome] = []
+
+    def stop(progress: Progress) -> None:
+        if len(progress.running) == 2 and all(progress.running.values()):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped), listening():
+        run_jobs(jobs, Nearby(), ended.append, stop)
+    assert all(int(file.read_text()) > 0 for file in files)
+    assert ended == []
+
+
+def test_who_has_not_the_key_stays_outside() -> None:
+    door = Door("localhost")
+    try:
+        with pytest.raises(AuthenticationError):
+            Client(("localhost", door.port), authkey=b"another key")
+        silent = socket.create_connection(("localhost", door.port))  # keeps nobody waiting
+        with Client(("localhost", door.port), authkey=door.key) as worker:
+            worker.send("7")
+            arrived = []
+            wait_until(lambda: bool(arrived.extend(door.arrivals()) or arrived), "an arrival", 20)
+        assert [arrival.name for arrival in arrived] == ["7"]
+        silent.close()
+    finally:
+        door.close()
+    with pytest.raises(HoldfastError, match=r"localhost, port \d+, cannot be reached from .* --cluster host="):
+        work_at("localhost", door.port, door.key, "8")
+
+
+def is_worker(process: Path) -> bool:
+    """Whether a process is a worker of this one."""
+    try:
+        status = (process / "stat").read_text().rpartition(")")[2].split()
+        return process.name.isdigit() and int(status[1]) == os.getpid() and status[0] != "Z"
+    except OSError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds its workers in /proc")
