@@ -298,7 +298,9 @@ def test_the_adversaries_of_tar_take_the_same_path_and_tar_goes_on_bit_for_bit(
     assert all(map(torch.equal, walked(), whole[2:]))
 
 
-@pytest.mark.parametrize(("precision", "stuck"), [("float32", False), ("lean", False), ("pure", True)])
+@pytest.mark.parametrize(
+    ("precision", "stuck"), [pytest.param("float32", False, marks=pytest.mark.slow), ("lean", False), ("pure", True)]
+)
 def test_the_check_on_updates_fires_where_they_are_lost(
     precision: Any, stuck: bool, tiny_testbed: SmallTestbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
