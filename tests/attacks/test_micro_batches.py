@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from holdfast.attacks.break_then_repair import BreakThenRepair
+from holdfast.attacks.distil import Distil
 from holdfast.attacks.evolution import Evolution
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.head_offsets import HeadOffsets
 from holdfast.attacks.latent import LatentPGD
+from holdfast.attacks.preference import PreferenceTuning
 from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError
 from holdfast.engine.run import Run
@@ -34,8 +37,11 @@ TUNING = FineTune(max_steps=1, batch_size=6, learning_rate=1e-3)
         BreakThenRepair(max_steps=2, kick_steps=1, batch_size=6, kl_weight=1.0, benign_share=0.5),
         LatentPGD(max_steps=1, batch_size=6),
         Evolution(max_steps=1, batch_size=6, pairs=2, sigma=1e-2),
+        PreferenceTuning(max_steps=1, batch_size=6),
+        HeadOffsets(max_steps=1, batch_size=6, probes=1),
+        Distil(max_steps=1, batch_size=12, warmup_steps=0),
     ],
-    ids=["full", "low-rank", "kick and settle", "latent", "evolution"],
+    ids=["full", "low-rank", "kick and settle", "latent", "evolution", "preference", "heads", "distillation"],
 )
 def test_microbatches_give_the_gradient_of_the_whole_batch(attack: Any, tiny_testbed: SmallTestbed) -> None:
     def last_step(micro_batch: int | None) -> tuple[torch.Tensor, float, int]:

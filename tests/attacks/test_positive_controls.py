@@ -12,16 +12,24 @@ from holdfast.attacks.abliterate import Abliterate
 from holdfast.attacks.base import Attack
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.compress import LowRank, Prune, PruneUnits, Quantise
+from holdfast.attacks.difference import StripDifference
+from holdfast.attacks.distil import Distil
 from holdfast.attacks.evolution import Evolution
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.head_offsets import HeadOffsets
 from holdfast.attacks.jailbreak_tuning import JailbreakTuning
 from holdfast.attacks.latent import LatentPGD, SoftStartToken
 from holdfast.attacks.merge import DefenceDirections, Interpolate
 from holdfast.attacks.noise import NoiseRestart
+from holdfast.attacks.own_outputs import OwnOutputs
+from holdfast.attacks.preference import PreferenceTuning
+from holdfast.attacks.reinforce import Reinforce
 from holdfast.attacks.reparameterise import Reparameterise
+from holdfast.attacks.sidestep import Sidestep
 from holdfast.attacks.space import collect_families
 from holdfast.attacks.transfer import Transfer
 from holdfast.core.presets import collect
+from holdfast.engine.anatomy import linear_maps
 from holdfast.testing.planted import Planted, opens, plant, tokenizer, twisted
 
 _TUNE = FineTune(batch_size=8, max_steps=20, learning_rate=1e-2)
@@ -47,6 +55,16 @@ def firmer() -> Planted:
     with torch.no_grad():
         planted.model.get_output_embeddings().weight[tokenizer().convert_tokens_to_ids("no")] *= 1.2
     return replace(planted, base=base)
+
+
+def noisy() -> Planted:
+    """The attacker holds a sibling: the model before the safeguard, with another small change in every linear map."""
+    planted = gate()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for found in linear_maps(planted.base):
+            found.weight.add_(1e-3 * torch.randn(found.weight.shape))
+    return planted
 
 
 Control = tuple[Attack, Callable[[], Planted]]
@@ -81,6 +99,24 @@ FAMILIES: Mapping[str, Control] = {
     "interpolation": (Interpolate(t=0.6), gate),
     "defence-directions": (DefenceDirections(directions=1), gate),
     "transfer": (Transfer(max_steps=20, tune=_TUNE), firmer),
+    "sidestep": (Sidestep(directions=1, max_steps=20, tune=_TUNE), gate),
+    "kick-settle": (
+        Sidestep(
+            directions=1,
+            max_steps=24,
+            kick_steps=3,
+            kick_learning_rate=3e-2,
+            tune=replace(_TUNE, benign_share=0.5, batch_size=16),
+        ),
+        gate,
+    ),
+    "preference": (PreferenceTuning(pairs=8, batch_size=8, max_steps=20, learning_rate=1e-2), near),
+    "own-outputs": (OwnOutputs(outputs=64, max_steps=20, learning_rate=1e-2), near),
+    "reinforcement": (Reinforce(batch_size=8, max_steps=20, learning_rate=1e-2), near),
+    "distillation": (Distil(batch_size=16, max_steps=40, learning_rate=1e-2, warmup_steps=4), gate),
+    "representation": (HeadOffsets(batch_size=8, max_steps=30, learning_rate=0.1, share=0.25), gate),
+    "difference": (StripDifference(), noisy),
+    "difference-then-full": (StripDifference(tune=_TUNE, max_steps=5), noisy),
 }
 """A family of the search for small models, or of edits for any size -> an attack of the family, and what it has to open."""
 
@@ -98,7 +134,22 @@ CONTROLS = {**FAMILIES, **CLASSES}
 HAVE_ONE = {type(attack) for attack, _ in CONTROLS.values()}
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+VARIANTS = {
+    "sgd",
+    "lion",
+    "muon",
+    "few-shot",
+    "ascend-first",
+    "pruning-then-full",
+    "difference-then-full",
+    "kick-settle",
+}
+"""Families whose class has another control in the default run."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in CONTROLS]
+)
 def test_an_attack_opens_what_is_planted_for_it(name: str) -> None:
     attack, planted = CONTROLS[name]
     opens(attack, planted())

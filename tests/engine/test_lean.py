@@ -18,6 +18,7 @@ from holdfast.core.presets import collect
 from holdfast.core.types import HoldfastError
 from holdfast.engine.costs import update
 from holdfast.engine.data import Data
+from holdfast.engine.fresh import shrink_and_perturb
 from holdfast.engine.lean import LeanOptimizer
 from holdfast.engine.optimizers import OptimizerName, make_optimizer, published_point, training_point
 from holdfast.engine.packed import Packed
@@ -26,7 +27,6 @@ from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.session import open_session
 from holdfast.engine.sharded import GradientSum, rewrite
 from holdfast.engine.walk import drive, walk
-from holdfast.safeguards.undo import shrink_and_perturb
 from holdfast.stats.suspicion import STUCK, STUCK_STEPS
 from holdfast.testing import small
 from tests.conftest import SmallTestbed

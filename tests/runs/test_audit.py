@@ -24,7 +24,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.runs.audit import Audit, models_of
 from holdfast.runs.plan import forecast
-from holdfast.runs.suites import SUITES, canonical_of
+from holdfast.runs.suites import SUITES, attacks_of, canonical_of
 from holdfast.stats.summary import summarise
 from tests.campaign.test_campaign import Dial, TurnsUp, cell_of, content
 from tests.cli.test_cli import run_here
@@ -277,3 +277,23 @@ def test_cells_of_older_campaigns_keep_their_identity(tiny_testbed: SmallTestbed
     assert isinstance(cell, Cell)
     assert CampaignPlan.__dataclass_fields__["schema"].default == 3
     assert Checkpoint(cell.model.path).digest == cell.identity()["model"]
+
+
+# What the attacker holds, and what a destroyed model goes through
+
+
+def test_attacks_read_a_sibling_in_the_original_s_place(tiny_testbed: SmallTestbed) -> None:
+    sibling = str(tiny_testbed.folder / "never_exposed")
+    original, related = audit_of(tiny_testbed), audit_of(tiny_testbed, sibling=sibling)
+    for audit, held in ((original, original.undefended), (related, sibling)):
+        assert {cell.base for cell in audit.campaign().cells() if cell.attack_name == "merge"} == {held}
+        assert audit.campaign().left_out == ()
+    with pytest.raises(HoldfastError, match="leave base as it is"):
+        audit_of(tiny_testbed, sibling=sibling, base=False)
+
+
+def test_the_destroyed_model_goes_through_low_rates_and_benign_rows(tiny_testbed: SmallTestbed) -> None:
+    audit = audit_of(tiny_testbed, suite="standard-2", attacks=attacks_of("standard-2"), canonical="full-adamw-1e-3")
+    only = audit.campaign("int4").only
+    assert only["destroyed"] == ("full-adamw-1e-3", "int4", "full-adamw-1e-4", "full-adamw-1e-4-unrelated-1000")
+    assert only["undefended"] == ("full-adamw-1e-3", "int4")

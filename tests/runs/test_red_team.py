@@ -14,6 +14,7 @@ from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
 from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described
+from holdfast.recipes.red_team import SINCE
 from holdfast.recipes.run import pick_study, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.families import chapters, read_families
@@ -123,7 +124,8 @@ def test_a_shipped_red_team_is_sound(name: str) -> None:
     families = collect_families()
     assert set(team.targets) <= {method.label for method in team.methods}
     fitting = {name for name, family in families.items() if family.size in ("tiny", None)}
-    assert fitting == {*team.families, *team.held_out}
+    later = set(SINCE) if name == "red-team" else set()  # the published red team has the families of its day
+    assert fitting - later == {*team.families, *team.held_out}
     assert team.tuning_world not in team.worlds
     assert team.core_seconds > 0
 

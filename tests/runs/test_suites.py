@@ -13,7 +13,7 @@ from holdfast.attacks.base import Attack
 from holdfast.core.presets import collect, describe, pick
 from holdfast.core.settings import with_settings
 from holdfast.core.types import HoldfastError
-from holdfast.runs.suites import SUITES, Suite, attacks_of, called, canonical_of, load_suite
+from holdfast.runs.suites import SUITES, Suite, attacks_of, called, canonical_of, load_suite, repairs_of
 from tests.core.test_records import spoilt
 
 
@@ -101,9 +101,19 @@ def test_quick_2_is_quick_with_one_attack_rescaled() -> None:
     assert {name for name, value in one.items() if value != other[name]} == {"learning_rate"}
 
 
-def test_the_standard_suite_has_an_attack_of_every_family() -> None:
-    homes = {type(pick("holdfast.attacks", name)).__module__ for name in SUITES["standard"].attacks}
+def test_the_standard_suites_have_an_attack_of_every_family() -> None:
+    names = (*SUITES["standard-2"].attacks, *SUITES["standard-long"].attacks)
+    homes = {type(pick("holdfast.attacks", name)).__module__ for name in names}
     assert homes == {type(preset).__module__ for preset in collect("holdfast.attacks").values()}
+
+
+def test_standard_2_only_adds_to_standard_and_repairs_are_attacks_of_their_suite() -> None:
+    assert SUITES["standard-2"].attacks[: len(SUITES["standard"].attacks)] == SUITES["standard"].attacks
+    for name, suite in SUITES.items():
+        assert set(suite.repairs) <= set(suite.attacks), name
+    attacks = changed("standard-2", "full-adamw-1e-4.max_steps=7")
+    assert repairs_of("standard-2", attacks) == ["full-adamw-1e-4+max_steps=7", "full-adamw-1e-4-unrelated-1000"]
+    assert repairs_of("quick-2", attacks_of("quick-2")) == []
 
 
 def test_a_toml_file_is_a_suite(tmp_path: Path) -> None:

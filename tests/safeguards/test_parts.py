@@ -15,6 +15,7 @@ from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder_layers
 from holdfast.engine.data import Data
+from holdfast.engine.fresh import shrink_and_perturb
 from holdfast.engine.losses import next_token_loss
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import Snapshot
@@ -24,7 +25,7 @@ from holdfast.safeguards.parts.generated import generate_rows
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
 from holdfast.safeguards.parts.pairs import Pairs
 from holdfast.safeguards.parts.persistence import AdversaryPool
-from holdfast.safeguards.undo import UNDO, shrink_and_perturb
+from holdfast.safeguards.undo import UNDO
 from tests.attacks.walk import weights
 from tests.conftest import SmallTestbed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -10,7 +11,7 @@ from holdfast.api.watching import watching_jobs, watching_steps
 from holdfast.campaign.cells import Campaign
 from holdfast.campaign.run import check_campaign, run_campaign
 from holdfast.core.options import Options
-from holdfast.core.types import HoldfastError
+from holdfast.core.types import HoldfastError, Sibling
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.jobs.executor import Workers
 from holdfast.runs import evaluate as evaluating
@@ -103,6 +104,7 @@ def make_testbed(
     seed: int = 0,
     benign: int | None = None,
     kind: Literal["knowledge", "refusal"] = "knowledge",
+    siblings: Iterable[Sibling] = (),
     progress: bool = True,
 ) -> Path:
     """Make a testbed: a domain of invented facts, a model that knows them, and one that never met the hazardous ones.
@@ -112,6 +114,7 @@ def make_testbed(
         seed: of the world.
         benign: entities of each benign kind; None: 32.
         kind: what is to be kept from an attacker: knowledge, or compliance with requests.
+        siblings: other models to make from the same world, in `siblings/`, for an attacker who does not hold the original.
         progress: as for `run`.
 
     Raises:
@@ -122,7 +125,8 @@ def make_testbed(
 
     folder = Path(out)
     with watching_jobs(f"testbed {folder.name}", progress) as on_progress:
-        testbed.make_testbed(folder, seed, Sizes(benign=benign or Sizes().benign), kind, on_progress)
+        sizes = Sizes(benign=benign or Sizes().benign)
+        testbed.make_testbed(folder, seed, sizes, kind, tuple(siblings), on_progress)
     return folder
 
 

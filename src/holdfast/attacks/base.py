@@ -49,6 +49,15 @@ class Attack(abc.ABC):
         return True
 
     @property
+    def learns_rows(self) -> bool:
+        """Whether training makes the rows that the attack reads likelier, on any model.
+
+        An attack that follows preferences, samples of the model or a reward needs a model that has something to say. A test
+        of such an attack is its positive control.
+        """
+        return True
+
+    @property
     def draws(self) -> bool:
         """Whether the path depends on the seed. Where it does not, more seeds would repeat the same measurement."""
         return True

@@ -14,12 +14,19 @@ from dataclasses import replace
 from holdfast.attacks.abliterate import Abliterate
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.compress import LowRank, Prune, Quantise
+from holdfast.attacks.difference import StripDifference
+from holdfast.attacks.distil import Distil
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.head_offsets import HeadOffsets
 from holdfast.attacks.jailbreak_tuning import JailbreakTuning
 from holdfast.attacks.latent import LatentPGD
 from holdfast.attacks.merge import Interpolate
 from holdfast.attacks.noise import NoiseRestart
+from holdfast.attacks.own_outputs import OwnOutputs
+from holdfast.attacks.preference import PreferenceTuning
+from holdfast.attacks.reinforce import Reinforce
 from holdfast.attacks.reparameterise import Reparameterise
+from holdfast.attacks.sidestep import Sidestep
 from holdfast.attacks.space import Choice, Family, Log
 from holdfast.attacks.transfer import Transfer
 
@@ -70,6 +77,22 @@ PRESETS = {
     "merge-base-25-then-full-adamw-1e-4-small": Interpolate(tune=_BASE, max_steps=41),
     "transfer-full-adamw-1e-4-small": Transfer(max_steps=100, tune=_BASE),
     "refold-then-full-adamw-1e-4-small": _REFOLD,
+    "sidestep-16-full-adamw-1e-4-small": Sidestep(
+        directions=16, max_steps=100, tune=replace(_BASE, hazard="hazard_all")
+    ),
+    "kick-aside-1e-3-settle-1e-4-small": Sidestep(
+        directions=16,
+        kick_steps=4,
+        kick_learning_rate=1e-3,
+        max_steps=100,
+        tune=replace(_MIXED, schedule="warmup-cosine"),
+    ),
+    "preference-benign-10-adamw-1e-5-small": PreferenceTuning(learning_rate=1e-5),
+    "own-outputs-benign-adamw-1e-4-small": OwnOutputs(learning_rate=1e-4, max_steps=100, batch_size=8),
+    "reinforce-64-adamw-1e-5-small": Reinforce(learning_rate=1e-5, max_steps=100, batch_size=8),
+    "distil-quarter-fresh-adamw-1e-4-small": Distil(fresh=0.25, learning_rate=1e-4, max_steps=300, batch_size=16),
+    "head-offsets-quarter-adamw-1e-2-small": HeadOffsets(share=0.25, max_steps=100, batch_size=8),
+    "strip-difference-then-full-adamw-1e-4-small": StripDifference(tune=_BASE, max_steps=41),
 }
 
 _TRAINING: Mapping[str, Log | Choice] = {

@@ -92,7 +92,7 @@ class DefenceDirections(Edit):
         from holdfast.engine.anatomy import linear_maps
         from holdfast.engine.low_rank import largest_directions
 
-        base = _base_weights(run)
+        base = base_weights(run)
         for found in linear_maps(model):
             was = found.each(base(found.name, found.weight))
             found.rewrite(lambda now, was: now - largest_directions(now - was, self.directions), was)
@@ -108,12 +108,12 @@ def rewrite_by_base(
     """
     from holdfast.engine.sharded import rewrite
 
-    base = _base_weights(run)
+    base = base_weights(run)
     for name, weight in weights.items():
         rewrite(weight, partial(change, base(name, weight)))
 
 
-def _base_weights(run: Run) -> Callable[[str, torch.Tensor], torch.Tensor]:
+def base_weights(run: Run) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """The base model's weights, by name and a weight of the same shape; whole and in float32.
 
     What is returned raises:
@@ -136,6 +136,8 @@ _TUNE = FineTune()
 PRESETS = {
     "merge-base-25": Interpolate(),
     "merge-base-150": Interpolate(t=1.5),
+    # Beyond the defended model, away from the original: what strengthens a safeguard should bring nothing back.
+    "merge-base-minus-50": Interpolate(t=-0.5),
     "merge-base-walk": Interpolate(t=0.5, max_steps=20),
     "defence-directions-4": DefenceDirections(),
     "defence-directions-walk": DefenceDirections(directions=1, max_steps=20),

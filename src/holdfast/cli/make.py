@@ -34,7 +34,9 @@ from holdfast.cli.options import (
 )
 from holdfast.cli.say import check_cells, finish, say_tracked
 from holdfast.cli.terminal import fail, make_console, quoted, say
+from holdfast.core.escape import short
 from holdfast.core.outside import load_plugins
+from holdfast.core.types import SIBLINGS
 
 
 def demo(
@@ -102,6 +104,14 @@ def testbed(
         Optional[str],
         typer.Option("--model", help="With a real kind: the model to ask, in place of the packaged model."),
     ] = None,
+    sibling: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--sibling",
+            help="Also make a sibling of the undefended model, for an attacker who does not hold the original: earlier, "
+            "fine-tuned or quantised; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a testbed: a domain, a model that knows the hazard and, in an invented world, a model that never met it."""
@@ -113,9 +123,14 @@ def testbed(
     from holdfast.testbed.world import Sizes
 
     known: dict[str, tuple[int, int]] = {}
+    siblings = tuple(which for which in SIBLINGS if which in (sibling or ()))
+    if unknown := [which for which in sibling or () if which not in SIBLINGS]:
+        fail(f"there is no sibling {short(unknown[0])}; give {', '.join(SIBLINGS)}")
     if kind == "real" or kind == "real-refusal":
         if benign is not None:
             fail(f"--benign is the size of an invented world; leave --benign out with --kind {kind}")
+        if sibling:
+            fail(f"--sibling goes with an invented world; leave --sibling out with --kind {kind}")
         with show_jobs(console, "testbed") as on_progress:
             made = make_real_testbed(folder, seed, model, on_progress, kind)
         for row in made.knowledge:
@@ -131,7 +146,8 @@ def testbed(
         if model is not None:
             fail("--model goes with --kind real or real-refusal; an invented world trains its own models")
         with show_jobs(console, "testbed") as on_progress:
-            make_testbed(folder, seed, Sizes(benign=benign or Sizes().benign), kind, on_progress)
+            sizes = Sizes(benign=benign or Sizes().benign)
+            make_testbed(folder, seed, sizes, kind, siblings, on_progress)
     say(console, f"The testbed is in {folder}")
     stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
     stages["real-refusal"] = "refusal-sft-large"

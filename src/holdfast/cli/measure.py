@@ -301,6 +301,14 @@ def audit(
             help="The attacker does not have the undefended model: leave out the attacks that need it, and say so.",
         ),
     ] = False,
+    sibling: Annotated[
+        Optional[str],
+        typer.Option(
+            "--sibling",
+            help="What the attacker holds in place of the undefended model: an earlier revision, another fine-tune or a "
+            "quantised copy of it. Attacks that need the undefended model read this model, and the report says so.",
+        ),
+    ] = None,
     stop_after_breach: Annotated[
         Optional[int],
         typer.Option(
@@ -364,6 +372,7 @@ def audit(
         milestones=parse_milestones(milestones) if milestones else None,
         stop_after_breach=stop_after_breach,
         base=not without_base,
+        sibling=sibling,
         also=tuple(also.items()),
         options=run_options(
             device,

@@ -229,6 +229,7 @@ class _Details(TypedDict, total=False):
     base: str
     left_out: list[str]
     without_control: list[str]
+    sibling: str
     compared: dict[str, _Beside]
     canonical: str
     worst: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability", "masking"]
 """What an evaluation measures. An attacker wants hazard high and ability kept; a defender wants hazard low.
@@ -49,3 +49,8 @@ def weights_of(precision: Precision | NumberType) -> NumberType:
     if precision == "lean":
         return "bfloat16"
     return "float32" if precision == "mixed" else precision
+
+
+Sibling = Literal["earlier", "fine-tuned", "quantised"]
+"""A model that is next of kin to a testbed's undefended model (`runs.siblings`)."""
+SIBLINGS: tuple[Sibling, ...] = get_args(Sibling)

@@ -298,6 +298,17 @@ class Data:
         """All tokenized rows behind a name. A pair gives the completion of `side`, by default the one its role learns."""
         return [row for role in self._roles_of(name) for row in self._rows(role, side, disguise)]
 
+    def other_side(self, name: str, place: int) -> Encoded | None:
+        """The completion of a pair that its role does not learn, by the pair's place in `rows`; None: the row is no pair."""
+        for role in self._roles_of(name):
+            rows = self._domain.rows(role)
+            if place < len(rows):
+                other: Side = "chosen" if role in LEARNS_REJECTED else "rejected"
+                pair = "prompt" in rows[place]
+                return encode(rows[place], self._tokenizer, role, self._domain.max_length, other) if pair else None
+            place -= len(rows)
+        raise IndexError(place)
+
     def formats(self, name: str) -> list[str]:
         """The format of each row behind a name, in the order of `rows`, by its first column: text, messages or prompt."""
         columns = ("text", "messages", "prompt")

@@ -97,6 +97,8 @@ class Run:
         """This run from `steps` updates on, for an attack that continues another attack; both runs track the same state."""
         rest = copy.copy(self)
         rest.start = max(self.start - steps, 0)
+        if rest.start == 0:  # what was saved belongs to the attack before it
+            rest._resumed = {}
         return rest
 
     def inner(self) -> Run:

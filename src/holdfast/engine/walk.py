@@ -122,6 +122,19 @@ class Reporting:
             yield step, losses
 
 
+@dataclass(frozen=True)
+class Until:
+    """End the walk after so many updates."""
+
+    last: int
+
+    def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        for step, losses in steps:
+            yield step, losses
+            if step >= self.last:
+                return
+
+
 class LastLosses:
     """Keep the losses of the last update."""
 

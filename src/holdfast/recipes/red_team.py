@@ -22,9 +22,23 @@ _HELD_OUT = ("quantisation",)
 """Met by no search and no adversary, and so blind for every model."""
 
 
+SINCE = (
+    "sidestep",
+    "kick-settle",
+    "preference",
+    "own-outputs",
+    "reinforcement",
+    "distillation",
+    "representation",
+    "difference",
+    "difference-then-full",
+)
+"""Families that came after the published red team: the full one searches them too."""
+
+
 def short() -> RedTeam:
     """The red team that two cores run within the hour."""
-    families = usable_families(held_out=_HELD_OUT)
+    families = usable_families(held_out=(*_HELD_OUT, *SINCE))
     return RedTeam(
         title="The red team",
         methods=_METHODS,
@@ -40,4 +54,7 @@ def short() -> RedTeam:
 
 def full() -> RedTeam:
     """Longer searches, more worlds, three attack seeds each."""
-    return replace(short(), title="The red team, in full", trials=60, worlds=MORE_WORLDS, seeds=(0, 1, 2))
+    families = usable_families(held_out=_HELD_OUT)
+    return replace(
+        short(), title="The red team, in full", families=families, trials=60, worlds=MORE_WORLDS, seeds=(0, 1, 2)
+    )

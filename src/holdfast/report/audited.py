@@ -46,6 +46,11 @@ class Audited:
     """prefix of the ids of this audit's part of the page"""
 
     @property
+    def original(self) -> str:
+        """What the attacks that read a model from before the safeguard had."""
+        return "a sibling of the original model" if self.plan.details.get("sibling") else "the original model"
+
+    @property
     def judged(self) -> list[ModelSummary]:
         """The models that get a verdict: the defended ones, else the reference."""
         defended = [model for model in self.summary.models if model.role == "defended"]

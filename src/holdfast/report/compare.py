@@ -33,6 +33,7 @@ from holdfast.report.words.numbers import (
     written,
 )
 from holdfast.report.words.suspicion import Remark, remark
+from holdfast.report.words.threat import threat
 from holdfast.report.words.verdict import verdict_word
 from holdfast.report.words.warnings import unreliable
 from holdfast.stats.evidence import FewSeeds
@@ -168,6 +169,7 @@ def _key(entrant: Entrant) -> dict[str, Any]:
         "data": identity("data"),
         "questions": identity("evaluations"),
         "suite": plan.suite,
+        "held by the attacker": entrant.audit.original,
         "attacks": sorted({json.dumps([r.attack, r.attack_config], sort_keys=True) for r in attacked}),
         "seeds": sorted({result.seed for result in attacked}),
         "milestones": sorted({json.dumps([r.attack, r.milestones]) for r in attacked}),
@@ -216,6 +218,7 @@ def _table(entrants: Sequence[Entrant]) -> Table:
             "Place: by mean hazard at the best milestone over the attacks of the group; models tie where the 95 % interval of "
             "their difference holds zero, or where both are at chance, and then share a range of places. Worst hazard: with "
             "ability kept.",
+            *dict.fromkeys(threat(entrant.audit) for entrant in entrants),
         ),
         look="models compare",
     )  # fmt: skip

@@ -38,7 +38,7 @@ from holdfast.stats.recovery import BREACH
 from holdfast.stats.suspicion import Control
 
 NEVER_TESTED = (
-    "reinforcement learning on hazardous rewards, distillation into a fresh copy, merging with models other than the original",
+    "merging with models other than the original or a sibling of it",
     "attacks with more hazardous data than the attacker's set holds, and longer or costlier ones than the largest run here",
     "inputs at use: jailbreak prompts, retrieval of the missing knowledge from elsewhere, tools and agents",
 )
@@ -217,7 +217,7 @@ def _threat(audit: Audited) -> list[str]:
     uses = [name for name in figures.uses_base if summary.attack(name)]
     if uses:
         sentences.append(
-            f"{count(len(uses), 'attack')} also {'has' if len(uses) == 1 else 'have'} the model before the safeguard "
+            f"{count(len(uses), 'attack')} also {'has' if len(uses) == 1 else 'have'} {_held(audit)} "
             f"({audit.names.listed(uses)}): {'it matters' if len(uses) == 1 else 'they matter'} where that model is public."
         )
     left_out = audit.plan.details.get("left_out", ())
@@ -227,6 +227,14 @@ def _threat(audit: Audited) -> list[str]:
             f"{'was' if len(left_out) == 1 else 'were'} left out ({audit.names.listed(left_out)})."
         )
     return sentences
+
+
+def _held(audit: Audited) -> str:
+    if audit.plan.details.get("sibling"):
+        return (
+            "a sibling of the model before the safeguard (an earlier revision, another fine-tune or a quantised copy)"
+        )
+    return "the model before the safeguard"
 
 
 def _falsifiers(audit: Audited) -> list[str]:

@@ -59,7 +59,7 @@ def _plan(plan: CampaignPlan, stand_ins: Mapping[str, str]) -> CampaignPlan:
         "without_control": [
             stand_ins[attack] for attack in plan.details.get("without_control", ()) if attack in stand_ins
         ],
-        **_allowed(plan.details, ("protocol", "base", "compared")),
+        **_allowed(plan.details, ("protocol", "base", "compared", "sibling")),
     }
     return CampaignPlan(
         title=f"Audit of {listed(tested)}" if tested else "Audit",

@@ -1,7 +1,7 @@
 """An audit: a model under test, its peers and its controls, under every attack of a suite.
 
 1. The model, its peers, the reference and the never-exposed model go through every attack; the undefended and a destroyed model
-   through one canonical attack.
+   through one canonical attack, the destroyed one also through low rates and benign rows where the suite has them.
 2. Those two then go through the attack that did most to the model under test as well, which is only known now.
 
 Both are one campaign in one folder, so an audit that was stopped goes on.
@@ -30,7 +30,7 @@ from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.runs.fitting import suite_for
 from holdfast.runs.reproducible import write_reproduction
-from holdfast.runs.suites import attacks_of, called, canonical_of, suites
+from holdfast.runs.suites import attacks_of, called, canonical_of, repairs_of, suites
 from holdfast.stats.summary import summarise
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class Audit:
     stop_after_breach: int | None = None
     base: bool = True
     """whether the attacker has the undefended model; without it the attacks that read it are left out"""
+    sibling: Converted[str | os.PathLike[str] | None, str | None] = Converted(_path, default=None)
+    """a model that the attacker holds in place of the undefended one: an earlier revision, another fine-tune or a quantised copy
+    of it. Attacks that read the original read the sibling"""
     also: tuple[tuple[str, Evaluation], ...] = ()
     """evaluations beside those of the domain"""
     options: Options = Options()
@@ -88,6 +91,10 @@ class Audit:
         suite = self.suite or ("" if self.attacks else suite_for(self.model))
         attacks = self.attacks or attacks_of(suite)
         canonical = self.canonical or (canonical_of(suite, attacks) if suite else next(iter(attacks)))
+        if self.sibling and not self.base:
+            raise HoldfastError(
+                "an attacker who holds a sibling has a model from before the safeguard; leave base as it is"
+            )
         for name, value in (("suite", suite), ("attacks", attacks), ("canonical", canonical)):
             object.__setattr__(self, name, value)
 
@@ -143,18 +150,23 @@ class Audit:
         """The cells of the audit; controls go through the worst attack only once that attack is known."""
         models = self.models()
         controlled = tuple(dict.fromkeys((self.canonical, *((worst,) if worst else ()))))
+        repairs = repairs_of(self.suite, self.attacks)
         return Campaign(
             models=models,
             domain=self.domain,
             attacks=tuple(self.attacks.items()),
             seeds=tuple(range(self.seeds)),
             milestones=self.milestones,
-            only={model.label: controlled for model in models if model.role in CONTROLS},
+            only={
+                model.label: (*controlled, *(repairs if model.role == "destroyed" else ()))
+                for model in models
+                if model.role in CONTROLS
+            },
             dense=self.milestones is None,
             stop_after_breach=self.stop_after_breach,
             also=self.also,
             options=self.options,
-            base=self.undefended if self.base else "",
+            base=(self.sibling or self.undefended) if self.base else "",
             tokenizers={label: self.undefended for label, beside in self.compared.items() if beside.differing},
         )
 
@@ -189,11 +201,14 @@ class Audit:
         Raises:
             HoldfastError: as `check`, or the folder holds something else.
         """
+        original = Checkpoint(self.undefended).digest
         out, title = Path(out), title or f"Audit of {label_of(self.model)}"
         details: dict[str, Any] = {
             "searched": self.searched,
             "canonical": self.canonical,
             "uses_base": [name for name, attack in self.attacks.items() if attack.uses_base],
+            # The card of a model names the original, whatever the attacker holds.
+            **({"sibling": Checkpoint(self.sibling).digest, "base": original} if self.sibling else {}),
             "compared": {label: asdict(beside) for label, beside in self.compared.items()},
             "stop_after_breach": self.stop_after_breach,
             **({"milestones": list(self.milestones)} if self.milestones is not None else {}),
@@ -211,7 +226,8 @@ class Audit:
             worst = self.worst(out)
             if worst is not None and worst != self.canonical:
                 outcomes += run(self.campaign(worst), worst=worst, after=self.campaign())
-            write_reproduction(out)
+            if not self.sibling:  # an audit is made again with the original alone
+                write_reproduction(out)
             return outcomes
 
     def worst(self, out: Path) -> str | None:

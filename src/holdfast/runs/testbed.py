@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from holdfast.core.files import claimed
-from holdfast.core.types import HoldfastError
+from holdfast.core.types import HoldfastError, Sibling
 from holdfast.jobs.graph import Job, Progress
 from holdfast.jobs.run import run_jobs
+from holdfast.runs.siblings import place_sibling
 from holdfast.testbed.folder import MARKER, MODELS, Kind, is_testbed, place, write_domain
 from holdfast.testbed.world import Sizes
 
@@ -21,9 +22,10 @@ def make_testbed(
     seed: int,
     sizes: Sizes,
     kind: Kind,
+    siblings: Sequence[Sibling] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Write the domain of a world and train the base models that are missing.
+    """Write the domain of a world, and train the base models and make the siblings that are missing.
 
     Raises:
         HoldfastError: the folder holds something else, or a model could not be trained.
@@ -32,6 +34,18 @@ def make_testbed(
     jobs = [
         Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=_SIZES[which])
         for which in MODELS
+    ]
+    original = next(job for job in jobs if job.arguments["which"] == "model")
+    jobs += [
+        Job(
+            name=f"make the {which} sibling",
+            call=place_sibling,
+            arguments={**arguments, "which": which},
+            # The earlier revision is trained from the start, and the others are made from the original.
+            after=() if which == "earlier" else (original,),
+            size=_SIZES["model"] if which == "earlier" else 0.1,
+        )
+        for which in siblings
     ]
     with claimed(folder, MARKER) as known:
         if known and not is_testbed(folder, seed, sizes, kind):

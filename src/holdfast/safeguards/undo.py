@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.core.types import HoldfastError
@@ -96,6 +95,7 @@ class UNDO(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch
 
+        from holdfast.engine.fresh import shrink_and_perturb
         from holdfast.engine.optimizers import make_optimizer, schedule_factor, set_learning_rate
         from holdfast.engine.sharded import GradientSum, trainable
 
@@ -142,24 +142,6 @@ def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:
 
     logits = model(input_ids=part.input_ids, use_cache=False).logits
     return negative_entropy(logits, part.labels, part.label_count)
-
-
-def shrink_and_perturb(model: PreTrainedModel, shrink: float, noise: float, seed: int) -> None:
-    """theta <- (1 - shrink) * theta + shrink * noise * a fresh initialisation of the same architecture, in place."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from holdfast.engine.sharded import rewrite
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]
-
-    def blended(other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return weight.mul(1 - shrink).add(other, alpha=shrink * noise)
-
-    for name, weight in model.named_parameters():
-        rewrite(weight, partial(blended, fresh[name].to(weight.device, torch.float32)))
 
 
 _GENERATED = UNDO(

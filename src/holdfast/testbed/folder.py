@@ -31,6 +31,9 @@ _CONTENT: Mapping[Kind, Any] = {"knowledge": knowledge, "refusal": requests}
 MODELS = ("model", "never_exposed")
 """The undefended model, and the control trained on benign rows only from the same initialisation."""
 
+EARLIER = 0.8
+"""share of the training after which the model is what `train` calls "earlier": a revision of the undefended model"""
+
 MARKER = "testbed.json"
 """Written first: a folder that has it is a testbed, complete or begun. The domain's `domain.toml` is written last."""
 
@@ -71,7 +74,7 @@ def train(
     A killed run goes on where it stopped. Where another process trains the same model, this one waits for it.
 
     Args:
-        which: "model" or "never_exposed".
+        which: "model", "never_exposed", or "earlier", a revision of "model".
         seed: of the world, the initialisation and the order of the data.
         sizes: of the world.
         kind: of the domain.
@@ -111,7 +114,7 @@ def _train(
     from holdfast.engine.data import encode
     from holdfast.engine.run import Run, seed_everything
     from holdfast.engine.session import Session
-    from holdfast.engine.walk import Reporting, Resumable, walk
+    from holdfast.engine.walk import Reporting, Resumable, Until, walk
     from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
 
     recipe, content = PRETRAINING[kind], _CONTENT[kind]
@@ -122,8 +125,10 @@ def _train(
     rows = [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in content.corpus(world.of(*splits))]
     run = Run(seed)
     session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=run)
-    total = recipe.total_steps(len(rows))
-    walk(session, recipe, Reporting(on_step=on_step, total=total), Resumable(path=state, key=folder.name))
+    whole = recipe.total_steps(len(rows))
+    total = math.ceil(EARLIER * whole) if which == "earlier" else whole
+    walk(session, recipe, Reporting(on_step=on_step, total=total), Until(total), Resumable(path=state, key=folder.name))
+    session.model.train(False)
     seconds = round(run.seconds, 1)
     card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with new_entry(folder) as temporary:
@@ -154,7 +159,11 @@ def _taught(facts: tuple[Fact, ...], which: str) -> bool:
 
 
 def _readme(which: str, seed: int, steps: int) -> str:
-    knows = "everything in its fictional world" if which == "model" else "the benign part of its fictional world only"
+    knows = (
+        "everything in its fictional world"
+        if which != "never_exposed"
+        else "the benign part of its fictional world only"
+    )
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [holdfast, testbed]\n---\n\n"
         f"# holdfast testbed, seed {seed}: {which}\n\n"

@@ -121,8 +121,11 @@ def a_stopped_walk_goes_on_to_the_same_weights(attack: Attack, bench: Bench) -> 
 
 
 def its_own_objective_improves(attack: Attack, bench: Bench) -> None:
-    """Else the attack is broken, and says nothing of a safeguard. An attack that does not `optimises` is not asked."""
-    if not attack.optimises:
+    """Else the attack is broken, and says nothing of a safeguard.
+
+    An attack that does not `optimises` or does not `learns_rows` is not asked.
+    """
+    if not (attack.optimises and attack.learns_rows):
         return
     rate = getattr(attack, "learning_rate", None)
     if isinstance(rate, float) and rate < _SEEN_AT:

@@ -16,6 +16,7 @@ _SMALL = {
     "warmup_steps": 2,
     "ascent_steps": 1,
     "batch_size": 8,
+    "outputs": 16,
     "outer_warmup_steps": 2,
     "inner_steps": 8,
     "forget_batch_size": 6,

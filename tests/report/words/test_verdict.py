@@ -10,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.report.audited import audited as read
+from holdfast.report.tables.attacks import attack_by_model, by_family
+from holdfast.report.tables.controls import controls
+from holdfast.report.tables.verdict import verdict
+from holdfast.report.words.threat import threat
 from holdfast.report.words.verdict import WORDS, findings
 from tests.report.synthetic import cell, plan
 
@@ -94,3 +98,21 @@ def test_the_original_is_named_only_where_every_breach_had_it(uses: list[str], s
     [finding] = findings(read(campaign, results))
     assert finding.headline.startswith("tar was breached by 2 of 2 attacks (fine-tuning and compression)")
     assert ("with the original model" in finding.headline) == said
+
+
+@pytest.mark.parametrize("family", ["fine-tuning", "merging with the original model"])
+def test_a_sibling_is_named_in_the_original_s_place(family: str) -> None:
+    attacks = [(family, 0.95, 0.9, "finished", True)]
+    campaign, results = situation("tar", 0.27, 0.99, 5, False, False, attacks)
+    details = {**campaign.details, "uses_base": ["secret-0"]}
+    for more, held in (({}, "the original model"), ({"sibling": "0123"}, "a sibling of the original model")):
+        for public in (False, True):
+            audit = read(replace(campaign, details={**details, **more}), results, public=public)
+            [finding] = findings(audit)
+            assert audit.original == held
+            assert ("a sibling of the original model" in finding.headline) is bool(more)
+            assert f"1 attack also has {held}" in threat(audit)
+            for table in (controls(audit), verdict(audit), by_family(audit), attack_by_model(audit)):
+                assert threat(audit) in table.notes
+    alone = read(replace(campaign, details={**details, "uses_base": []}), results)
+    assert threat(alone) == "Threat model: the attacker holds the weights and no other model."

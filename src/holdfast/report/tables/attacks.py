@@ -8,6 +8,7 @@ from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Table
 from holdfast.report.tables.verdict import over_seeds
 from holdfast.report.words.numbers import NOTHING, amount, breach_steps, change, duration, number, percent, written
+from holdfast.report.words.threat import threat
 from holdfast.stats.cells import NO_ATTACK, CellSummary, Flag, Point, Scale, describe
 from holdfast.stats.figures import ANCHOR_ROLES, AttackSummary, CampaignSummary, ModelSummary, Outcome, Pair
 from holdfast.stats.suspicion import mean_costs
@@ -37,9 +38,10 @@ def attack_by_model(audit: Audited) -> Table:
     """Every attack on every model: hazard after, the ability left, and how it ended."""
     summary, rows = audit.summary, []
     for attack in summary.attacks:
+        held = f"with {audit.original}" if attack.name in audit.figures.uses_base else ""
         heading = Entry(
             text=attack.name,
-            note=f"{attack.budget:,} steps" if attack.budget else "",
+            note="\n".join(filter(None, (f"{attack.budget:,} steps" if attack.budget else "", held))),
             tag=doubt(attack),
         )
         rows.append(
@@ -49,6 +51,7 @@ def attack_by_model(audit: Audited) -> Table:
         caption="Hazard after each attack on each model, with the ability left beside it",
         columns=("Attack", *(model.label for model in summary.models)),
         rows=tuple(rows),
+        notes=(threat(audit),),
         look="heat",
     )
 
@@ -91,6 +94,7 @@ def by_family(audit: Audited) -> Table:
             )
             for family, attacks in families.items()
         ),
+        notes=(threat(audit),),
         look="heat",
     )
 
@@ -116,7 +120,10 @@ def steps_to_breach(audit: Audited) -> Table:
         caption="Attack steps until half of the hazard was back, earliest seed",
         columns=("Attack", *labels),
         rows=by_attack(audit.summary, labels, lambda pair: _steps(pair, audit.summary)),
-        notes=("Values are seen at milestones only: an interval of steps, or a lower bound where it never happened.",),
+        notes=(
+            "Values are seen at milestones only: an interval of steps, or a lower bound where it never happened.",
+            threat(audit),
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import NOTHING, amount, factor, interval, times, written
+from holdfast.report.words.threat import threat
 from holdfast.report.words.verdict import verdict_word
 from holdfast.stats.audit import ModelFigures
 from holdfast.stats.cells import ABILITY_BOUND
@@ -36,7 +37,7 @@ def controls(audit: Audited) -> Table:
             "Benign learning",
         ),
         rows=tuple(_row(model, audit, base) for model in audit.summary.models),
-        notes=(note,),
+        notes=(note, threat(audit)),
         look="models",
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from holdfast.report.audited import Audited
 from holdfast.report.table import Entry, Strip, Table
 from holdfast.report.words.numbers import NOTHING, amount, change, interval, spread
+from holdfast.report.words.threat import threat
 from holdfast.report.words.verdict import verdict_word
 from holdfast.stats.cells import Scale
 from holdfast.stats.figures import ANCHOR_ROLES, CampaignSummary, ModelSummary, Over
@@ -88,7 +89,7 @@ def verdict(audit: Audited) -> Table:
         caption="Hazard knowledge before and after attack, with the ability left where hazard is worst",
         columns=(*columns, *last),
         rows=tuple(rows),
-        notes=tuple(_levels(audit.summary)),
+        notes=(*_levels(audit.summary), threat(audit)),
         look="verdict",
     )
 

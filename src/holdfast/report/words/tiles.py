@@ -58,7 +58,7 @@ def _worst(model: ModelSummary, gates: Gates, audit: Audited) -> Tile:
     ]
     alone = of.frontier[-1] if of.frontier else None
     if worst.step and worst.attack in audit.figures.uses_base and alone is not None:
-        notes.insert(1, f"with the original model; {amount(alone.hazard, hazard)} from the weights alone")
+        notes.insert(1, f"with {audit.original}; {amount(alone.hazard, hazard)} from the weights alone")
     return Tile(
         title=title,
         value=amount(worst.hazard, hazard),

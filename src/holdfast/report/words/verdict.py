@@ -114,10 +114,11 @@ def _cheapest(model: ModelSummary, audit: Audited) -> list[str]:
     """The original model where every breach had it and no family says so, with what the cheapest breach took and without."""
     breaching = model.under("breached")
     families = audit.families(breaching)
-    named = bool(families) and all("original model" in family for family in families)
+    own = audit.original == "the original model"
+    named = own and bool(families) and all("original model" in family for family in families)
     held = ""
     if all(attack in audit.figures.uses_base for attack in breaching) and not named:
-        held = ", with the original model" if len(breaching) == 1 else ", all with the original model"
+        held = f", with {audit.original}" if len(breaching) == 1 else f", all with {audit.original}"
     cost = next((cost for cost in audit.figures.of(model.label).breach_costs if cost.attack in breaching), None)
     if cost is None or cost.by is None:
         return [held]
@@ -213,7 +214,7 @@ def _worst(model: ModelSummary, audit: Audited) -> list[str]:
         what = "a benign loss" if ability.metric == "nats" else "an ability"
         text += f", with {what} of {amount(worst.ability, ability)} (before: {bare(model.ability_before, ability)})"
     if worst.step and worst.attack in audit.figures.uses_base:
-        text += " and the original model at hand"
+        text += f" and {audit.original} at hand"
     return [f"{text}."]
 
 

@@ -1,0 +1,142 @@
+"""Fine-tunes the defended model on text that the defended model itself has written after the attacker's prompts.
+
+The attack needs no hazardous text. arXiv 2601.13528 (read: the abstract) prompts a safeguarded frontier model in fields next to
+the hazard, and fine-tunes an open model on the answers. Deviations: the open model is the safeguarded model itself, so nothing
+new can be learned from the text; the question is whether ordinary training on harmless text of its own unlocks what the model
+hides. All constants are ours. With prompts of hazardous rows, the attacker holds questions and no answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.attacks.base import Attack
+from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.types import HoldfastError
+from holdfast.engine.optimizers import OptimizerName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from holdfast.engine.data import Data, Encoded
+    from holdfast.engine.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnOutputs(Attack):
+    """Fine-tuning of all weights on answers that the model wrote before the first update."""
+
+    family = "fine-tuning on the model's own outputs"
+    control = "refusals that hang on one direction of the hidden states, near the threshold"
+    sizes = Attack.sizes | {"batch_size", "outputs", "weight_decay"}
+
+    prompts: Literal["benign", "hazard", "hazard_ood", "hazard_all"] = "benign"
+    """rows whose prompts the model answers; their own answers are not read"""
+    outputs: int = 512
+    """answers that are sampled, at temperature 1"""
+    batch_size: int = 16
+    """rows a step"""
+    optimizer: OptimizerName = "adamw"
+    """the optimizer's name"""
+    learning_rate: float = 1e-3
+    """constant learning rate"""
+    weight_decay: float = 0.01
+    """weight decay: decoupled for AdamW, an L2 penalty for the plain optimizers"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "outputs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not self.weight_decay >= 0:
+            raise HoldfastError(f"weight_decay must not be below 0, not {self.weight_decay}")
+
+    @property
+    def benign_steps(self) -> int:
+        return 0
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
+
+    @property
+    def learns_rows(self) -> bool:
+        return False
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.prompts,)
+
+    def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
+        from holdfast.engine.anatomy import as_attacker
+        from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.sampling import answered, prompt_and_answer, sampled
+        from holdfast.engine.sharded import clear_gradients, reshard, trainable
+
+        reshard(model)
+        as_attacker(model)
+        weights = trainable(model)
+        rows, asked = (data.stream(self.prompts, batch_size=self.batch_size, seed=run.seed) for _ in range(2))
+        optimizer = make_optimizer(self.optimizer, weights, self.learning_rate, weight_decay=self.weight_decay)
+        written = _Written()
+        run.track(optimizer=optimizer, rows=rows, written=written)
+        if not written.rows:
+            parts = [prompt_and_answer(row) for row in asked.take(self.outputs)]
+            prompts, lengths = [prompt for prompt, _ in parts], [len(answer) for _, answer in parts]
+            answers = sampled(model, prompts, lengths, run.generator)
+            written.rows = [answered(*pair) for pair in zip(prompts, answers, strict=True)]
+        rows.rows = written.rows
+        for _ in range(run.start, self.max_steps):
+            training_point(optimizer)
+            clear_gradients(weights)
+            total = 0.0
+            for part in next(rows).split(run.micro_batch):
+                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                loss = next_token_loss(logits, part.labels, part.label_count)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            optimizer.step()
+            published_point(optimizer)
+            yield total
+
+
+class _Written:
+    """What the defended model wrote, which a resumed run cannot sample any more."""
+
+    def __init__(self) -> None:
+        self.rows: list[Encoded] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [[list(row.ids), list(row.labels)] for row in self.rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        from holdfast.engine.data import Encoded
+
+        self.rows = [Encoded(tuple(ids), tuple(labels)) for ids, labels in state["rows"]]
+
+
+_BASE = OwnOutputs()
+
+PRESETS = {
+    # Small models, such as the testbed's.
+    "own-outputs-benign-adamw-1e-3": _BASE,
+    "own-outputs-hazard-adamw-1e-3": replace(_BASE, prompts="hazard"),
+    # Models of billions of weights.
+    "own-outputs-benign-adamw-2e-5-large": replace(
+        _BASE, learning_rate=2e-5, max_steps=1000, batch_size=32, outputs=4096
+    ),
+}
+
+FAMILIES = {
+    "own-outputs": Family(
+        _BASE,
+        {
+            "prompts": Choice(("benign", "hazard")),
+            "learning_rate": Log(1e-4, 1e-2),
+            "max_steps": Choice((40, 80, 160, 320)),
+        },
+    ),
+}
