@@ -20,6 +20,7 @@ from holdfast.engine.costs import update
 from holdfast.engine.data import Data
 from holdfast.engine.fresh import shrink_and_perturb
 from holdfast.engine.lean import LeanOptimizer
+from holdfast.engine.low_rank import merge_adapters
 from holdfast.engine.optimizers import OptimizerName, make_optimizer, published_point, training_point
 from holdfast.engine.packed import Packed
 from holdfast.engine.rounding import rounded, shift
@@ -197,7 +198,10 @@ def test_changes_outside_of_optimizers_are_not_lost(tiny_testbed: SmallTestbed) 
     assert inner / norm == pytest.approx(1 - 1e-4, abs=5e-5)
 
 
-ATTACKS = {type(attack): name for name, attack in reversed(collect("holdfast.attacks").items())}.values()
+ATTACKS = (
+    "lora-r4-adamw-5e-3",
+    *{type(attack): name for name, attack in reversed(collect("holdfast.attacks").items())}.values(),
+)
 
 
 def attacked(attack: Any, testbed: SmallTestbed, model: Any, run: Run) -> list[torch.Tensor]:
@@ -218,7 +222,7 @@ def each(names: Any, usual: set[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", marked)
 
 
-@each(ATTACKS, {"adaptive-full-adamw-3e-3-sgdr", "low-rank-50"})
+@each(ATTACKS, {"adaptive-full-adamw-3e-3-sgdr", "low-rank-50", "lora-r4-adamw-5e-3"})
 def test_every_kind_of_attack_takes_steps(name: str, tiny_testbed: SmallTestbed) -> None:
     attack = small(collect("holdfast.attacks")[name], 2)
     seed_everything(3)
@@ -230,6 +234,33 @@ def test_every_kind_of_attack_takes_steps(name: str, tiny_testbed: SmallTestbed)
     assert not torch.equal(path[0], path[-1]) or len(path) == 1
     assert {w.dtype for n, w in model.named_parameters() if "lora_" not in n} == {torch.bfloat16}
     assert update(model, tiny_testbed.model.folder).share > 0  # type: ignore[union-attr]
+
+
+def test_low_rank_changes_of_the_weights_are_whole_in_expectation(tiny_testbed: SmallTestbed) -> None:
+    """For an adversary, which changes no architecture, and where LoRA is merged; both start from the same weights."""
+    attack = FineTune(lora_rank=2, lora_alpha=4.0, learning_rate=1e-4, max_steps=3, batch_size=4)
+
+    def change(precision: Any, peft: bool) -> torch.Tensor:
+        seed_everything(3)
+        model = tiny_testbed.model.load(precision=precision)
+        if precision == "float32":
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.copy_(weight.bfloat16())
+        before = [weight.detach().float().clone() for weight in model.parameters()]
+        if peft:
+            attack.prepare(model)
+        attacked(attack, tiny_testbed, model, run_of(tiny_testbed))
+        if peft:
+            merge_adapters(model)
+        return torch.cat(
+            [(w.detach().float() - was).flatten() for w, was in zip(model.parameters(), before, strict=True)]
+        )
+
+    for peft in (False, True):
+        whole, lean = change("float32", peft), change("lean", peft)
+        assert float((lean * whole).sum() / whole.square().sum()) == pytest.approx(1.0, abs=0.3)
+        assert 0 < float(whole.abs().max()) < 1e-3
 
 
 @each(FIRST, {"tar", "undo", "rmu"})
