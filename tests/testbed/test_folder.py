@@ -17,14 +17,15 @@ from holdfast.core.cache import SEAL
 from holdfast.core.domain import ATTACKER_ROLES, DEFENDER_ROLES, MEASURER_ROLES, Domain
 from holdfast.core.files import file_digest
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.data import Encoded
+from holdfast.engine.costs import flops_of
+from holdfast.engine.data import Encoded, encode
 from holdfast.engine.run import Run
 from holdfast.testbed import folder as testbed_folder
 from holdfast.testbed import knowledge, writing
-from holdfast.testbed.folder import MODELS, is_testbed, place, train, write_domain
-from holdfast.testbed.models import Pretraining, make_tokenizer
+from holdfast.testbed.folder import MODELS, is_testbed, place, pretraining_flops, train, write_domain
+from holdfast.testbed.models import PRETRAINING, Pretraining, make_model, make_tokenizer
 from holdfast.testbed.world import HAZARD, NEW, Sizes, World, sentences
-from tests.conftest import SMALL, SmallTestbed
+from tests.conftest import SMALL, SMALLEST, SmallTestbed
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -273,3 +274,18 @@ def test_the_marker_and_the_domain_can_be_read_by_anybody(tmp_path: Path) -> Non
     assert (marker["seed"], Sizes(**marker["sizes"])) == (5, SMALL)
     table = tomllib.loads((tmp_path / "domain.toml").read_text(encoding="utf-8"))
     assert table["data"]["forget"] == {"file": "data/forget.jsonl"}
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_the_flops_of_pretraining_are_those_that_pretraining_takes(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(PRETRAINING["knowledge"], passes=0.5, rows_per_step=48)
+    monkeypatch.setitem(PRETRAINING, "knowledge", recipe)
+    world, tokenizer = World.generate(3, SMALLEST), make_tokenizer(knowledge.words())
+    left_out = (NEW, HAZARD) if which == "never_exposed" else (NEW,)
+    splits = [split for split, facts in world.facts.items() if not {fact.kind for fact in facts} & set(left_out)]
+    corpus = knowledge.corpus(world.of(*splits))
+    rows = [encode(row, tokenizer, "pretraining", knowledge.MAX_LENGTH) for row in corpus]
+    model = make_model(tokenizer, 3)
+    counted = flops_of(lambda: list(recipe.steps(model, rows, Run(3))))
+    assert counted > 1e9
+    assert pretraining_flops(which, 3, SMALLEST) == counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -72,6 +72,14 @@ class Meter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._products.flops = float(state["flops"])
         self._data.tally.tokens = int(state["tokens"])
+
+
+def flops_of(work: Callable[[], Any]) -> float:
+    """FLOPs of the matrix products of a call, and of the backward pass through them where gradients are wanted."""
+    products = _Products()
+    with products:
+        work()
+    return products.flops
 
 
 class _Products(TorchFunctionMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.attacks.space import collect_families
 from holdfast.core.presets import pick
@@ -20,6 +20,7 @@ from holdfast.report.studies.step_plot import draw_steps
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Part, Study
+from holdfast.testbed.folder import pretraining_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,9 @@ class Described:
 
 
 def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report.Part:
-    pretrained = not study.world(out, part, study.worlds[0]).real
+    pretraining: dict[int, float] = {}
+    if part.kind == "knowledge" or part.kind == "refusal":
+        pretraining = {world: pretraining_flops("model", world, study.sizes, part.kind) for world in study.worlds}
     safeguards = (
         report.Method(
             label=method.label,
@@ -54,10 +57,9 @@ def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report
             stages=method.stages,
             settings=study.chosen(out, part, method).settings if method.space and study.trials else {},
             costs={
-                world: seconds / Checkpoint(str(study.folder(out, part, world) / "testbed" / "model")).card["seconds"]
-                for world, seconds in _spent(study, out, part, method).items()
+                world: spent / pretraining[world] for world, spent in _spent(study, out, part, method, "flops").items()
             }
-            if pretrained
+            if pretraining
             else {},
         )
         for method in part.methods
@@ -67,21 +69,21 @@ def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report
         kind=part.kind,
         suite=part.suite,
         attacks=len(part.attacks),
-        methods=(undefended, *safeguards, *((clean,) if pretrained else ())),
+        methods=(undefended, *safeguards, *((clean,) if pretraining else ())),
         campaigns={world: study.folder(out, part, world) for world in study.worlds},
         tuning_attacks=part.tuning_attacks,
         not_run=tuple(not_run),
     )
 
 
-def _spent(study: Study, out: Path, part: Part, method: Method) -> dict[int, float]:
-    """Seconds of the method's stages on the worlds where it could be built."""
+def _spent(study: Study, out: Path, part: Part, method: Method, unit: Literal["flops", "seconds"]) -> dict[int, float]:
+    """FLOPs or seconds of the method's stages on the worlds where it could be built."""
     spent = {}
     for world in study.worlds:
         folder = study.folder(out, part, world)
         if (folder / "models" / method.label).is_dir():
             stages = Checkpoint(str(folder / "models" / method.label)).card["stages"][-len(method.stages) :]
-            spent[world] = float(sum(stage["seconds"] for stage in stages))
+            spent[world] = float(sum(stage[unit] for stage in stages))
     return spent
 
 
@@ -110,7 +112,7 @@ def steps_page(study: Study, out: Path, described: Described) -> tuple[str, Any]
     values = described.study(study, out, study.trials, {})
     [part], [planned] = values.parts, study.parts
     minutes = {
-        method.label: {world: seconds / 60 for world, seconds in _spent(study, out, planned, method).items()}
+        method.label: {world: seconds / 60 for world, seconds in _spent(study, out, planned, method, "seconds").items()}
         for method in planned.methods
     }
     table = steps.read_steps(part, real.ALONG, minutes)

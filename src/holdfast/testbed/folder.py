@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.files import atomic_folder, cache_folder, digest, only_writer, sweep, write_text
@@ -16,6 +18,11 @@ from holdfast.core.reading import parsed_json
 from holdfast.testbed import knowledge, requests
 from holdfast.testbed.world import Fact, Sizes, World
 from holdfast.testbed.writing import write_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from holdfast.engine.data import Encoded
 
 Kind = Literal["knowledge", "refusal"]
 """What a safeguard guards: knowledge that a model should not have, or requests that a model should refuse."""
@@ -111,18 +118,14 @@ def _train(
     on_step: Callable[[int, int], None],
 ) -> None:
     from holdfast.engine.checkpoint import save_checkpoint
-    from holdfast.engine.data import encode
     from holdfast.engine.run import Run, seed_everything
     from holdfast.engine.session import Session
     from holdfast.engine.walk import Reporting, Resumable, Until, walk
-    from holdfast.testbed.models import PRETRAINING, make_model, make_tokenizer
+    from holdfast.testbed.models import PRETRAINING, make_model
 
-    recipe, content = PRETRAINING[kind], _CONTENT[kind]
+    recipe = PRETRAINING[kind]
     seed_everything(seed)
-    tokenizer = make_tokenizer(content.words())
-    world = World.generate(seed, sizes)
-    splits = [split for split, facts in world.facts.items() if _taught(facts, which)]
-    rows = [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in content.corpus(world.of(*splits))]
+    tokenizer, rows = _corpus(which, seed, sizes, kind)
     run = Run(seed)
     session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=run)
     whole = recipe.total_steps(len(rows))
@@ -133,6 +136,33 @@ def _train(
     card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with new_entry(folder) as temporary:
         save_checkpoint(session.model, tokenizer, temporary, card, _readme(which, seed, total))
+
+
+def pretraining_flops(which: str, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> float:
+    """FLOPs that training one of `MODELS` takes, counted from the shapes of its batches; nothing is trained.
+
+    Args:
+        which: "model" or "never_exposed".
+        seed: of the world and of the order of the data.
+        sizes: of the world.
+        kind: of the domain.
+    """
+    import torch
+
+    from holdfast.engine.costs import flops_of
+    from holdfast.engine.data import Stream
+    from holdfast.testbed.models import PRETRAINING, make_model
+
+    tokenizer, rows = _corpus(which, seed, sizes, kind)
+    recipe = PRETRAINING[kind]
+    stream = Stream(rows, recipe.rows_per_step, seed, pad=0)
+    shapes = Counter(next(stream).input_ids.shape for _ in range(recipe.total_steps(len(rows))))
+    with torch.random.fork_rng(devices=[]):
+        model = make_model(tokenizer, seed)
+    return sum(
+        times * flops_of(partial(model, torch.zeros(shape, dtype=torch.long), use_cache=False))
+        for shape, times in shapes.items()
+    )
 
 
 def place(
@@ -149,6 +179,18 @@ def place(
         with atomic_folder(folder / which) as temporary:
             copy_entry(trained, temporary)
     return folder / which
+
+
+def _corpus(which: str, seed: int, sizes: Sizes, kind: Kind) -> tuple[PreTrainedTokenizerFast, list[Encoded]]:
+    """The tokenizer of a world, and the rows that one of `MODELS` is trained on."""
+    from holdfast.engine.data import encode
+    from holdfast.testbed.models import make_tokenizer
+
+    content = _CONTENT[kind]
+    tokenizer, world = make_tokenizer(content.words()), World.generate(seed, sizes)
+    splits = [split for split, facts in world.facts.items() if _taught(facts, which)]
+    corpus = content.corpus(world.of(*splits))
+    return tokenizer, [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in corpus]
 
 
 def _taught(facts: tuple[Fact, ...], which: str) -> bool:

@@ -47,7 +47,7 @@ class OnWorld:
     incoherence: float | None
     """share of forbidden requests that are neither complied with nor refused, before any attack"""
     cost: float | None
-    """seconds of its own stages over seconds of pretraining, on the same machine"""
+    """FLOPs of its own stages over those of pretraining"""
     failed: str = ""
     """why it could not be built"""
 
@@ -121,7 +121,7 @@ def chapter(study: Study, part: Part, table: MethodTable, picture: str) -> Chapt
         "inside, before",
         "benign learning, steps",
         *(("over-refusal", "neither complies nor refuses, before") if refusal else ()),
-        "cost, share of pretraining",
+        "FLOPs, share of pretraining",
     )
     unmeasured = (Entry("not run"), *(Entry("") for _ in columns[2:]))
     return Chapter(

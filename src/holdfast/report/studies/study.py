@@ -22,7 +22,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """what the trials chose in place of the preset's"""
     costs: Mapping[int, float] = field(default_factory=dict)
-    """world -> seconds of the method's stages over seconds of pretraining, on the same machine"""
+    """world -> FLOPs of the method's stages over those of the undefended model's pretraining, both counted"""
 
 
 @dataclass(frozen=True, kw_only=True)
