@@ -702,6 +702,32 @@ def test_a_disk_that_is_full_for_what_was_measured(
     assert main(arguments) == 0
 
 
+@pytest.mark.situation("interruption", "what vanishes while a run goes on")
+@pytest.mark.parametrize(
+    "what", ["domain/data/attack.jsonl", "domain/questions/hazard.jsonl", "model/model.safetensors"]
+)
+def test_what_vanishes_while_an_attack_runs(
+    what: str, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that goes away after everything was checked, and comes back."""
+    arguments = attack(place, "--set", "full-adamw-1e-3.max_steps=2")
+    path, away = place.folder / what, place.folder / "away"
+
+    def vanishing(*jobs: Any) -> Any:
+        path.rename(away)
+        try:
+            return run_here(*jobs)
+        finally:
+            away.rename(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("holdfast.campaign.run.run_jobs", vanishing)
+        sentence = sentence_of(place, capsys, arguments, keep_partial=True)
+    assert path.name in sentence or path.parent.name in sentence, sentence
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
+    assert main(arguments) == 0
+
+
 @pytest.mark.situation("hostile input", "a place for the output")
 def test_a_folder_that_turns_out_to_be_closed(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

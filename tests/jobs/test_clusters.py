@@ -142,7 +142,7 @@ def audited(tiny_testbed: SmallTestbed, tmp_path_factory: pytest.TempPathFactory
     """An audit by processes of this machine: the command without where it runs, and its folder."""
     folder = tmp_path_factory.mktemp("audited")
     suite = "".join(
-        f'[[attacks]]\npreset = "{name}"\nmax_steps = 4\n' for name in ("full-adamw-1e-3", "lora-r16-adamw-1e-3")
+        f'[[attacks]]\npreset = "{name}"\nmax_steps = 4\n' for name in ("full-adamw-1e-3", "lora-r4-adamw-5e-3")
     )
     (folder / "suite.toml").write_text(suite, encoding="utf-8")
     words = [

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 from holdfast.attacks.base import Attack
+from holdfast.core.memory import LESS
 from holdfast.core.outside import load_plugins
 from holdfast.core.presets import collect, describe
 from holdfast.core.reuse import hearing, say_reused
@@ -248,7 +249,7 @@ def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_le
     name: str, start: str, seen: Seen
 ) -> None:
     outcome = seen.outcomes[name]
-    assert (outcome.error or "").startswith(f"{start}; give fewer --workers, or lower a batch size")
+    assert (outcome.error or "") == f"{start}; give fewer --workers, or {LESS}"
     assert outcome.details == ""
 
 

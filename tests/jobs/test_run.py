@@ -80,6 +80,16 @@ def test_a_coordinator_that_the_system_stops_lets_its_workers_save(tmp_path: Pat
     assert ended == []
 
 
+def test_who_comes_too_late_is_sent_away() -> None:
+    door = Door("localhost")
+    with Client(("localhost", door.port), authkey=door.key) as worker:
+        worker.send("7")
+        wait_until(lambda: not door._came.empty(), "an arrival", 20)
+        door.close()
+        with pytest.raises(EOFError):
+            worker.recv()
+
+
 def test_who_has_not_the_key_stays_outside() -> None:
     door = Door("localhost")
     try:

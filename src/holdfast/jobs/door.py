@@ -48,6 +48,7 @@ class Door:
             self._socket = socket.create_server(("", 0), backlog=1024)
         self.port: int = self._socket.getsockname()[1]
         self._came: SimpleQueue[Arrival] = SimpleQueue()
+        self._closing, self._closed = threading.Lock(), False
         threading.Thread(target=self._wait, daemon=True).start()
 
     def arrivals(self) -> list[Arrival]:
@@ -59,6 +60,11 @@ class Door:
         return came
 
     def close(self) -> None:
+        """Let nobody in any more; whoever has come and was not asked for is sent away."""
+        with self._closing:
+            self._closed = True
+        for arrival in self.arrivals():
+            arrival.connection.close()
         # A thread that waits in accept() would keep the port open.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -85,7 +91,11 @@ class Door:
         except Exception:  # a stranger, or a worker that died meanwhile
             connection.close()
             return
-        self._came.put(Arrival(connection, name))
+        with self._closing:
+            if self._closed:
+                connection.close()
+            else:
+                self._came.put(Arrival(connection, name))
 
 
 def work_at(host: str, port: int, key: bytes, name: str) -> None:

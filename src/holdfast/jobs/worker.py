@@ -84,7 +84,10 @@ def serve(connection: Connection) -> None:
         connection: to the coordinator, which sends a `Setting` first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's; it ends its workers itself
-    given: Setting = connection.recv()
+    try:
+        given: Setting = connection.recv()
+    except EOFError:  # the last job has ended meanwhile
+        return
     jobs: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, jobs), daemon=True).start()
     missing = _prepare(given)
