@@ -230,8 +230,10 @@ def _refusal(said: str) -> str:
 
 
 def _end_of(path: Path) -> str:
+    """The last line that the worker itself printed: below stands what SLURM says of its end."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return "nothing, for it is not there"
-    return f"“{lines[-1]}”" if lines else "nothing"
+    said = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))]
+    return f"“{said[-1]}”" if said else "nothing"
