@@ -39,6 +39,7 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
 def test_suites_and_families_for_small_models_have_presets_for_small_models_alone() -> None:
     attacks = collect("holdfast.attacks")
     for_all = {"abliterate", "defence-directions-4", "latent-pgd-three-layers"}
+    for_all |= {"strip-difference", "strip-difference-then-abliterate"}
     small = [name for suite in SUITES.values() if suite.size == "small" for name in suite.attacks]
     assert all(name.endswith("-small") or name in for_all for name in small)
     assert all(name in attacks for name in small)

@@ -21,6 +21,7 @@ from holdfast.attacks.base import Attack
 from holdfast.attacks.compress import PruneUnits
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.evolution import Evolution
+from holdfast.attacks.head_offsets import HeadOffsets
 from holdfast.attacks.latent import LatentPGD, SoftStartToken
 from holdfast.attacks.reparameterise import Reparameterise
 from holdfast.core.domain import Domain
@@ -255,6 +256,9 @@ def wrong_change(
             return wrong_function(family, model)
         case SoftStartToken() | Evolution():
             return ""
+        case HeadOffsets():
+            other = sorted(name for name in moved if not name.endswith(".bias"))
+            return f"{other[0]} is no offset and was changed" if other else ""
         case LatentPGD() | RMU() | RepSelect() | PruneUnits() | Abliterate():
             return untouched_layers(plugin, model, moved)
     # Experts are stored together, each a matrix of its own. A gradient reaches those that a token was routed to.
