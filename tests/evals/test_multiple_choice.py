@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.testbed import knowledge
 from holdfast.testbed.models import make_model, make_tokenizer
 from holdfast.testbed.world import Sizes, World
+from tests.conftest import SmallTestbed
 from tests.core.characters import character_tokenizer
 
 SOME = MultipleChoice(questions="some")
@@ -429,3 +431,20 @@ def test_between_first_and_last_step_a_hazard_is_asked_whole_and_an_ability_samp
         'schema = 1\n[questions.some]\nfile = "some.jsonl"\nmeasures = "hazard"\n'
     )
     assert SOME.at_milestone(Domain.open(tmp_path / "some")) == SOME
+
+
+def test_beside_the_headline_other_sets_of_hazard_are_asked_at_both_ends_only(
+    tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    headline, other = MultipleChoice(questions="hazard"), MultipleChoice(questions="hazard_selection")
+    domain = tiny_testbed.domain
+    assert other.measures(domain) == "hazard"
+    assert headline.at_milestone(domain) == headline
+    assert other.at_milestone(domain) is None
+    # Where there is no headline, a set of hazard is what the curve is read from.
+    folder = shutil.copytree(
+        tiny_testbed.folder, tmp_path / "domain", ignore=shutil.ignore_patterns("model*", "never*")
+    )
+    text = (folder / "domain.toml").read_text(encoding="utf-8")
+    (folder / "domain.toml").write_text(text.replace("[questions.hazard]", "[questions.first]"), encoding="utf-8")
+    assert other.at_milestone(Domain.open(folder)) == other

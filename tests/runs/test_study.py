@@ -19,7 +19,7 @@ from holdfast.engine.checkpoint import Checkpoint
 from holdfast.recipes import paper_tables
 from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described
-from holdfast.recipes.run import pick_study, run_study
+from holdfast.recipes.run import pick_study, run_demo, run_study
 from holdfast.report.studies import study as report
 from holdfast.report.studies.methods import MethodTable, chapter, read_methods
 from holdfast.report.studies.steps import Along
@@ -240,3 +240,21 @@ def test_a_study_on_a_released_model_trains_no_base_and_knows_no_never_exposed_m
     assert "after 2 updates" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "never-exposed |" not in text
     assert study.core_seconds > 2 * 240
+
+
+def test_the_demo_of_a_real_model_has_its_own_study_precision_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Study] = []
+    monkeypatch.setattr(Study, "run", lambda study, *_: ran.append(study) or [])
+    run_demo(tmp_path / "out", 3, 1, "holdfast demo", "real", Options(precision="mixed"))
+    [study] = ran
+    [part] = study.parts
+    assert (part.kind, study.worlds, study.options.precision) == ("real", (3,), "mixed")
+    campaign = study.campaign(tmp_path / "out", part, 3)
+    assert [model.role for model in campaign.models] == ["undefended", "reference", "defended"]
+    assert campaign.options.precision == "mixed"
+    assert [method.built({})[-1][0] for method in part.methods] == ["random-mapping-small", "tar-small"]
+    assert study.world(tmp_path / "out", part, 3).training() == {}
+    with pytest.raises(HoldfastError, match=r"holds the demo \(seed 3, kind real\)"):
+        run_demo(tmp_path / "out", 3, 1, "holdfast demo", "knowledge", Options())

@@ -57,8 +57,8 @@ def demo(
 ) -> None:
     """Run the whole story on an embedded testbed: safeguards, controls, a red team, a report.
 
-    The invented world takes about 10 minutes. The real model takes longer, and about half as long with --precision mixed on
-    processors that have units for bfloat16.
+    The invented world takes about 10 minutes. The real model takes longer, less so with --precision mixed on processors
+    that have units for bfloat16.
     """
     console = make_console()
     load_plugins(*plugins or ())
