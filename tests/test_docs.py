@@ -221,6 +221,16 @@ def test_the_suite_of_the_tofu_page_is_a_suite(tmp_path: Path) -> None:
     assert "hazard_all" not in {name for attack in suite.plugins.values() for name in attack.reads()}
 
 
+def test_every_suite_of_the_docs_is_a_suite(tmp_path: Path) -> None:
+    found = 0
+    for page in PAGES:
+        for listing in (block for block in blocks(page, "toml") if "[[attacks]]" in block):
+            (tmp_path / "suite.toml").write_text(listing, encoding="utf-8")
+            assert read_listing(tmp_path / "suite.toml", "attacks").plugins, page.name
+            found += 1
+    assert found >= 3
+
+
 def test_the_script_of_getting_started(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
     """As it stands, but for fewer steps, attacks and seeds."""
     [script] = blocks(ROOT / "docs" / "getting-started.md", "python")
