@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -34,6 +35,7 @@ from holdfast.cli.options import (
     ThreadsOption,
     TrackOption,
     WorkersOption,
+    check_device,
     judge_at,
     model_label,
     names_in,
@@ -63,13 +65,14 @@ def study(
         typer.Argument(
             metavar="STUDY",
             autocompletion=complete.studies,
-            help="paper-tables, ablations, red-team, claims, or a study of a plug-in's.",
+            help="paper-tables, ablations, red-team, claims, real, real-refusals, or a study of a plug-in's.",
         ),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    device: DeviceOption = "cpu",
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long the study would take.")] = False,
     status: StatusOption = None,
     plugins: PluginsOption = None,
@@ -83,6 +86,9 @@ def study(
     from holdfast.recipes.run import pick_study, run_study
 
     chosen = pick_study(name)
+    if device != "cpu":  # asking for a GPU loads torch
+        check_device(device)
+    chosen = replace(chosen, options=replace(chosen.options, device=device))
     hours = chosen.core_seconds / workers / 3600
     say(console, f"{name}: about {hours:.1f} hours with {workers} processes, from nothing")
     if estimate:

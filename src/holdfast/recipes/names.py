@@ -10,6 +10,9 @@ STUDIES: Mapping[str, str] = {
     "ablations": "ablations.study",
     "claims": "claims.study",
     "real": "real.study",
+    "real-full": "real.full",
+    "real-refusals": "real.refusals",
+    "real-refusals-full": "real.refusals_full",
     "red-team": "red_team.short",
     "red-team-full": "red_team.full",
 }

@@ -107,7 +107,7 @@ def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any
     return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
 
 
-def steps_page(study: Study, out: Path, described: Described) -> tuple[str, Any]:
+def steps_page(study: Study, kind: str, out: Path, described: Described) -> tuple[str, Any]:
     """Safeguards on a real model along the attacks: the page as text, the figures as JSON, the picture beside them."""
     values = described.study(study, out, study.trials, {})
     [part], [planned] = values.parts, study.parts
@@ -116,8 +116,9 @@ def steps_page(study: Study, out: Path, described: Described) -> tuple[str, Any]
         for method in planned.methods
     }
     table = steps.read_steps(part, real.ALONG, minutes)
-    draw_steps(table, out / "real.svg")
-    return report.markdown(values, steps.chapters(values, part, table, "real.svg")), steps.as_json(table)
+    picture = f"{kind}.svg"
+    draw_steps(table, steps.measured(part), out / picture)
+    return report.markdown(values, steps.chapters(values, part, table, picture)), steps.as_json(table)
 
 
 def families_page(red_team: RedTeam, kind: str, out: Path, described: Described) -> tuple[str, Any]:

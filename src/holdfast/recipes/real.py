@@ -6,11 +6,14 @@ attacked and asked. A model of 135 million weights leaves few worlds and few see
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.core.options import Options
 from holdfast.report.studies.steps import Along
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES, called
+from holdfast.testbed.real.folder import RealKind
 
 TUNING_SPLIT = 7
 SPLITS = (8, 9, 10)
@@ -26,13 +29,84 @@ ALONG = (
 _SHORT_SECONDS, _LONG_SECONDS = 170.0, 500.0
 """what 20 to 100 updates, and 1,000 updates of two rows, take on one core with bfloat16 products and measuring, about"""
 
-_REFERENCE = Method(label="random-mapping", stages=("random-mapping-small",), role="reference", size=240)
-_TAR = Method(label="tar", stages=("random-mapping-small", "tar-small"), size=900)
+TUNING_ATTACKS = ("full-lion-1e-5-small", "lora-r16-adamw-1e-3-small")
+"""of the trials; another optimizer, and another kind of weights, than the table's"""
+_TRIALS = 6
+
+_RATES = (5e-5, 1e-4, 2e-4)
+_STEPS = (60, 120, 240)
+_REFERENCE = Method(
+    label="random-mapping",
+    stages=("random-mapping-small",),
+    space={"learning_rate": _RATES, "outer_steps": (80, 160, 240), "forget_weight": (30.0, 100.0, 300.0)},
+    role="reference",
+    size=240,
+)
+_OUTER = {
+    "outer_learning_rate": _RATES,
+    "outer_steps": (40, 80),
+    "inner_steps": (8, 16),
+    "tamper_resistance_weight": (1.0, 4.0, 16.0),
+}
+_TAR = Method(label="tar", stages=("random-mapping-small", "tar-small"), space=_OUTER, size=900)
 METHODS = (
     _REFERENCE,
-    Method(label="rmu", stages=("rmu-small",), size=240),
-    Method(label="circuit-breakers", stages=("circuit-breakers-small",), size=240),
+    Method(
+        label="rmu",
+        stages=("rmu-small",),
+        space={"learning_rate": (5e-4, 1e-3, 2e-3), "outer_steps": _STEPS, "forget_weight": (1.0, 3.0, 10.0)},
+        size=240,
+    ),
+    Method(
+        label="circuit-breakers",
+        stages=("circuit-breakers-small",),
+        space={"learning_rate": _RATES, "outer_steps": _STEPS, "forget_weight": (3.0, 10.0, 30.0)},
+        size=240,
+    ),
+    Method(
+        label="grad-diff",
+        stages=("grad-diff-small",),
+        space={"learning_rate": _RATES, "outer_steps": (30, 60, 120), "forget_weight": (0.1, 0.3, 1.0)},
+        size=120,
+    ),
+    Method(
+        label="npo",
+        stages=("npo-small",),
+        space={"learning_rate": _RATES, "outer_steps": _STEPS, "beta": (0.03, 0.1, 0.3)},
+        size=240,
+    ),
+    Method(
+        label="rep-select",
+        stages=("rep-select-small",),
+        space={"learning_rate": (5e-4, 2e-3, 8e-3), "outer_steps": (6, 12, 24), "components": (16, 64, 256)},
+        size=120,
+    ),
+    Method(
+        label="undo-generated",
+        stages=("random-mapping-small", "undo-generated-small"),
+        space={"learning_rate": (1e-4, 3e-4, 6e-4), "shrink": (0.1, 0.3, 0.5), "outer_steps": (300, 600)},
+        size=1500,
+    ),
     _TAR,
+)
+
+_TRAINED = "refusal-trained"
+REFUSAL_METHODS = (
+    Method(
+        label=_TRAINED,
+        stages=("refusal-sft-small", "refusal-dpo-small"),
+        space={"learning_rate": (1e-5, 2e-5, 5e-5), "outer_steps": (60, 120), "refusal_weight": (0.3, 1.0)},
+        role="reference",
+        size=300,
+    ),
+    Method(
+        label="circuit-breakers",
+        stages=("circuit-breakers-refusal-small",),
+        space={"learning_rate": _RATES, "outer_steps": _STEPS, "forget_weight": (3.0, 10.0, 30.0)},
+        start=_TRAINED,
+        size=300,
+    ),
+    Method(label="tar", stages=("tar-refusal-small",), space=_OUTER, start=_TRAINED, size=1200),
 )
 
 DEMO_SUITE = "demo-real"
@@ -56,17 +130,37 @@ def demo(seed: int, options: Options) -> Study:
 
 def study() -> Study:
     """Every method of the table on three splits, a training on each, under a short and a long attack with two seeds each."""
-    attacks = tuple(dict.fromkeys(column.attack for column in ALONG))
+    return _study("Safeguards on a real model", "real", METHODS, "hazard_selection")
+
+
+def full() -> Study:
+    """The same after trials of every method on the tuning split. What the trials chose stands in the presets."""
+    return replace(study(), trials=_TRIALS)
+
+
+def refusals() -> Study:
+    """Safeguards of refusal in the model's chat template, under the same attacks."""
+    return _study("Refusals on a real model", "real-refusal", REFUSAL_METHODS, "compliance_selection")
+
+
+def refusals_full() -> Study:
+    """The same after trials of every method on the tuning split."""
+    return replace(refusals(), trials=_TRIALS)
+
+
+def _study(title: str, kind: RealKind, methods: tuple[Method, ...], selection: str) -> Study:
     part = Part(
-        kind="real",
-        methods=METHODS,
+        kind=kind,
+        methods=methods,
         suite="AdamW at 1e-4 for 100 and 1,000 updates",
-        attacks=attacks,
+        attacks=tuple(dict.fromkeys(column.attack for column in ALONG)),
+        tuning_attacks=TUNING_ATTACKS,
+        selection=selection,
         milestones=tuple(column.step for column in ALONG),
         cell_seconds=(_SHORT_SECONDS + _LONG_SECONDS) / 2,
     )
     return Study(
-        title="Safeguards on a real model",
+        title=title,
         parts=(part,),
         tuning_world=TUNING_SPLIT,
         worlds=SPLITS,

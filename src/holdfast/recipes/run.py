@@ -111,8 +111,8 @@ def run_study(
             text, table = families_page(study, kind, out, described)
         elif kind == "claims":
             text, table = claims_page(study, out, described)
-        elif kind == "real":
-            text, table = steps_page(study, out, described)
+        elif kind in ("real", "real-refusals"):
+            text, table = steps_page(study, kind, out, described)
         else:
             text, table = methods_page(study, kind, out, described)
         write_text(out / "tables.md", text)

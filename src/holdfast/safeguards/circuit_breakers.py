@@ -87,5 +87,6 @@ PRESETS = {
     "circuit-breakers-refusal": replace(_TESTBED, refusal_weight=1.0),
     "circuit-breakers-refusal-lat": replace(_TESTBED, refusal_weight=1.0, latent=LatentAdversary()),
     "circuit-breakers-small": _SMALL,
+    "circuit-breakers-refusal-small": replace(_SMALL, refusal_weight=1.0),
     "circuit-breakers-large": _LARGE,
 }

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.safeguards.parts.forgetting import Forgetting
-from holdfast.safeguards.parts.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,13 @@ class NPO(Forgetting):
 PRESETS = {
     "npo": NPO(),
     "npo-sam": NPO(sam_radius=0.1),
+    "npo-small": NPO(
+        outer_steps=60,
+        learning_rate=1e-4,
+        forget_batch_size=8,
+        retain_batch_size=8,
+        retain=RetainLoss(representations="relative"),
+    ),
     "npo-sam-large": NPO(
         outer_steps=125,
         learning_rate=5e-6,

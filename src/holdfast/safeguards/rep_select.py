@@ -215,6 +215,9 @@ def damp(matrix: torch.Tensor, components: int) -> torch.Tensor:
 
 PRESETS = {
     "rep-select": RepSelect(components=16),
+    "rep-select-small": RepSelect(
+        outer_steps=12, learning_rate=0.002, components=64, forget_batch_size=8, retain_batch_size=8
+    ),
     # The source's constants but for the rate, which is ours. It was not run at this size.
     "rep-select-large": RepSelect(learning_rate=0.002, components=512, forget_batch_size=8, micro_batch=4),
 }

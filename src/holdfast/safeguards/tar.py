@@ -160,6 +160,9 @@ _REFUSAL = replace(
     adversaries=(Adversary(attack=_SMALL, learning_rates=_SMALL_RATES),),
     outer_steps=100,
 )
+_REFUSAL_FOR_MIDDLE = replace(
+    _FOR_MIDDLE, tamper_resistance="dpo", adversaries=(Adversary(attack=_MIDDLE, learning_rates=_MIDDLE_RATES),)
+)
 _PAPER_REFUSAL = TAR(
     outer_steps=100,
     adversaries=(Adversary(attack=replace(_LARGE, batch_size=64), learning_rates=(2e-6, 2e-5, 4e-5)),),
@@ -180,6 +183,7 @@ PRESETS = {
     "tar-distilled-persistent": replace(_TESTBED, distillation=_RANDOM_NAMES, persistent_adversaries=4),
     "tar-refusal": _REFUSAL,
     "tar-small": _FOR_MIDDLE,
+    "tar-refusal-small": _REFUSAL_FOR_MIDDLE,
     "tar-paper-bio": _PAPER,
     "tar-paper-cyber": replace(
         _PAPER,

@@ -155,6 +155,16 @@ _GENERATED = UNDO(
 PRESETS = {
     "undo": UNDO(),
     "undo-generated": _GENERATED,
+    "undo-generated-small": UNDO(
+        outer_steps=300,
+        shrink=0.3,
+        noise=0.0,
+        teacher="original",
+        distillation=Distillation(text=("retain", "generated"), generated_rows=3072, batch_size=32),
+        forget_weight=0.3,
+        forget_batch_size=8,
+        learning_rate=3e-4,
+    ),
     "undo-large": UNDO(
         outer_steps=3000,
         shrink=0.25,

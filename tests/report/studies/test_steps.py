@@ -101,7 +101,7 @@ def test_other_sets_stand_before_and_after_the_first_attack(tmp_path: Path) -> N
     assert tar.sets["related"] == (None, None)
     assert tar.minutes == 12.0
     study = Study(title="t", command="c", parts=(part,), tuning_world=7, trials=0, seeds=SEEDS, seconds=60.0, workers=2)
-    draw_steps(table, tmp_path / "real.svg")
+    draw_steps(table, "hazard", tmp_path / "real.svg")
     text = markdown(study, chapters(study, part, table, "real.svg"))
     assert "after 1,000 updates" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "80 → 79" in text.replace("\N{NO-BREAK SPACE}", " ")

@@ -17,11 +17,18 @@ _STYLES = (
     ("#0072B2", "o"),
     ("#CC79A7", "P"),
     ("#56B4E9", "X"),
+    ("#F0E442", "*"),
+    ("#000000", "<"),
 )
 
 
-def draw_steps(table: StepTable, path: Path) -> None:
+def draw_steps(table: StepTable, measured: str, path: Path) -> None:
     """Draw the mean over worlds of each method, with the range of trained models as a bar, into an SVG file.
+
+    Args:
+        table: of the study's page.
+        measured: what hazard is here, for the axis.
+        path: of the picture.
 
     The first place is the untouched model; the places are equally far apart, as updates grow by factors.
     """
@@ -45,7 +52,7 @@ def draw_steps(table: StepTable, path: Path) -> None:
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, 102)
         axes.set_xlabel("updates of the attack")
-        axes.set_ylabel("hazard questions answered right, %")
+        axes.set_ylabel(f"{measured}, %")
         axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
         plain(axes, "top", "right")
         figure.legend(loc="outside upper center", ncols=4, frameon=False)

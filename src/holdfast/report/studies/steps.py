@@ -9,7 +9,7 @@ from typing import Any
 
 from holdfast.core.records import CampaignPlan, CellResult, read_campaign
 from holdfast.report.blocks import Chapter, Image, Text, bullets
-from holdfast.report.studies.study import Method, Part, Study
+from holdfast.report.studies.study import Method, Part, Study, settings
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import NOTHING, written
 from holdfast.stats.cells import NO_ATTACK, CellSummary
@@ -53,14 +53,41 @@ class StepTable:
     chance: float
 
 
-SETS: Mapping[str, str] = {
-    "benign_outside_retain": "ability outside the retain set",
-    "related": "related field",
-    "second_relation": "second relation of the hazard's entities",
-    "hazard_unknown": "facts that the original does not know",
-    "degeneracy": "degenerate text",
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """What is measured in one kind of domain, and what the measures are called."""
+
+    hazard: str
+    control: str
+    """a sentence on what stands in for a never-exposed model"""
+    sets: Mapping[str, str]
+    """evaluations of the second table, and what they are called there"""
+
+
+_ABILITY = {"benign_outside_retain": "ability outside the retain set", "related": "related field"}
+_WORDS = {
+    "real": _Words(
+        hazard="Hazard questions answered right",
+        control="No never-exposed model exists here; facts that the original does not know stand in for one: a rise there is "
+        "teaching or a leak, and no recovery.",
+        sets={
+            **_ABILITY,
+            "second_relation": "second relation of the hazard's entities",
+            "hazard_unknown": "facts that the original does not know",
+            "degeneracy": "degenerate text",
+        },
+    ),
+    "real-refusal": _Words(
+        hazard="Forbidden requests complied with",
+        control="What neither complies nor refuses is counted apart, as incoherence.",
+        sets={
+            "incoherence": "neither complied with nor refused",
+            "over_refusal": "benign requests refused",
+            **_ABILITY,
+            "degeneracy": "degenerate text",
+        },
+    ),
 }
-"""Evaluations of the second table, and what they are called there."""
 
 
 def read_steps(part: Part, places: Sequence[Along], minutes: Mapping[str, Mapping[int, float]]) -> StepTable:
@@ -88,7 +115,7 @@ def read_steps(part: Part, places: Sequence[Along], minutes: Mapping[str, Mappin
             over_reference=tuple(
                 _claim(mine, other) for mine, other in zip(curves[method.label], curves[reference], strict=True)
             ),
-            sets={name: _ends(worlds, method.label, name, places[0].attack) for name in SETS},
+            sets={name: _ends(worlds, method.label, name, places[0].attack) for name in _WORDS[part.kind].sets},
             minutes=fmean(spent.values()) if spent else None,
         )
 
@@ -139,7 +166,7 @@ def _ends(worlds: Worlds, label: str, name: str, attack: str) -> tuple[MethodCla
     return _claim(at(NO_ATTACK, last=False)), _claim(at(attack, last=True))
 
 
-_METRICS = ("accuracy", "repetition")
+_METRICS = ("accuracy", "repetition", "refused", "neither")
 
 
 def _claim(values: Nested, other: Nested | None = None) -> MethodClaim | None:
@@ -150,11 +177,17 @@ def _claim(values: Nested, other: Nested | None = None) -> MethodClaim | None:
         return None
 
 
+def measured(part: Part) -> str:
+    """What hazard is in this part."""
+    return _WORDS[part.kind].hazard
+
+
 def chapters(study: Study, part: Part, table: StepTable, picture: str) -> list[Chapter]:
     """Hazard along the attacks, differences to the reference, and the other sets."""
     places = ("before any attack", *(f"after {place.step:,} updates" for place in table.places))
     [reference] = part.role("reference")
     others = [row for row in table.rows if row.label != reference]
+    words = _WORDS[part.kind]
     return [
         Chapter(
             key="hazard",
@@ -163,7 +196,7 @@ def chapters(study: Study, part: Part, table: StepTable, picture: str) -> list[C
                 Text(text=_introduction(study, part, table)),
                 Image(alt="Hazard by number of updates", file=picture),
                 Table(
-                    caption="Hazard questions answered right, in percent",
+                    caption=f"{words.hazard}, in percent",
                     columns=("safeguard", *places, "minutes to build"),
                     rows=tuple(
                         (
@@ -174,7 +207,7 @@ def chapters(study: Study, part: Part, table: StepTable, picture: str) -> list[C
                         for row in table.rows
                     ),
                 ),
-                bullets(*_failures(part)),
+                bullets(*_failures(part), *_settings(part)),
             ),
         ),
         Chapter(
@@ -197,8 +230,10 @@ def chapters(study: Study, part: Part, table: StepTable, picture: str) -> list[C
             blocks=(
                 Table(
                     caption=f"Before any attack → after {table.places[0].attack}, in percent",
-                    columns=("safeguard", *SETS.values()),
-                    rows=tuple((Entry(row.label), *(_change(*row.sets[name]) for name in SETS)) for row in table.rows),
+                    columns=("safeguard", *words.sets.values()),
+                    rows=tuple(
+                        (Entry(row.label), *(_change(*row.sets[name]) for name in words.sets)) for row in table.rows
+                    ),
                 ),
             ),
         ),
@@ -212,12 +247,16 @@ def as_json(table: StepTable) -> dict[str, Any]:
 
 def _introduction(study: Study, part: Part, table: StepTable) -> str:
     attacks = ", ".join(dict.fromkeys(place.attack for place in table.places))
+    tuned = f"{study.trials} trials of each on split {study.tuning_world}, under {', '.join(part.tuning_attacks)}"
+    chosen = (
+        f"The settings are the best of {tuned}"
+        if study.trials
+        else f"Settings were fixed on split {study.tuning_world}"
+    )
     return (
-        f"Splits {part.worlds}, one training of each safeguard on each, {len(study.seeds)} attack seeds ({attacks}). Settings "
-        f"were fixed on split {study.tuning_world}. Entries are means over splits with a 95 % interval (Student-t over splits, "
-        "of which there are few, so that the interval is wide) and the range of trained models. Chance is "
-        f"{100 * table.chance:.0f}. No never-exposed model exists here; facts that the original does not know stand in for one: "
-        "a rise there is teaching or a leak, and no recovery."
+        f"Splits {part.worlds}, one training of each safeguard on each, {len(study.seeds)} attack seeds ({attacks}). {chosen}. "
+        "Entries are means over splits with a 95 % interval (Student-t over splits, of which there are few, so that the interval "
+        f"is wide) and the range of trained models. Chance is {100 * table.chance:.0f}. {_WORDS[part.kind].control}"
     )
 
 
@@ -236,6 +275,11 @@ def _entry(claim: MethodClaim | None, *, signed: bool = False) -> Entry:
 def _change(before: MethodClaim | None, after: MethodClaim | None) -> Entry:
     ends = [NOTHING if claim is None else f"{100 * claim.mean:.0f}" for claim in (before, after)]
     return Entry(" → ".join(ends))
+
+
+def _settings(part: Part) -> list[str]:
+    tuned = [f"{method.label} {settings(method.settings)}" for method in part.methods if method.settings]
+    return [f"Settings that the trials chose in place of the presets': {'; '.join(tuned)}."] if tuned else []
 
 
 def _failures(part: Part) -> list[str]:

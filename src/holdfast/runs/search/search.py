@@ -29,6 +29,7 @@ from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import ATTACKER_ROLES, ATTACKER_VIEW, Domain, nearest
 from holdfast.core.files import digest, write_text
 from holdfast.core.model_size import Size
+from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.reading import excerpt
 from holdfast.core.reuse import say_reused
@@ -304,10 +305,19 @@ def search_family(
     trials: int,
     out: Path,
     seed: int,
+    options: Options,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Search one family in this process and write `suite.json` with its best attack: a job of a larger run."""
-    search = Search(model=model, base=base, domain=domain, families=(family,), budget=Budget(trials=trials), seed=seed)
+    search = Search(
+        model=model,
+        base=base,
+        domain=domain,
+        families=(family,),
+        budget=Budget(trials=trials),
+        seed=seed,
+        options=options,
+    )
     write_suite(out, search.run(out))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import collect_families
+from holdfast.core.options import Options
 from holdfast.core.presets import describe
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.executor import Workers
@@ -51,6 +52,8 @@ class RedTeam:
     held_out: tuple[str, ...] = ()
     """families that are met by no search and no adversary"""
     sizes: Sizes = Sizes()
+    options: Options = Options()
+    """device and precision of models, searches and attacks"""
 
     def __post_init__(self) -> None:
         families = collect_families()
@@ -110,6 +113,7 @@ class RedTeam:
                     "trials": self.trials,
                     "out": self._searched(out, family, target),
                     "seed": self.tuning_world,
+                    "options": self.options,
                 },
                 after=(making[target],),
                 size=self.trials * _TRIAL_SECONDS,
@@ -156,6 +160,7 @@ class RedTeam:
             trials=0,
             seeds=self.seeds,
             sizes=self.sizes,
+            options=self.options,
         )
 
     def _guessed(self) -> dict[str, dict[str, Attack]]:

@@ -36,7 +36,7 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
     start, ends = tokenizer.bos_token_id, end_tokens(tokenizer, model)
     if not isinstance(start, int):
         raise HoldfastError("the tokenizer has no start token to write text from; use rows of [data.distill] instead")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     rows: list[Encoded] = []
     more = data.domain.max_length - 2  # the last token is written and not read
     keeping = more > 0 and keeps_right(model, [[start]], more, at_once=False)
@@ -44,9 +44,9 @@ def generate_rows(model: PreTrainedModel, data: Data, count: int, seed: int) -> 
         with torch.no_grad():
             texts = read(model, torch.full((_ROWS_AT_ONCE, 1), start, device=model.device), keeping=keeping)
             while True:
-                logits = texts.logits.float().cpu()
+                logits = texts.logits.float()
                 logits[:, banned] = -torch.inf
-                sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator).to(model.device)
+                sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)
                 if texts.tokens.shape[1] + 1 >= data.domain.max_length:
                     break
                 texts = read_on(model, texts, sampled)
