@@ -17,9 +17,11 @@ from holdfast.engine.data import Data
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import GradientSum
 from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.cir import CIR
 from holdfast.safeguards.circuit_breakers import CircuitBreakers
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.outer_loop import OuterLoop
+from holdfast.safeguards.r2d2 import R2D2
 from holdfast.safeguards.rmu import RMU
 from holdfast.safeguards.sophon import SOPHON
 from holdfast.safeguards.tar import TAR
@@ -58,6 +60,12 @@ def shortened(name: str, outer_steps: int = 3) -> Any:
         changes |= {"layer": 1, "retain": SAFEGUARDS["rmu"].retain}  # type: ignore[attr-defined]
     if isinstance(preset, CircuitBreakers):
         changes["layers"] = (1, 2)
+    if isinstance(preset, CIR):
+        changes["sample_rows"] = 12
+    if isinstance(preset, R2D2):
+        changes["suffixes"] = replace(
+            preset.suffixes, length=3, search_steps=1, candidates=6, cases=3, cases_per_step=2
+        )
     if getattr(preset, "latent", None) is not None:
         changes["latent"] = replace(preset.latent, layers=(0,))
     return small(preset, **changes)
@@ -74,12 +82,7 @@ class Testbeds:
 
     def of(self, safeguard: Any) -> SmallTestbed:
         """The domain that has the rows which a safeguard learns from."""
-        learns_refusals = (
-            getattr(safeguard, "refusal_weight", 0) > 0
-            or getattr(safeguard, "side", None) == "chosen"
-            or getattr(safeguard, "tamper_resistance", None) == "dpo"
-        )
-        return self.refusal if learns_refusals else self.knowledge
+        return self.refusal if safeguard.needs_pairs else self.knowledge
 
 
 @pytest.fixture(scope="module")

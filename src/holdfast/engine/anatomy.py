@@ -194,13 +194,13 @@ def mlp_writers(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> 
     return [_written(layer, _mlp_parts(model, layer)) for layer in decoder_layers(model, chosen)]
 
 
-def mlp_maps(model: PreTrainedModel) -> list[LinearMap]:
+def mlp_maps(model: PreTrainedModel, chosen: Sequence[int] | None = None) -> list[LinearMap]:
     """The linear maps of each layer's MLP and its experts, first layer to last, without routers.
 
     Raises:
         HoldfastError: as `mlp_writers`.
     """
-    parts = [part for layer in decoder_layers(model) for part in _mlp_parts(model, layer)]
+    parts = [part for layer in decoder_layers(model, chosen) for part in _mlp_parts(model, layer)]
     maps = {id(linear.weight): linear for part in parts for linear in part.maps if not _routes(linear)}
     return list(maps.values())
 

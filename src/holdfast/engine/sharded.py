@@ -120,6 +120,17 @@ class GradientSum:
         self._sum = None
 
 
+def inner_product(
+    parameters: Iterable[nn.Parameter], left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]
+) -> float:
+    """The inner product of two lists of shards, such as gradients, over all of the parameters that they belong to."""
+    terms = [(a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)]
+    total = torch.stack(terms).sum()
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        dist.all_reduce(total)
+    return float(total)
+
+
 @contextmanager
 def displaced(model: nn.Module, length: float) -> Iterator[None]:
     """Move the weights by `length` along the model's gradients, clear the gradients, and put the weights back at the end.

@@ -22,6 +22,13 @@ _REFUSAL_OUTER = {"outer_learning_rate": (1e-3, 2e-3, 3e-3), "tamper_resistance_
 _THIRD = {"outer_steps": 100}
 """Trials of the methods that cost most run a part of their outer steps."""
 
+_COLLAPSE = {
+    "learning_rate": (0.01, 0.02, 0.03),
+    "outer_steps": (30, 60, 120),
+    "input_directions": (2, 8, 24),
+    "gradient_directions": (2, 12, 36),
+}
+
 PAPER_KNOWLEDGE = (
     Method(
         label="random-mapping",
@@ -99,6 +106,14 @@ BEYOND_KNOWLEDGE = (
         size=8,
     ),
     Method(
+        label="seam",
+        stages=("seam",),
+        space={**_SHALLOW, "forget_weight": (1.0, 3.0, 10.0), "coupling_weight": (0.0, 0.03, 0.1)},
+        size=30,
+    ),
+    Method(label="cir", stages=("cir",), space=_COLLAPSE, size=10),
+    Method(label="mcu", stages=("mcu",), space=_COLLAPSE, size=10),
+    Method(
         label="undo",
         stages=("random-mapping", "undo"),
         space={"shrink": (0.4, 0.5, 0.6, 0.7), "noise": (0.1, 0.3, 1.0)},
@@ -174,10 +189,21 @@ BEYOND_REFUSAL = (
         start=_TRAINED,
         size=55,
     ),
+    Method(
+        label="seam",
+        stages=("seam-refusal",),
+        space={**_SHALLOW, "forget_weight": (1.0, 3.0, 10.0), "coupling_weight": (0.0, 0.03, 0.1)},
+        start=_TRAINED,
+        size=40,
+    ),
+    Method(
+        label="r2d2",
+        stages=("r2d2",),
+        space={"learning_rate": (2e-4, 5e-4, 1e-3), "outer_steps": (50, 100, 200), "forget_weight": (0.2, 0.5, 1.0)},
+        start=_TRAINED,
+        size=60,
+    ),
 )
-
-NOT_YET = {"refusal": ("r2d2",)}
-"""Rows of the paper whose method is not in holdfast: R2D2 needs a token-level optimizer."""
 
 
 def _parts(knowledge: tuple[Method, ...], refusal: tuple[Method, ...]) -> tuple[Part, ...]:
@@ -229,8 +255,7 @@ def full() -> Study:
 def not_run(study: Study) -> dict[str, list[str]]:
     """Kind of domain -> labels of the rows that a study leaves out of the full table."""
     rows = {(part.kind, method.label) for part in study.parts for method in part.methods}
-    left: dict[str, list[str]] = {}
-    for part in full().parts:
-        missing = [method.label for method in part.methods if (part.kind, method.label) not in rows]
-        left[part.kind] = [*missing, *(f"{label} (not yet in holdfast)" for label in NOT_YET.get(part.kind, ()))]
-    return left
+    return {
+        part.kind: [method.label for method in part.methods if (part.kind, method.label) not in rows]
+        for part in full().parts
+    }
