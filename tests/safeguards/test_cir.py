@@ -36,6 +36,18 @@ def test_what_is_taken_out_is_the_mean_and_then_the_largest_components() -> None
     assert torch.equal(without(vectors, leading(vectors, 0, 0)), vectors)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e-7])
+def test_a_mean_of_nothing_but_rounding_has_no_direction(offset: float) -> None:
+    """So it is with the gradients of the last layer in MCU's first updates."""
+    torch.manual_seed(0)
+    vectors = torch.randn(50, 6)
+    vectors = vectors - vectors.mean(0) + offset
+    first, *rest = leading(vectors, 3, 0)
+    assert not first.any()
+    torch.testing.assert_close(torch.stack(rest).norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(without(vectors, leading(vectors, 1, 0)), vectors)
+
+
 def project_out(vectors: torch.Tensor, directions: list[torch.Tensor]) -> torch.Tensor:
     for direction in directions:
         vectors = vectors - (vectors @ direction)[:, None] * direction

@@ -315,7 +315,9 @@ def _tokens(tensor: torch.Tensor | None, part: Batch) -> torch.Tensor:
 def leading(vectors: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """The direction of the mean of some vectors and their largest principal components, `count` in all: at most count x D.
 
-    Components are found by torch's randomised decomposition around the mean.
+    Components are found by torch's randomised decomposition around the mean. A mean that is nothing beside the vectors has no
+    direction but that of rounding, and its place is 0. In MCU the last layer's gradients have such a mean: at the weights
+    before, what is broken has no mean.
 
     Args:
         vectors: N x D.
@@ -327,12 +329,15 @@ def leading(vectors: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     if count == 0:
         return vectors.new_zeros(0, vectors.shape[-1])
     mean = vectors.mean(0)
+    length, least = mean.norm(), _NOTHING * vectors.square().sum(-1).mean().sqrt()
+    direction = mean / length if length > least else torch.zeros_like(mean)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         components = torch.pca_lowrank(vectors, q=min(count - 1, *vectors.shape), niter=_ITERATIONS)[2].mT
-    return torch.cat([(mean / mean.norm().clamp(min=1e-12))[None], components])
+    return torch.cat([direction[None], components])
 
 
+_NOTHING = 1e-3
 _ITERATIONS = 16
 
 
