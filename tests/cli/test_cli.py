@@ -307,6 +307,8 @@ def test_testbed_of_the_refusal_kind_holds_requests(
 
 def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert "about" in run(capsys, "study", "ablations", "--estimate")
+    some = run(capsys, "study", "paper-tables-full", "--only", "seam", "--only", "cir", "--estimate")
+    assert "holdfast study paper-tables-full --only seam --only cir --out" in " ".join(some.split())
     assert main(["study", "ablation", "--estimate"]) != 0
     assert "did you mean ablations" in capsys.readouterr().err
 

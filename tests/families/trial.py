@@ -38,6 +38,8 @@ from holdfast.engine.walk import drive
 from holdfast.evals.base import Evaluation
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.safeguards.base import Safeguard
+from holdfast.safeguards.cir import CIR
+from holdfast.safeguards.r2d2 import R2D2
 from holdfast.safeguards.rep_select import RepSelect
 from holdfast.safeguards.rmu import RMU
 from holdfast.safeguards.spec_def import SpecDef
@@ -124,6 +126,10 @@ def shortened(plugin: Any) -> Any:
         changes["distillation"] = replace(plugin.distillation, batch_size=4, generated_rows=16)
     if getattr(plugin, "latent", None) is not None:
         changes["latent"] = replace(plugin.latent, layers=(0,))
+    if isinstance(plugin, R2D2):
+        changes["suffixes"] = replace(
+            plugin.suffixes, length=2, search_steps=1, candidates=4, cases=2, cases_per_step=2
+        )
     if hasattr(plugin, "adversaries"):
         first = plugin.adversaries[0]
         changes["adversaries"] = (replace(first, attack=replace(first.attack, batch_size=4)),)
@@ -259,7 +265,7 @@ def wrong_change(
         case HeadOffsets():
             other = sorted(name for name in moved if not name.endswith(".bias"))
             return f"{other[0]} is no offset and was changed" if other else ""
-        case LatentPGD() | RMU() | RepSelect() | PruneUnits() | Abliterate():
+        case LatentPGD() | RMU() | RepSelect() | CIR() | PruneUnits() | Abliterate():
             return untouched_layers(plugin, model, moved)
     # Experts are stored together, each a matrix of its own. A gradient reaches those that a token was routed to.
     apart = isinstance(plugin, Edit) and plugin.tune is None
@@ -284,6 +290,8 @@ def untouched_layers(plugin: Any, model: PreTrainedModel, moved: set[str]) -> st
         layers = [layers[index] for index in plugin.layers(model)]
     if isinstance(plugin, RMU):
         layers = layers[max(plugin.layer - 2, 0) : plugin.layer + 1]
+    if isinstance(plugin, CIR):
+        layers = layers[: max(plugin.layers) + 1]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for index, layer in enumerate(layers):
         if not any(names[id(parameter)] in moved for parameter in layer.parameters()):

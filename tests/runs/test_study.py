@@ -202,6 +202,38 @@ def test_what_the_short_table_leaves_out_is_named() -> None:
     assert "tar" not in left["knowledge"]
 
 
+def test_of_a_table_some_rows_can_be_made_alone_in_the_folder_of_the_whole() -> None:
+    whole, some = pick_study("paper-tables-full"), pick_study("paper-tables-full", ("mcu", "r2d2"))
+    assert isinstance(whole, Study)
+    assert isinstance(some, Study)
+    assert [[method.label for method in part.methods] for part in some.parts] == [["mcu"], ["refusal-trained", "r2d2"]]
+    assert (some.worlds, some.trials, some.tuning_world) == (whole.worlds, whole.trials, whole.tuning_world)
+    for part, same in zip(some.parts, whole.parts, strict=True):
+        assert all(method in same.methods for method in part.methods)
+        assert replace(part, methods=same.methods) == same
+        assert some.folder(Path("out"), part, 11) == whole.folder(Path("out"), same, 11)
+    assert some.core_seconds < 0.3 * whole.core_seconds
+    left = paper_tables.not_run(some)
+    assert "tar" in left["knowledge"]
+    assert "mcu" not in left["knowledge"]
+    only = pick_study("paper-tables-full", ("cir",))
+    assert isinstance(only, Study)
+    assert [part.kind for part in only.parts] == ["knowledge"]
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "says"),
+    [
+        ("paper-tables", "mcuu", "no method 'mcuu'; "),
+        ("claims", "tar", "leave --only out"),
+        ("red-team", "tar", "--only"),
+    ],
+)
+def test_rows_that_a_study_does_not_have_are_refused(name: str, only: str, says: str) -> None:
+    with pytest.raises(HoldfastError, match=says):
+        pick_study(name, (only,))
+
+
 def test_an_unknown_study_is_named_with_its_neighbours() -> None:
     with pytest.raises(HoldfastError, match="there is no study 'paper'; "):
         pick_study("paper")

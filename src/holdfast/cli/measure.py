@@ -69,6 +69,12 @@ def study(
         ),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),
+    only: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--only", metavar="METHOD", help="Make this row of a table of safeguards, and no other; repeatable."
+        ),
+    ] = None,
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
@@ -85,14 +91,15 @@ def study(
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import pick_study, run_study
 
-    chosen = pick_study(name)
+    chosen = pick_study(name, only or ())
     if device != "cpu":  # asking for a GPU loads torch
         check_device(device)
     chosen = replace(chosen, options=replace(chosen.options, device=device))
     hours = chosen.core_seconds / workers / 3600
     say(console, f"{name}: about {hours:.1f} hours with {workers} processes, from nothing")
     if estimate:
-        command = f"holdfast study {quoted(name)} --out {quoted(out)}"
+        rows = "".join(f" --only {quoted(label)}" for label in only or ())
+        command = f"holdfast study {quoted(name)}{rows} --out {quoted(out)}"
         end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
     with show_jobs(console, name) as on_progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,11 +28,15 @@ from holdfast.runs.study.study import Study
 DemoKind = Literal["knowledge", "real"]
 
 
-def pick_study(name: str) -> Study | RedTeam:
+def pick_study(name: str, only: Sequence[str] = ()) -> Study | RedTeam:
     """The study of that name, holdfast's own or of a plug-in from outside.
 
+    Args:
+        name: of the study.
+        only: labels of methods, for those rows of a table of safeguards alone; none: the whole study.
+
     Raises:
-        HoldfastError: there is none, or two modules have a study of the same name.
+        HoldfastError: there is none, two modules have a study of the same name, or the study has no such methods.
     """
     known = merged(
         [
@@ -46,7 +50,17 @@ def pick_study(name: str) -> Study | RedTeam:
     study: Study | RedTeam = known[name]()
     if not isinstance(study, Study | RedTeam):
         raise HoldfastError(f"the study {name} is no Study or RedTeam; mend the function that makes the study")
-    return study
+    if not only:
+        return study
+    if isinstance(study, RedTeam) or name.removesuffix("-full") in _WHOLE:
+        raise HoldfastError(
+            f"--only chooses rows of a table of safeguards, and {name} ends in no such table; leave --only out"
+        )
+    return study.only(only)
+
+
+_WHOLE = ("claims", "real", "real-refusals")
+"""Studies with a page of their own, which has all their methods."""
 
 
 def _made(place: str) -> Study | RedTeam:

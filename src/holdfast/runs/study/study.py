@@ -10,15 +10,17 @@ under the study's folder, so a study that was stopped goes on, and a larger one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import Campaign, Model
+from holdfast.core.domain import nearest
 from holdfast.core.options import Options
 from holdfast.core.presets import pick
+from holdfast.core.reading import excerpt
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.executor import Workers
 from holdfast.jobs.graph import Job, Outcome, Progress
@@ -84,6 +86,25 @@ class Study:
     def __post_init__(self) -> None:
         if self.tuning_world in self.worlds:
             raise HoldfastError(f"world {self.tuning_world} is the tuning world and cannot be claimed on")
+
+    def only(self, labels: Sequence[str]) -> Study:
+        """The study of some methods alone, and of those whose models they start from; the same files serve the whole study.
+
+        Raises:
+            HoldfastError: there is no such method.
+        """
+        known = {method.label for part in self.parts for method in part.methods}
+        for label in labels:
+            if label not in known:
+                raise HoldfastError(f"the study has no method {excerpt(label)}; {nearest(label, known)}")
+        parts = []
+        for part in self.parts:
+            wanted = {
+                name for method in part.methods if method.label in labels for name in (method.label, method.start)
+            }
+            methods = tuple(method for method in part.methods if method.label in wanted)
+            parts += [replace(part, methods=methods)] if methods else []
+        return replace(self, parts=tuple(parts))
 
     def run(
         self,
