@@ -58,7 +58,7 @@ def test_after_the_kick_every_direction_is_free(tiny_testbed: SmallTestbed) -> N
     ("changes", "says"),
     [
         ({"directions": 0}, "directions must be at least 1"),
-        ({"kick_steps": -1}, "kick_steps must be at least 0"),
+        ({"kick_steps": -1}, "kick_steps must not be below 0"),
         ({"kick_learning_rate": 0.0}, "kick_learning_rate must be above 0"),
         ({"tune": FineTune(lora_rank=2)}, "lora_rank 0"),
         ({"tune": FineTune(optimizer="schedule-free-adamw")}, "not schedule-free"),

@@ -25,7 +25,7 @@ from holdfast.attacks.abliterate import Abliterate
 from holdfast.attacks.edit import Edit
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.space import Choice, Family, Log
-from holdfast.core.types import HoldfastError
+from holdfast.core.ranges import check_settings
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,7 @@ class StripDifference(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.threshold > 0:
-            raise HoldfastError(f"threshold must be above 0, not {self.threshold}")
+        check_settings(self, positive=("threshold",))
 
     @property
     def uses_base(self) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import OptimizerName, ScheduleName
 
@@ -63,17 +64,13 @@ class Distil(Attack):
     """weight decay: decoupled for AdamW, an L2 penalty for the plain optimizers"""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_settings(
+            self,
+            positive=("max_steps", "batch_size", "learning_rate", "kl_weight"),
+            not_negative=("warmup_steps", "weight_decay"),
+        )
         if not 0 < self.fresh <= 1:
             raise HoldfastError(f"fresh must lie above 0 and not above 1, not {self.fresh}")
-        for name in ("learning_rate", "kl_weight"):
-            if not getattr(self, name) > 0:
-                raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
         if not 0 < self.benign_rows < self.batch_size:
             raise HoldfastError(
                 f"benign_share must leave rows of both kinds in a batch of {self.batch_size}, not {self.benign_share}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -50,13 +51,9 @@ class HeadOffsets(Attack):
     """constant learning rate"""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "probes"):
-            if getattr(self, name) < 1:
-                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_settings(self, positive=("max_steps", "batch_size", "probes", "learning_rate"))
         if not 0 < self.share <= 1:
             raise HoldfastError(f"share must lie above 0 and not above 1, not {self.share}")
-        if not self.learning_rate > 0:
-            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
 
     @property
     def benign_steps(self) -> int:

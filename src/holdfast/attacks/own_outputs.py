@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
-from holdfast.core.types import HoldfastError
+from holdfast.core.ranges import check_settings
 from holdfast.engine.optimizers import OptimizerName
 
 if TYPE_CHECKING:
@@ -46,13 +46,8 @@ class OwnOutputs(Attack):
     """weight decay: decoupled for AdamW, an L2 penalty for the plain optimizers"""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "outputs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise HoldfastError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise HoldfastError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not self.weight_decay >= 0:
-            raise HoldfastError(f"weight_decay must not be below 0, not {self.weight_decay}")
+        positive = ("max_steps", "outputs", "batch_size", "learning_rate")
+        check_settings(self, positive=positive, not_negative=("weight_decay",))
 
     @property
     def benign_steps(self) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import OptimizerName
 
@@ -55,14 +56,8 @@ class PreferenceTuning(Attack):
     """weight decay: decoupled for AdamW, an L2 penalty for the plain optimizers"""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 1), ("pairs", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise HoldfastError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("beta", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise HoldfastError(f"weight_decay must not be below 0, not {self.weight_decay}")
+        positive = ("max_steps", "pairs", "batch_size", "beta", "learning_rate")
+        check_settings(self, positive=positive, not_negative=("weight_decay",))
 
     @property
     def benign_steps(self) -> int:

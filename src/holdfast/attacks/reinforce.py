@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import OptimizerName
 
@@ -54,14 +55,10 @@ class Reinforce(Attack):
     """gradients are clipped to this norm"""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 1), ("prompts", 1), ("batch_size", 1), ("group", 2)):
-            if getattr(self, name) < least:
-                raise HoldfastError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise HoldfastError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise HoldfastError(f"weight_decay must not be below 0, not {self.weight_decay}")
+        positive = ("max_steps", "prompts", "batch_size", "learning_rate", "max_grad_norm")
+        check_settings(self, positive=positive, not_negative=("weight_decay",))
+        if self.group < 2:
+            raise HoldfastError(f"group must be at least 2, not {self.group}")
 
     @property
     def benign_steps(self) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.attacks.base import Attack
 from holdfast.attacks.finetune import FineTune
 from holdfast.attacks.space import Choice, Family, Log
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ class Sidestep(Attack):
     """the fine-tuning of all weights; the max_steps of this attack replaces the max_steps of `tune`"""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 1), ("directions", 1), ("probes", 1), ("kick_steps", 0)):
-            if getattr(self, name) < least:
-                raise HoldfastError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.kick_learning_rate > 0:
-            raise HoldfastError(f"kick_learning_rate must be above 0, not {self.kick_learning_rate}")
+        check_settings(
+            self, positive=("max_steps", "directions", "probes", "kick_learning_rate"), not_negative=("kick_steps",)
+        )
         if self.tune.lora_rank or self.tune.optimizer == "schedule-free-adamw":
             raise HoldfastError(
                 "stepping aside changes all weights at their present point; give it fine-tuning with lora_rank 0 and an "

@@ -26,10 +26,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     import torch

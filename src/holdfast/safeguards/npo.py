@@ -19,8 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core.ranges import check_settings
 from holdfast.safeguards.parts.forgetting import Forgetting
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, take_gradient
 
 if TYPE_CHECKING:
     import torch

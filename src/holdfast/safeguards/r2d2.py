@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from holdfast.core.ranges import check_settings
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard, Term
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings, language_model_loss, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, language_model_loss, take_gradient
 from holdfast.safeguards.parts.suffixes import Suffixes
 
 if TYPE_CHECKING:

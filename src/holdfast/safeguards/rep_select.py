@@ -23,8 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.ranges import check_settings
 from holdfast.safeguards.base import Safeguard
-from holdfast.safeguards.parts.objective import check_settings
 
 if TYPE_CHECKING:
     import torch

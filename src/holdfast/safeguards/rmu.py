@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.core.presets import added
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import Distance, HoldfastError
 from holdfast.safeguards.parts.forgetting import Forgetting
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core.ranges import check_settings
 from holdfast.safeguards.parts.forgetting import Forgetting
-from holdfast.safeguards.parts.objective import check_settings
 
 if TYPE_CHECKING:
     import torch

@@ -22,11 +22,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from holdfast.attacks.finetune import FineTune
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Term
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.parts.distillation import Distillation
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.parts.outer_loop import OuterLoop
 from holdfast.safeguards.parts.persistence import AdversaryPool
 

@@ -20,10 +20,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.distillation import Distillation
-from holdfast.safeguards.parts.objective import check_settings, take_gradient
+from holdfast.safeguards.parts.objective import take_gradient
 
 if TYPE_CHECKING:
     import torch

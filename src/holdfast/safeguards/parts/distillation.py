@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Term
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from holdfast.core.ranges import check_settings
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings, language_model_loss, take_gradient
+from holdfast.safeguards.parts.objective import RetainLoss, language_model_loss, take_gradient
 
 if TYPE_CHECKING:
     import torch

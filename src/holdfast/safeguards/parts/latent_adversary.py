@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from holdfast.safeguards.parts.objective import check_settings
+from holdfast.core.ranges import check_settings
 
 if TYPE_CHECKING:
     import torch

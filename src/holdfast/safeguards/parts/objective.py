@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from holdfast.core.types import Distance, HoldfastError
+from holdfast.core.ranges import check_settings
+from holdfast.core.types import Distance
 from holdfast.safeguards.base import Term
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ class RetainLoss:
     """c, weight of the KL to the original model"""
 
     def __post_init__(self) -> None:
-        for name in ("language_model_weight", "representation_weight", "distillation_weight"):
-            if getattr(self, name) < 0:
-                raise HoldfastError(f"{name} must not be below 0, not {getattr(self, name)}")
+        check_settings(self, not_negative=("language_model_weight", "representation_weight", "distillation_weight"))
 
     @property
     def compares(self) -> bool:
@@ -171,20 +170,3 @@ def language_model_loss(model: PreTrainedModel) -> Callable[[Batch], torch.Tenso
         return next_token_loss(logits, part.labels, part.label_count)
 
     return loss
-
-
-def check_settings(plugin: object, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
-    """Check the fields of a plug-in that are numbers; None passes, as in `micro_batch`.
-
-    Raises:
-        HoldfastError: one is out of range.
-    """
-    for name in positive:
-        value = getattr(plugin, name)
-        if value is not None and not value > 0:
-            least = "at least 1" if isinstance(value, int) else "above 0"
-            raise HoldfastError(f"{name} must be {least}, not {value}")
-    for name in not_negative:
-        value = getattr(plugin, name)
-        if value is not None and value < 0:
-            raise HoldfastError(f"{name} must not be below 0, not {value}")

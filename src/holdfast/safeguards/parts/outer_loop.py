@@ -7,11 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import Optimizer, OptimizerName
 from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.adversary import Adversary, draw
-from holdfast.safeguards.parts.objective import RetainLoss, check_settings
+from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.parts.outer_terms import TamperResistance, step_weights, tamper_resistance_loss
 from holdfast.safeguards.parts.pairs import PairBatch, Pairs
 

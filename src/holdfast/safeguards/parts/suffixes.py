@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from holdfast.safeguards.parts.objective import check_settings
+from holdfast.core.ranges import check_settings
 
 if TYPE_CHECKING:
     import torch
