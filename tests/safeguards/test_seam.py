@@ -11,6 +11,8 @@ import torch
 
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
+from holdfast.engine.mixed import multiply_in_bfloat16
+from holdfast.engine.sharded import GradientSum
 from holdfast.safeguards.seam import SEAM
 from tests.conftest import SmallTestbed
 from tests.reference import safeguards as reference
@@ -90,8 +92,6 @@ def test_a_step_of_its_coupling_turns_the_gradients_apart(tiny_testbed: SmallTes
     _, scene = own_part(tiny_testbed)
     benign = next(scene.data.stream("retain", batch_size=4, seed=SEED + 1))
     hazardous = pooled_batch(scene)
-    from holdfast.engine.sharded import GradientSum
-
     plugin = seam(radius=0.01)
     gradients = GradientSum(scene.model)
     before = plugin._couple(gradients, 1.0, scene.model, hazardous, benign)
@@ -103,6 +103,29 @@ def test_a_step_of_its_coupling_turns_the_gradients_apart(tiny_testbed: SmallTes
             parameter -= 0.05 * parameter.grad / length
             parameter.grad = None
     assert plugin._couple(gradients, 1.0, scene.model, hazardous, benign) < before
+
+
+def test_its_coupling_is_computed_without_rounded_products(tiny_testbed: SmallTestbed) -> None:
+    scene = Scene(tiny_testbed)
+    hazardous, benign = pooled_batch(scene), next(scene.data.stream("retain", batch_size=4, seed=SEED + 1))
+
+    def coupling() -> Gradient:
+        gradients = GradientSum(scene.model)
+        seam(radius=RADIUS)._couple(gradients, 1.0, scene.model, hazardous, benign)
+        return gradients._sum or []
+
+    before = flat(coupling())
+    multiply_in_bfloat16(scene.model)
+    assert torch.equal(flat(coupling()), before)
+
+
+def test_bfloat16_weights_refuse_a_radius_that_their_rounding_swallows(tiny_testbed: SmallTestbed) -> None:
+    scene = Scene(tiny_testbed)
+    scene.model.to(torch.bfloat16)
+    near, far = seam(radius=1e-3), seam(radius=1.0)
+    with pytest.raises(HoldfastError, match=r"differ by rounding alone.*set radius to 0\.0\d+ or more"):
+        next(iter(near.steps(scene.model, scene.data, scene.run)))
+    next(iter(replace(far, optimizer="adamw").steps(scene.model, scene.data, scene.run)))
 
 
 @pytest.mark.parametrize("changes", [{"radius": 0.0}, {"coupling_weight": -1.0}, {"outer_steps": 0}])

@@ -213,7 +213,8 @@ class _Broken:
         return {"inputs": self.inputs, "gradients": self.gradients}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inputs, self.gradients = list(state["inputs"]), list(state["gradients"])
+        device = self.model.device
+        self.inputs, self.gradients = ([found.to(device) for found in state[side]] for side in ("inputs", "gradients"))
 
     def _measure(self, sample: Batch) -> None:
         """Measure the outputs before, once."""
@@ -334,11 +335,12 @@ def leading(vectors: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     direction = mean / length if length > least else torch.zeros_like(mean)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        components = torch.pca_lowrank(vectors, q=min(count - 1, *vectors.shape), niter=_ITERATIONS)[2].mT
-    return torch.cat([direction[None], components])
+        # A few more than are asked for make those that are asked for exact.
+        found = torch.pca_lowrank(vectors, q=min(count - 1 + _SPARE, *vectors.shape), niter=_ITERATIONS)[2].mT
+    return torch.cat([direction[None], found[: count - 1]])
 
 
-_NOTHING = 1e-3
+_NOTHING, _SPARE = 1e-3, 8
 _ITERATIONS = 16
 
 

@@ -12,7 +12,8 @@ The source is arXiv 2505.12186, as its code writes it: a 1, v 1, b 0.01, r 1e-3,
 8,000 rows in batches of 4 a device. Constants of `seam` were chosen on the testbed. Deviations: the retain loss is added, since
 the source keeps what is benign by the refusals' loss alone and has no such loss on rows without refusals. Labels mark the
 completion, where the source marks the tokens in which the paired texts differ. The last hidden state is not normed a second time
-and counts once. The rate is constant.
+and counts once. The rate is constant. The passes of the estimate are taken in the precision of the weights, and bfloat16 weights
+refuse a radius that is lost in their rounding.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.ranges import check_settings
+from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import OptimizerName
 from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.objective import RetainLoss, language_model_loss, take_gradient
@@ -178,18 +180,32 @@ class SEAM(Safeguard):
     def _couple(
         self, gradients: GradientSum, weight: float, model: PreTrainedModel, hazardous: Batch, benign: Batch
     ) -> float:
-        """Add `weight` times the estimated gradient of the cosine; return the cosine."""
+        """Add `weight` times the estimated gradient of the cosine; return the cosine.
+
+        Raises:
+            HoldfastError: the weights are bfloat16, and the two points are nearer than their rounding tells apart.
+        """
         import torch
 
+        from holdfast.engine.mixed import exact
         from holdfast.engine.rounding import shift
         from holdfast.engine.sharded import Snapshot, inner_product, local, trainable
 
         weights, loss = trainable(model), language_model_loss(model)
+        if weights[0].dtype == torch.bfloat16:
+            held = [local(p.detach()) for p in weights]
+            least = _LEAST * inner_product(weights, held, held) ** 0.5
+            if self.radius < least:
+                raise HoldfastError(
+                    f"gradients at points {self.radius:g} apart differ by rounding alone in bfloat16 weights; "
+                    f"set radius to {least:.2g} or more, or take --precision mixed"
+                )
         directions, lengths = list[list[torch.Tensor]](), list[float]()
 
         def climb(batch: Batch) -> None:
-            for part in batch.split(self.micro_batch):
-                loss(part).backward()  # type: ignore[no-untyped-call]
+            with exact(model):  # rounded products would drown the difference of two gradients
+                for part in batch.split(self.micro_batch):
+                    loss(part).backward()  # type: ignore[no-untyped-call]
 
         for batch in (hazardous, benign):
             climb(batch)
@@ -213,7 +229,10 @@ class SEAM(Safeguard):
         return cosine
 
 
-_TESTBED = SEAM(forget_weight=3.0, coupling_weight=0.1, radius=0.01)
+_LEAST = 2**-11
+"""share of the weights' length that two points lie apart at least where weights are bfloat16, which rounds by up to 2^-9"""
+
+_TESTBED = SEAM(forget_weight=3.0, coupling_weight=0.1, radius=0.1)
 
 PRESETS = {
     "seam": _TESTBED,
