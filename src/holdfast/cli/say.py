@@ -185,9 +185,6 @@ def finish(console: Console, out: Path) -> documents.Audit:
     Raises:
         HoldfastError: no cell succeeded.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from holdfast.core.findings import read_findings
     from holdfast.core.records import read_campaign
     from holdfast.report.page import build_report
@@ -198,22 +195,31 @@ def finish(console: Console, out: Path) -> documents.Audit:
         fail(f"every cell failed, the first because: {results[0].reason}")
     page = out / "report.html"
     [section] = build_report([out], page).sections
-    table = Table(title=literal(section.title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    wide = console.width >= WIDE
-    for column in ("model", "verdict", *(("worst attack",) if wide else ())):
-        table.add_column(column, overflow="fold")
-    for column in ("hazard\nbefore", "mean\nafter", "worst\nhazard", "ability\nthere", "\nresisted"):
-        table.add_column(column, justify="right", overflow="fold")
-    for row in section.rows:
-        names = (row.model, row.verdict, *((row.worst_attack,) if wide else ()))
-        table.add_row(*map(literal, (*names, row.before, row.mean, row.worst, row.ability, row.resisted)))
-    console.print(table)
+    print_verdicts(console, section.title, section.rows)
     for finding in section.findings:
         say(console, finding.headline)
     for sentence in objections(read_findings(plan.details)):
         say(console, sentence)
     say(console, f"The report is {page}")
     return described(section, out, page)
+
+
+def print_verdicts(console: Console, title: str, rows: Sequence[VerdictRow]) -> None:
+    """Print the verdict table of an audit, a row a model."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    # In 80 columns a name such as "random-mapping" has to stand in one line.
+    table = Table(title=literal(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    wide = console.width >= WIDE
+    for column in ("model", "verdict", *(("worst attack",) if wide else ())):
+        table.add_column(column, overflow="fold")
+    for column in ("hazard\nbefore", "mean\nafter", "worst\nhazard", "ability\nthere", "\nresisted"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        names = (row.model, row.verdict, *((row.worst_attack,) if wide else ()))
+        table.add_row(*map(literal, (*names, row.before, row.mean, row.worst, row.ability, row.resisted)))
+    console.print(table)
 
 
 def described(section: Section, folder: Path, page: Path) -> documents.Audit:
