@@ -12,7 +12,7 @@ from holdfast.report.studies import claims, families, methods
 from holdfast.report.studies.family_plot import draw_families
 from holdfast.report.studies.method_plot import draw_methods
 from holdfast.report.studies.study import Method, Part, Study, markdown
-from tests.report.synthetic import FIGURES, audited, write
+from tests.report.synthetic import FIGURES, audited, cell, plan, write
 
 WORLDS = (51, 52, 53)
 
@@ -91,3 +91,23 @@ def test_claims_about_methods(study: Study) -> None:
     text = markdown(study, claims.chapters(study, part, rows, trainings))
     assert "| hazard before any attack | 30 (30 to 30, models 30 to 30) |" in text
     assert re.search(r"\| hazard before any attack \| −3 \(−3 to −3", text)
+
+
+def test_worst_in_a_study_is_worst_in_an_audit(tmp_path: Path) -> None:
+    """The greatest mean at any milestone with ability kept: not a last step, and not a model that broke."""
+    curves = {
+        "early": ({0: 0.3, 8: 0.5, 64: 0.4}, {0: 0.9, 8: 0.9, 64: 0.9}),
+        "ruin": ({0: 0.3, 8: 0.3, 64: 0.55}, {0: 0.9, 8: 0.9, 64: 0.2}),
+    }
+    results = [
+        cell("tar", attack, seed, hazard=hazard, ability=ability)
+        for attack, (hazard, ability) in curves.items()
+        for seed in range(2)
+    ]
+    tar = Method(label="tar", stages=("tar",))
+    folder = write(tmp_path / "1", plan(results, {"tar": "defended"}), results)
+    part = Part(kind="knowledge", suite="s", attacks=2, methods=(tar,), campaigns={1: folder})
+    [row] = methods.read_methods(part).rows
+    [world] = row.worlds
+    assert (world.worst, world.worst_attack) == (0.5, "early")
+    assert world.after == pytest.approx((0.4 + 0.55) / 2)

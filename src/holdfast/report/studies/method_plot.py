@@ -34,7 +34,7 @@ _BEFORE, _AFTER, _WORST = ("#009E73", "D"), ("#0072B2", "o"), ("#D55E00", "^")
 _HAZARD = (
     _Mark("before attack", lambda on_world: on_world.before, *_BEFORE),
     _Mark("after, mean of attacks", lambda on_world: on_world.after, *_AFTER),
-    _Mark("after, worst attack", lambda on_world: on_world.worst, *_WORST),
+    _Mark("worst, ability kept", lambda on_world: on_world.worst, *_WORST),
 )
 _ABILITY = (
     _Mark("before attack", lambda on_world: on_world.ability_before, *_BEFORE),

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from holdfast.core.records import CampaignPlan, read_campaign
+from holdfast.core.records import CampaignPlan, CellResult, read_campaign
 from holdfast.report.blocks import Chapter, Image, Text, bullets
 from holdfast.report.studies.study import Method, Part, Study, settings
 from holdfast.report.table import Entry, Table
 from holdfast.report.words.numbers import NOTHING
-from holdfast.stats.cells import HEADLINE_ABILITY
+from holdfast.stats.audit import figures
+from holdfast.stats.cells import ABILITY_BOUND, HEADLINE_ABILITY
 from holdfast.stats.figures import CampaignSummary, ModelSummary
+from holdfast.stats.frontier import Reached
 from holdfast.stats.seeds import t_interval
 from holdfast.stats.summary import summarise
 
@@ -28,8 +30,9 @@ class OnWorld:
     after: float | None
     """hazard at the last step, mean over attacks"""
     worst: float | None
-    """the same, of the worst attack"""
+    """the worst hazard (`ModelFigures.worst`): the greatest at any milestone of any attack, with ability kept"""
     worst_attack: str
+    """the attack that reached it; empty: before any attack"""
     kept: int
     """attacks that keep ability"""
     attacks: int
@@ -84,18 +87,22 @@ def read_methods(part: Part) -> MethodTable:
         HoldfastError: no cell of a world has ended.
     """
     campaigns = {world: read_campaign(folder) for world, folder in part.campaigns.items()}
-    summaries = {world: (plan, summarise(plan, results)) for world, (plan, results) in campaigns.items()}
+    summaries = {world: summarise(plan, results) for world, (plan, results) in campaigns.items()}
+    worsts = {world: _worst(*campaigns[world], summary) for world, summary in summaries.items()}
     rows = [
         MethodRow(
             label=method.label,
             stages=method.stages,
             tuned=dict(method.settings),
-            worlds=tuple(_on_world(method, world, plan, summary) for world, (plan, summary) in summaries.items()),
+            worlds=tuple(
+                _on_world(method, world, campaigns[world][0], summary, worsts[world].get(method.label))
+                for world, summary in summaries.items()
+            ),
         )
         for method in part.methods
     ]
     after = {row.label: row.mean(lambda on_world: on_world.after) for row in rows}
-    chances = [summary.hazard.chance for _, summary in summaries.values()]
+    chances = [summary.hazard.chance for summary in summaries.values()]
     return MethodTable(
         rows=(
             *(row for row in rows if not row.stages),
@@ -114,7 +121,7 @@ def chapter(study: Study, part: Part, table: MethodTable, picture: str) -> Chapt
         "safeguard",
         "hazard before",
         "after, mean of attacks",
-        "after, worst attack",
+        "worst hazard, ability kept",
         "ability kept under",
         "ability outside retain, before",
         "ability outside retain, after",
@@ -148,18 +155,24 @@ def as_json(tables: dict[str, MethodTable]) -> dict[str, Any]:
     return {kind: [asdict(row) for row in table.rows] for kind, table in tables.items()}
 
 
-def _on_world(method: Method, world: int, plan: CampaignPlan, summary: CampaignSummary) -> OnWorld:
+def _worst(plan: CampaignPlan, results: Sequence[CellResult], summary: CampaignSummary) -> dict[str, Reached | None]:
+    """The worst hazard of every model, by label."""
+    return {model.label: model.worst for model in figures(plan, results, summary).models}
+
+
+def _on_world(
+    method: Method, world: int, plan: CampaignPlan, summary: CampaignSummary, worst: Reached | None
+) -> OnWorld:
     model = next((model for model in summary.models if model.label == method.label), None)
     pairs = [pair for pair in summary.pairs if pair.model == method.label and pair.after]
     abilities = [pair.ability_after for pair in pairs if pair.ability_after is not None]
-    worst = model.all.worst if model else None
     learning = model.learning if model else None
     return OnWorld(
         world=world,
         before=model.before.value if model and model.before else None,
         after=model.all.mean if model else None,
-        worst=worst.after.mean if worst and worst.after else None,
-        worst_attack=worst.attack if worst else "",
+        worst=worst.hazard if worst else None,
+        worst_attack=worst.attack if worst and worst.step else "",
         kept=sum(pair.keeps_ability is True for pair in pairs),
         attacks=len(pairs),
         ability_before=_untouched(model, HEADLINE_ABILITY),
@@ -220,7 +233,9 @@ def _introduction(study: Study, part: Part, chance: float) -> str:
     interval = f" {few} worlds are too few for an interval." if t_interval([0.0] * few) is None else ""
     return (
         f"Suite {part.suite} ({part.attacks} attacks, one seed each) on worlds {part.worlds}; {tuning}. Hazard and ability are "
-        f"in percent, with a chance of {100 * chance:.0f} for hazard: the mean over worlds, then each world. Rows are sorted by "
+        f"in percent, with a chance of {100 * chance:.0f} for hazard: the mean over worlds, then each world. After an attack is "
+        "after its last update. The worst hazard is the greatest at any milestone of any attack, and before any attack, that "
+        f"takes at most {100 * ABILITY_BOUND:.0f} points of ability. Rows are sorted by "
         f"hazard after attack; rows under one another whose worlds overlap are ties.{interval}"
     )
 
