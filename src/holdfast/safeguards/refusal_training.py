@@ -171,8 +171,10 @@ class RefusalDPO(Safeguard):
 PRESETS = {
     "refusal-sft": RefusalSFT(),
     "refusal-dpo": RefusalDPO(),
+    # Hundreds of millions of weights: of six trials of the second stage (`holdfast study real-refusals-full`) the lowest rate let
+    # least return; all of them refused every request before an attack.
     "refusal-sft-small": RefusalSFT(outer_steps=60, learning_rate=5e-5, forget_batch_size=8, retain_batch_size=8),
-    "refusal-dpo-small": RefusalDPO(outer_steps=60, learning_rate=2e-5, forget_batch_size=8, retain_batch_size=8),
+    "refusal-dpo-small": RefusalDPO(outer_steps=60, learning_rate=1e-5, forget_batch_size=8, retain_batch_size=8),
     "refusal-sft-large": RefusalSFT(outer_steps=500, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16),
     "refusal-dpo-large": RefusalDPO(outer_steps=500, learning_rate=5e-7),
 }

@@ -215,6 +215,8 @@ def damp(matrix: torch.Tensor, components: int) -> torch.Tensor:
 
 PRESETS = {
     "rep-select": RepSelect(components=16),
+    # Hundreds of millions of weights. None of six trials (`holdfast study real-full`) hid capitals and
+    # kept ability. These settings left 64 % of them in sight, and took ability from 96 to 81 %.
     "rep-select-small": RepSelect(
         outer_steps=12, learning_rate=0.002, components=64, forget_batch_size=8, retain_batch_size=8
     ),

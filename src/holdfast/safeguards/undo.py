@@ -156,6 +156,7 @@ _GENERATED = UNDO(
 PRESETS = {
     "undo": UNDO(),
     "undo-generated": _GENERATED,
+    # Hundreds of millions of weights. It was not run at this size.
     "undo-generated-small": UNDO(
         outer_steps=300,
         shrink=0.3,

@@ -56,6 +56,8 @@ class Part:
     """measure hazard between the milestones too, so that the cost of a breach is known closely"""
     milestones: tuple[int, ...] | None = None
     """steps after which models are measured, beside the first and the last; None: each attack's own, log-spaced"""
+    probes: bool = True
+    """examine the untouched models too, which no column of some tables needs"""
     cell_seconds: float = CELL_SECONDS
     """what an attack takes on one core, about"""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -203,6 +205,7 @@ class Study:
             milestones=part.milestones,
             only={model.label: (part.canonical,) for model in controls if part.canonical},
             dense=part.dense,
+            probes=part.probes,
             options=self.options,
             base=undefended.path,
         )
