@@ -89,6 +89,11 @@ class Study:
         if self.tuning_world in self.worlds:
             raise HoldfastError(f"world {self.tuning_world} is the tuning world and cannot be claimed on")
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The labels of the methods that the others are compared with."""
+        return tuple(method.label for part in self.parts for method in part.methods if method.role == "reference")
+
     def only(self, labels: Sequence[str]) -> Study:
         """The study of some methods alone, and of those whose models they start from; the same files serve the whole study.
 
