@@ -50,9 +50,10 @@ class RefusalSFT(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return next_token_loss(logits, part.labels, part.label_count)
 
         return loss
@@ -130,6 +131,7 @@ class RefusalDPO(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import GradientSum, trainable
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
@@ -144,7 +146,7 @@ class RefusalDPO(Safeguard):
             return dpo(model, part, self.beta)
 
         def refusal_loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return next_token_loss(logits, part.labels, part.label_count)
 
         for _ in range(run.start, self.outer_steps):
