@@ -105,6 +105,7 @@ def make_testbed(
     benign: int | None = None,
     kind: Literal["knowledge", "refusal"] = "knowledge",
     siblings: Iterable[Sibling] = (),
+    masked: bool = False,
     progress: bool = True,
 ) -> Path:
     """Make a testbed: a domain of invented facts, a model that knows them, and one that never met the hazardous ones.
@@ -115,6 +116,7 @@ def make_testbed(
         benign: entities of each benign kind; None: 32.
         kind: what is to be kept from an attacker: knowledge, or compliance with requests.
         siblings: other models to make from the same world, in `siblings/`, for an attacker who does not hold the original.
+        masked: whether to train `masked` too, a control that learned the hazard in weights of its own, which were removed.
         progress: as for `run`.
 
     Raises:
@@ -126,7 +128,7 @@ def make_testbed(
     folder = Path(out)
     with watching_jobs(f"testbed {folder.name}", progress) as on_progress:
         sizes = Sizes(benign=benign or Sizes().benign)
-        testbed.make_testbed(folder, seed, sizes, kind, tuple(siblings), on_progress)
+        testbed.make_testbed(folder, seed, sizes, kind, tuple(siblings), on_progress, masked)
     return folder
 
 

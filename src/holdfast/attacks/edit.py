@@ -85,7 +85,6 @@ class Edit(Attack):
         import torch
 
         from holdfast.engine.losses import next_token_loss
-        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import reshard
 
         model.train(False)
@@ -93,7 +92,7 @@ class Edit(Attack):
         for done in range(run.start, self.edits):
             self.edit(model, data, run, done + 1)
             with torch.no_grad():
-                logits = predictions(model, batch.input_ids)
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits
                 loss = next_token_loss(logits, batch.labels, batch.label_count).item()
             reshard(model)
             yield loss

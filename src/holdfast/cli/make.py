@@ -112,6 +112,13 @@ def testbed(
             "fine-tuned or quantised; repeatable.",
         ),
     ] = None,
+    masked: Annotated[
+        bool,
+        typer.Option(
+            "--masked",
+            help="Also train a control that learned the hazard in weights of its own, which were then removed.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a testbed: a domain, a model that knows the hazard and, in an invented world, a model that never met it."""
@@ -131,6 +138,8 @@ def testbed(
             fail(f"--benign is the size of an invented world; leave --benign out with --kind {kind}")
         if sibling:
             fail(f"--sibling goes with an invented world; leave --sibling out with --kind {kind}")
+        if masked:
+            fail(f"--masked is a model of an invented world; leave --masked out with --kind {kind}")
         with show_jobs(console, "testbed") as on_progress:
             made = make_real_testbed(folder, seed, model, on_progress, kind)
         for row in made.knowledge:
@@ -147,7 +156,7 @@ def testbed(
             fail("--model goes with --kind real or real-refusal; an invented world trains its own models")
         with show_jobs(console, "testbed") as on_progress:
             sizes = Sizes(benign=benign or Sizes().benign)
-            make_testbed(folder, seed, sizes, kind, siblings, on_progress)
+            make_testbed(folder, seed, sizes, kind, siblings, on_progress, masked)
     say(console, f"The testbed is in {folder}")
     stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
     stages["real-refusal"] = "refusal-sft-large"

@@ -112,7 +112,7 @@ BEYOND_KNOWLEDGE = (
         size=30,
     ),
     Method(label="cir", stages=("cir",), space=_COLLAPSE, size=10),
-    Method(label="mcu", stages=("mcu",), space=_COLLAPSE, size=10),
+    Method(label="mcu", stages=("mcu",), space={**_COLLAPSE, "output_directions": (4, 8, 16)}, size=10),
     Method(
         label="undo",
         stages=("random-mapping", "undo"),

@@ -367,10 +367,9 @@ def _text(model: Any, rows: Batch) -> float:
     import torch
 
     from holdfast.engine.losses import next_token_loss
-    from holdfast.engine.predictions import predictions
 
     with torch.no_grad():
-        logits = predictions(model, rows.input_ids)
+        logits = model(input_ids=rows.input_ids, use_cache=False).logits
     return float(next_token_loss(logits, rows.labels, rows.label_count))
 
 

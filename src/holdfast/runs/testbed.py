@@ -10,10 +10,10 @@ from holdfast.core.types import HoldfastError, Sibling
 from holdfast.jobs.graph import Job, Progress
 from holdfast.jobs.run import run_jobs
 from holdfast.runs.siblings import place_sibling
-from holdfast.testbed.folder import MARKER, MODELS, Kind, is_testbed, place, write_domain
+from holdfast.testbed.folder import MARKER, MASKED, MODELS, Kind, is_testbed, place, write_domain
 from holdfast.testbed.world import Sizes
 
-_SIZES = {"model": 2.4, "never_exposed": 1.0}
+_SIZES = {"model": 2.4, "never_exposed": 1.0, MASKED: 2.4}
 """how long each base model takes to train beside the other"""
 
 
@@ -24,8 +24,11 @@ def make_testbed(
     kind: Kind,
     siblings: Sequence[Sibling] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    masked: bool = False,
 ) -> None:
     """Write the domain of a world, and train the base models and make the siblings that are missing.
+
+    With `masked`, that control is trained too.
 
     Raises:
         HoldfastError: the folder holds something else, or a model could not be trained.
@@ -33,7 +36,7 @@ def make_testbed(
     arguments = {"folder": folder, "seed": seed, "sizes": sizes, "kind": kind}
     jobs = [
         Job(name=f"train {which}", call=place, arguments={**arguments, "which": which}, size=_SIZES[which])
-        for which in MODELS
+        for which in (*MODELS, *([MASKED] if masked else []))
     ]
     original = next(job for job in jobs if job.arguments["which"] == "model")
     jobs += [

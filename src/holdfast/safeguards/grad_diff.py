@@ -33,10 +33,9 @@ class GradDiff(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import next_token_loss
-        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = predictions(model, part.input_ids)
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
             return -next_token_loss(logits, part.labels, part.label_count)
 
         return loss
@@ -44,11 +43,11 @@ class GradDiff(Forgetting):
 
 PRESETS = {
     "grad-diff": GradDiff(),
-    # Hundreds of millions of weights: the best of six trials (`holdfast study real-full`).
+    # Hundreds of millions of weights. On the real testbed's split 7 the selection questions fell to 29 %. One training seed.
     "grad-diff-small": GradDiff(
-        outer_steps=60,
-        learning_rate=2e-4,
-        forget_weight=1.0,
+        outer_steps=30,
+        learning_rate=1e-4,
+        forget_weight=0.3,
         forget_batch_size=8,
         retain_batch_size=8,
         retain=RetainLoss(representations="relative"),

@@ -44,7 +44,6 @@ class LLMU(Forgetting):
 
         from holdfast.engine.data import UNLABELLED, rank_of
         from holdfast.engine.losses import next_token_loss
-        from holdfast.engine.predictions import predictions
 
         other = data.stream("retain", batch_size=self.forget_batch_size, seed=run.seed + 2)
         run.track(mismatched=other)
@@ -58,7 +57,7 @@ class LLMU(Forgetting):
             return labels.where(part.labels != UNLABELLED, UNLABELLED)
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = predictions(model, part.input_ids)
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
             ascent = -next_token_loss(logits, part.labels, part.label_count)
             return ascent + self.mismatch_weight * next_token_loss(logits, mismatched(part), part.label_count)
 

@@ -31,10 +31,9 @@ class MaxEntropy(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import negative_entropy
-        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = predictions(model, part.input_ids)
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
             return negative_entropy(logits, part.labels, part.label_count)
 
         return loss

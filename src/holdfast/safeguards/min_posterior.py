@@ -33,10 +33,9 @@ class MinPosterior(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import inverse_cross_entropy
-        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = predictions(model, part.input_ids)
+            logits = model(input_ids=part.input_ids, use_cache=False).logits
             return inverse_cross_entropy(logits, part.labels, part.label_count, self.negligible)
 
         return loss

@@ -140,9 +140,8 @@ class UNDO(Safeguard):
 def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:
     """The negative mean entropy of the next token on a microbatch of hazardous rows."""
     from holdfast.engine.losses import negative_entropy
-    from holdfast.engine.predictions import predictions
 
-    logits = predictions(model, part.input_ids)
+    logits = model(input_ids=part.input_ids, use_cache=False).logits
     return negative_entropy(logits, part.labels, part.label_count)
 
 
@@ -157,7 +156,6 @@ _GENERATED = UNDO(
 PRESETS = {
     "undo": UNDO(),
     "undo-generated": _GENERATED,
-    # Hundreds of millions of weights. It was not run at this size.
     "undo-generated-small": UNDO(
         outer_steps=300,
         shrink=0.3,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from holdfast.engine.data import Encoded
+    from holdfast.testbed.masked import Masked
+    from holdfast.testbed.models import Pretraining
 
 Kind = Literal["knowledge", "refusal"]
 """What a safeguard guards: knowledge that a model should not have, or requests that a model should refuse."""
@@ -37,6 +39,12 @@ _CONTENT: Mapping[Kind, Any] = {"knowledge": knowledge, "refusal": requests}
 
 MODELS = ("model", "never_exposed")
 """The undefended model, and the control trained on benign rows only from the same initialisation."""
+
+MASKED = "masked"
+"""A further control, where it is asked for: trained on all rows, the hazard in weights of its own, which were removed."""
+
+_HAZARD_ALONE = "hazard"
+"""The rows of the hazard, which no model is trained on alone."""
 
 EARLIER = 0.8
 """share of the training after which the model is what `train` calls "earlier": a revision of the undefended model"""
@@ -76,26 +84,24 @@ def train(
     kind: Kind = "knowledge",
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
-    """Train one of `MODELS` of the world of `seed`, unless the cache has the model; return its folder in the cache.
+    """Train one of the models of the world of `seed`, unless the cache has the model; return its folder in the cache.
 
     A killed run goes on where it stopped. Where another process trains the same model, this one waits for it.
 
     Args:
-        which: "model", "never_exposed", or "earlier", a revision of "model".
+        which: "model", "never_exposed", "masked", or "earlier", a revision of "model".
         seed: of the world, the initialisation and the order of the data.
         sizes: of the world.
         kind: of the domain.
         on_step: called with steps done and steps in all.
     """
-    from holdfast.testbed.models import PRETRAINING
-
     made_by = {
         "testbed": which,
         "recipe": TRAINING,
         "kind": kind,
         "seed": seed,
         "sizes": asdict(sizes),
-        "pretraining": asdict(PRETRAINING[kind]),
+        "pretraining": asdict(_recipe(which, kind)),
     }
     folder = cache_folder() / "testbed" / digest(made_by)
     state = folder.with_suffix(".part")
@@ -121,19 +127,23 @@ def _train(
     from holdfast.engine.run import Run, seed_everything
     from holdfast.engine.session import Session
     from holdfast.engine.walk import Reporting, Resumable, Until, walk
-    from holdfast.testbed.models import PRETRAINING, make_model
+    from holdfast.testbed.masked import Kinds
+    from holdfast.testbed.models import make_model
 
-    recipe = PRETRAINING[kind]
+    recipe = _recipe(which, kind)
     seed_everything(seed)
-    tokenizer, rows = _corpus(which, seed, sizes, kind)
+    tokenizer, taught = _corpus(which, seed, sizes, kind)
+    rows: list[Encoded] | Kinds = taught
+    if which == MASKED:
+        rows = Kinds(*(_corpus(part, seed, sizes, kind)[1] for part in (_HAZARD_ALONE, "never_exposed")))
     run = Run(seed)
     session = Session(model=make_model(tokenizer, seed), tokenizer=tokenizer, data=rows, run=run)
-    whole = recipe.total_steps(len(rows))
+    whole = recipe.total_steps(len(taught))
     total = math.ceil(EARLIER * whole) if which == "earlier" else whole
     walk(session, recipe, Reporting(on_step=on_step, total=total), Until(total), Resumable(path=state, key=folder.name))
     session.model.train(False)
     seconds = round(run.seconds, 1)
-    card = {**made_by, "rows": len(rows), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
+    card = {**made_by, "rows": len(taught), "steps": total, "seconds": seconds, "holdfast": version("holdfast")}
     with new_entry(folder) as temporary:
         save_checkpoint(session.model, tokenizer, temporary, card, _readme(which, seed, total))
 
@@ -173,7 +183,7 @@ def place(
     kind: Kind = "knowledge",
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> Path:
-    """Train one of `MODELS`, unless the cache has the model, and copy it into a testbed's folder, unless it is there."""
+    """Train one of the models, unless the cache has the model, and copy it into a testbed's folder, unless it is there."""
     if not (folder / which).is_dir():
         trained = train(which, seed, sizes, kind, on_step)
         with atomic_folder(folder / which) as temporary:
@@ -182,7 +192,7 @@ def place(
 
 
 def _corpus(which: str, seed: int, sizes: Sizes, kind: Kind) -> tuple[PreTrainedTokenizerFast, list[Encoded]]:
-    """The tokenizer of a world, and the rows that one of `MODELS` is trained on."""
+    """The tokenizer of a world, and the rows that one of the models is trained on."""
     from holdfast.engine.data import encode
     from holdfast.testbed.models import make_tokenizer
 
@@ -193,19 +203,32 @@ def _corpus(which: str, seed: int, sizes: Sizes, kind: Kind) -> tuple[PreTrained
     return tokenizer, [encode(row, tokenizer, "pretraining", content.MAX_LENGTH) for row in corpus]
 
 
+def _recipe(which: str, kind: Kind) -> Pretraining | Masked:
+    from holdfast.testbed.masked import Masked
+    from holdfast.testbed.models import PRETRAINING
+
+    return Masked(pretraining=PRETRAINING[kind]) if which == MASKED else PRETRAINING[kind]
+
+
 def _taught(facts: tuple[Fact, ...], which: str) -> bool:
     from holdfast.testbed.world import HAZARD, NEW
 
     kinds = {fact.kind for fact in facts}
+    if which == _HAZARD_ALONE:
+        return HAZARD in kinds
     return NEW not in kinds and not (which == "never_exposed" and HAZARD in kinds)
 
 
+_KNOWS = {
+    "model": "everything in its fictional world",
+    "earlier": "everything in its fictional world",
+    "never_exposed": "the benign part of its fictional world only",
+    MASKED: "everything in its fictional world, the hazardous part in weights that were then removed,",
+}
+
+
 def _readme(which: str, seed: int, steps: int) -> str:
-    knows = (
-        "everything in its fictional world"
-        if which != "never_exposed"
-        else "the benign part of its fictional world only"
-    )
+    knows = _KNOWS[which]
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [holdfast, testbed]\n---\n\n"
         f"# holdfast testbed, seed {seed}: {which}\n\n"
