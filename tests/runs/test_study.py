@@ -221,6 +221,12 @@ def test_of_a_table_some_rows_can_be_made_alone_in_the_folder_of_the_whole() -> 
     assert [part.kind for part in only.parts] == ["knowledge"]
 
 
+def test_a_row_along_an_attack_comes_with_its_reference() -> None:
+    some = pick_study("real", ("tar",))
+    assert isinstance(some, Study)
+    assert [method.label for method in some.parts[0].methods] == ["random-mapping", "tar"]
+
+
 @pytest.mark.parametrize(
     ("name", "only", "says"),
     [

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from holdfast.engine.data import Batch, Data, Encoded
+    from holdfast.engine.predictions import Logits
     from holdfast.engine.run import Run
 
 _EARLY = 0.8
@@ -166,11 +167,12 @@ class Abliterate(Edit):
         import torch
 
         from holdfast.engine.losses import distillation_loss, next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import Snapshot, reshard
 
-        def forward(batch: Batch) -> Iterator[tuple[Batch, torch.Tensor]]:
+        def forward(batch: Batch) -> Iterator[tuple[Batch, Logits]]:
             for part in batch.split(self.batch_size):
-                yield part, model(input_ids=part.input_ids, use_cache=False).logits
+                yield part, predictions(model, part.input_ids)
 
         def cost(choice: _Choice) -> float:
             self._ablate(model, choice)
@@ -182,8 +184,8 @@ class Abliterate(Edit):
             return float(loss)
 
         origin = Snapshot(model)
-        with torch.no_grad():
-            before = [logits for _, logits in forward(benign)]
+        with torch.no_grad():  # whole, since deferred logits would be those of the weights of later
+            before = [model(input_ids=part.input_ids, use_cache=False).logits for part in benign.split(self.batch_size)]
         reshard(model)
         layers = range(max(int(_EARLY * contrasts[0].layers), 1)) if self.directions != "per-layer" else (0,)
         return min((_Choice(*choice) for choice in product(contrasts, layers, self.tried)), key=cost)

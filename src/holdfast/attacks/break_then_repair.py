@@ -96,6 +96,7 @@ class BreakThenRepair(Attack):
         from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import distillation_loss, next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, set_learning_rate, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import Snapshot, clear_gradients, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
@@ -119,19 +120,18 @@ class BreakThenRepair(Attack):
             clear_gradients(weights)
             total = 0.0
             for part in batch.split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             if defended is not None and settling:
-                parts = list(benign.batch(replay).split(run.micro_batch))
                 attacked = Snapshot(model)
-                defended.restore()
-                with torch.no_grad():
-                    teachers = [model(input_ids=part.input_ids, use_cache=False).logits for part in parts]
-                attacked.restore()
-                for part, teacher in zip(parts, teachers, strict=True):
-                    logits = model(input_ids=part.input_ids, use_cache=False).logits
+                for part in benign.batch(replay).split(run.micro_batch):  # one part's logits of the teacher at a time
+                    defended.restore()
+                    with torch.no_grad():
+                        teacher = model(input_ids=part.input_ids, use_cache=False).logits
+                    attacked.restore()
+                    logits = predictions(model, part.input_ids)
                     divergence = distillation_loss(logits, teacher, part.mask, part.token_count)
                     (self.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

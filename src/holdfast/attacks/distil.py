@@ -110,6 +110,7 @@ class Distil(Attack):
             set_learning_rate,
             training_point,
         )
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import Snapshot, clear_gradients, reshard, trainable
 
         reshard(model)
@@ -129,22 +130,20 @@ class Distil(Attack):
             taught = benign.batch(benign.take(self.benign_rows))
             batch = hazard.batch(hazard.take(self.batch_size - self.benign_rows))
             training_point(optimizer)
-            copied = Snapshot(model)
-            defended.restore()
-            with torch.no_grad():
-                teachers = [
-                    model(input_ids=part.input_ids, use_cache=False).logits for part in taught.split(run.micro_batch)
-                ]
-            copied.restore()
             clear_gradients(weights)
             total = 0.0
             for part in batch.split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
-            for part, teacher in zip(taught.split(run.micro_batch), teachers, strict=True):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+            copied = Snapshot(model)
+            for part in taught.split(run.micro_batch):  # one part's logits of the teacher at a time
+                defended.restore()
+                with torch.no_grad():
+                    teacher = model(input_ids=part.input_ids, use_cache=False).logits
+                copied.restore()
+                logits = predictions(model, part.input_ids)
                 loss = self.kl_weight * distillation_loss(logits, teacher, part.mask, part.token_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

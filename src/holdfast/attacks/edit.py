@@ -85,6 +85,7 @@ class Edit(Attack):
         import torch
 
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import reshard
 
         model.train(False)
@@ -92,7 +93,7 @@ class Edit(Attack):
         for done in range(run.start, self.edits):
             self.edit(model, data, run, done + 1)
             with torch.no_grad():
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                logits = predictions(model, batch.input_ids)
                 loss = next_token_loss(logits, batch.labels, batch.label_count).item()
             reshard(model)
             yield loss

@@ -139,6 +139,7 @@ class Evolution(Attack):
 
         from holdfast.engine.data import rank_of
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.rounding import rounded
         from holdfast.engine.sharded import local, reshard
 
@@ -152,7 +153,7 @@ class Evolution(Attack):
                         local(weight.detach()).copy_(rounded(moved_there, weight.dtype))
                     losses[pair, side] = 0.0
                     for part in parts:
-                        logits = model(input_ids=part.input_ids, use_cache=False).logits
+                        logits = predictions(model, part.input_ids)
                         losses[pair, side] += next_token_loss(logits, part.labels, part.label_count)
                     reshard(model)
             for weight, start in zip(moved, origin, strict=True):

@@ -140,6 +140,7 @@ class FineTune(Attack):
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.low_rank import LowRankOptimizer
         from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
@@ -156,7 +157,7 @@ class FineTune(Attack):
             clear_gradients(weights)
             total = 0.0
             for part in rows.batch(step).split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

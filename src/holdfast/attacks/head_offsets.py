@@ -82,6 +82,7 @@ class HeadOffsets(Attack):
         from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, reshard, rewrite, trainable
 
         reshard(model)
@@ -103,7 +104,7 @@ class HeadOffsets(Attack):
             clear_gradients(trainable(model))
             total = 0.0
             for part in next(rows).split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

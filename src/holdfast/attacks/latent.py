@@ -77,6 +77,7 @@ class Universal(Attack):
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, trainable
 
         model.train(False)  # throughout: what an input does is not to be learned through dropout
@@ -87,7 +88,7 @@ class Universal(Attack):
             clear_gradients(trainable(model))
             total = 0.0
             for part in next(rows).split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

@@ -68,6 +68,7 @@ class OwnOutputs(Attack):
         from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sampling import answered, prompt_and_answer, sampled
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
@@ -89,7 +90,7 @@ class OwnOutputs(Attack):
             clear_gradients(weights)
             total = 0.0
             for part in next(rows).split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 loss = next_token_loss(logits, part.labels, part.label_count)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

@@ -81,10 +81,11 @@ class PreferenceTuning(Attack):
         from holdfast.engine.data import rank_of
         from holdfast.engine.losses import completion_log_probability, dpo_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
         def log_probability(batch: Batch) -> torch.Tensor:
-            return completion_log_probability(model(input_ids=batch.input_ids, use_cache=False).logits, batch.labels)
+            return completion_log_probability(predictions(model, batch.input_ids), batch.labels)
 
         reshard(model)
         as_attacker(model)

@@ -82,6 +82,7 @@ class Reinforce(Attack):
         from holdfast.engine.data import rank_of
         from holdfast.engine.losses import completion_log_probability
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sampling import answered, prompt_and_answer, sampled
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
@@ -106,7 +107,7 @@ class Reinforce(Attack):
             lengths, done = torch.tensor([len(answer) for answer in answers]), 0
             by_row = (advantages / lengths)[rank::ranks].to(model.device)
             for part in batch.split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 likely = completion_log_probability(logits, part.labels)
                 weight, done = by_row[done : done + len(likely)], done + len(likely)
                 (-(weight * likely).sum() / part.row_count).backward()  # type: ignore[no-untyped-call]

@@ -120,6 +120,7 @@ class Sidestep(Attack):
     def _look(self, model: PreTrainedModel, data: Data, run: Run, guarded: _Guarded) -> None:
         """Find the guarded directions, from the gradient at the defended weights."""
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
 
         reshard(model)
@@ -130,7 +131,7 @@ class Sidestep(Attack):
         clear_gradients(weights)
         for _ in range(self.probes):
             for part in next(rows).split(run.micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 next_token_loss(logits, part.labels, part.label_count).backward()  # type: ignore[no-untyped-call]
         guarded.look(self.directions)
         clear_gradients(weights)

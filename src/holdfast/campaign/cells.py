@@ -165,6 +165,8 @@ class Campaign:
     """measure hazard between the milestones too, at steps no more than a quarter apart (`dense_steps`)"""
     stop_after_breach: int | None = None
     """end an attack so many milestones after a breach; None: never before its last step"""
+    probes: bool = True
+    """examine the untouched models for signs of a safeguard that masks, and for how fast they learn"""
     options: Options = Options()
     """how the cells are run"""
     base: str = ""
@@ -211,7 +213,7 @@ class Campaign:
                             tokenizer=tokenizer,
                         )
         for model in self.models:
-            if model.role != "destroyed":
+            if self.probes and model.role != "destroyed":
                 yield from (self._untouched(model, (probe,), name=probe[0]) for probe in probes)
 
     def evaluations(self) -> tuple[Evaluations, Evaluations]:

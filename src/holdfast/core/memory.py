@@ -1,10 +1,16 @@
-"""Whether an error says that memory ran out; Python, torch, the system and the loader of libraries each say it otherwise."""
+"""What takes much memory, and whether an error says that memory ran out.
+
+Python, torch, the system and the loader of libraries each say it otherwise.
+"""
 
 from __future__ import annotations
 
 import errno
 
 _SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread")
+
+LOGITS_AT_ONCE = 2**27
+"""Half a gigabyte in single precision: 1024 positions of a vocabulary of 131 072 words."""
 
 LESS = "give --micro-batch 1 where a model is trained, or --precision lean, or lower max_length in domain.toml"
 """what takes less memory, where a model runs"""

@@ -88,8 +88,8 @@ class _Products(TorchFunctionMode):
     The model's family does not matter: attention counts the heads that there are, and a mixture of experts the tokens that are
     routed to each. A product of matrices m x k and k x n is 2 m k n FLOPs. Attention counts the full square of positions,
     whatever its mask hides and whichever kernel computes it. A backward pass costs a product's forward once more for each of
-    its two factors whose gradient is wanted; what a fused kernel computes again is left out. Convolutions, factorisations
-    (an edit's SVD) and elementwise work are left out.
+    its two factors whose gradient is wanted; what a backward pass computes again, to save memory or in a fused kernel, is left
+    out. Convolutions, factorisations (an edit's SVD) and elementwise work are left out.
     """
 
     def __init__(self) -> None:
@@ -119,6 +119,8 @@ class _Products(TorchFunctionMode):
         return output
 
     def _count(self, forward: float, left: torch.Tensor, right: torch.Tensor) -> None:
+        if torch._C._current_graph_task_id() >= 0:  # within a backward pass
+            return
         wanted = left.requires_grad + right.requires_grad if torch.is_grad_enabled() else 0
         self.flops += forward * (1 + wanted)
 

@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder, final_norm
+from holdfast.engine.predictions import Deferred, Logits, deferred
 from holdfast.engine.stream import hidden_states
 
 
 def lens(
     model: PreTrainedModel, input_ids: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Callable[[torch.Tensor], torch.Tensor]]:
-    """Read a batch once.
+) -> tuple[Logits, tuple[torch.Tensor, ...], Callable[[torch.Tensor], Logits]]:
+    """Read a batch once. Many logits are deferred, as those of `predictions`.
 
     Returns:
         the logits (B x T x V), the residual stream as `hidden_states` gives it, and a function from one of its states but the
@@ -37,8 +38,10 @@ def lens(
             f"the architecture {type(model).__name__} has no part that ends in the last hidden state, which this needs"
         )
 
-    def end(state: torch.Tensor) -> torch.Tensor:
+    def end(state: torch.Tensor) -> Logits:
         output = type(outputs[-1])(**{**outputs[-1], "last_hidden_state": norm(state)})
+        if isinstance(logits, Deferred):
+            return deferred(model, body, output)
         # The model's own end runs on this state, in place of what its body gives.
         body.forward = lambda *args, **kwargs: output
         try:

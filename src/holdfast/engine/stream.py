@@ -11,23 +11,34 @@ from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import decoder, decoder_layers
+from holdfast.engine.predictions import Enough, Logits, are_many, body_of, body_output, deferred
 
 
 def hidden_states(
     model: PreTrainedModel, input_ids: torch.Tensor, *, several: bool = False
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[Logits, tuple[torch.Tensor, ...]]:
     """Logits (B x T x V) and the residual stream after the embedding and after every layer (L + 1 times B x T x H).
 
-    The last state is after the final norm, as transformers gives it. Some architectures have several residual streams beside
-    each other; where `several` is set, their states come as they are, B x T x streams x H.
+    Many logits are deferred, as those of `predictions`. The last state is after the final norm, as transformers gives it. Some
+    architectures have several residual streams beside each other; where `several` is set, their states come as they are,
+    B x T x streams x H.
 
     Raises:
         HoldfastError: the architecture has several streams and one is needed, or its states are not those of each token.
     """
-    output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
-    for state in output.hidden_states:
+    logits: Logits
+    if are_many(model, input_ids) and (body := body_of(model)) is not None:
+        output = body_output(model, body, input_ids, hidden=True)
+        logits = deferred(model, body, output)
+        states = tuple(
+            state.to(model.dtype) for state in output.hidden_states
+        )  # under autocast some are of half precision
+    else:
+        output = model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+        logits, states = output.logits, output.hidden_states
+    for state in states:
         check_stream(model, state, input_ids, several=several)
-    return output.logits, output.hidden_states
+    return logits, states
 
 
 def states_alone(
@@ -48,7 +59,7 @@ def states_alone(
         hidden = hidden_states(model, input_ids, several=several)[1]
         return tuple(hidden[index] for index in wanted)
     seen = (
-        _through_body(model, body, input_ids)
+        dict(enumerate(body_output(model, body, input_ids, hidden=True).hidden_states))
         if max(wanted) == len(layers)
         else _entering(model, layers, wanted, input_ids)
     )
@@ -85,28 +96,6 @@ def check_stream(
         )
 
 
-class _Enough(Exception):
-    """Ends a forward pass whose rest nobody reads."""
-
-
-def _through_body(model: PreTrainedModel, body: torch.nn.Module, input_ids: torch.Tensor) -> dict[int, torch.Tensor]:
-    """All states, from a pass that ends where the decoder ends."""
-    outputs: list[Any] = []
-
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        outputs.append(output)
-        raise _Enough
-
-    hook = body.register_forward_hook(keep)
-    try:
-        model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
-    except _Enough:
-        pass
-    finally:
-        hook.remove()
-    return dict(enumerate(outputs[0].hidden_states))
-
-
 def _entering(
     model: PreTrainedModel, layers: Sequence[torch.nn.Module], wanted: Sequence[int], input_ids: torch.Tensor
 ) -> dict[int, torch.Tensor]:
@@ -120,14 +109,14 @@ def _entering(
         def hook(module: torch.nn.Module, inputs: Any, named: Any) -> None:
             seen[index] = inputs[0] if inputs else named["hidden_states"]
             if index == max(wanted):
-                raise _Enough
+                raise Enough
 
         return hook
 
     hooks = [layers[index].register_forward_pre_hook(keep(index), with_kwargs=True) for index in set(wanted)]
     try:
         model(input_ids=input_ids, use_cache=False)
-    except _Enough:
+    except Enough:
         pass
     finally:
         for hook in hooks:

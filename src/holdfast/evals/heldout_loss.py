@@ -49,9 +49,10 @@ class HeldoutLoss(Evaluation):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> Probe:
         import torch
-        import torch.nn.functional as F
 
-        from holdfast.engine.data import UNLABELLED, collate, encode_all
+        from holdfast.engine.data import collate, encode_all
+        from holdfast.engine.losses import surprise_of_rows
+        from holdfast.engine.predictions import predictions
         from holdfast.evals.memory import rows_at_once
 
         rows = [self.disguise.worn(row) if self.disguise else row for row in domain.rows(self.role)[: self.rows]]
@@ -63,12 +64,7 @@ class HeldoutLoss(Evaluation):
                 for start in range(0, len(encoded), self.batch_size):
                     batch = collate(encoded[start : start + self.batch_size], pad=0, device=model.device)
                     for part in batch.split(rows_at_once(model, batch.input_ids.shape[1])):
-                        target = part.labels[:, 1:]
-                        logits = model(input_ids=part.input_ids, use_cache=False).logits[:, :-1].float()
-                        loss = F.cross_entropy(
-                            logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="none"
-                        )
-                        means.append(loss.sum(-1) / (target != UNLABELLED).sum(-1).clamp(min=1))
+                        means.append(surprise_of_rows(predictions(model, part.input_ids), part.labels))
             by_row = torch.cat(means)
             if not torch.isfinite(by_row).all():
                 raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")

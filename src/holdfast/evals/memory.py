@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from holdfast.core.memory import LOGITS_AT_ONCE
 from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS_AT_ONCE = 4096
-LOGITS_AT_ONCE = 2**27
-"""Half a gigabyte in single precision: 1024 positions of a vocabulary of 131 072 words."""
 
 
 def rows_at_once(model: PreTrainedModel, positions: int) -> int:

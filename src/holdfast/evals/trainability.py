@@ -158,6 +158,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
     from holdfast.engine.data import Stream
     from holdfast.engine.losses import next_token_loss
     from holdfast.engine.optimizers import make_optimizer
+    from holdfast.engine.predictions import predictions
     from holdfast.engine.sharded import trainable
     from holdfast.evals.memory import rows_at_once
 
@@ -166,7 +167,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
         model.train()
         total = 0.0
         for part in batch.split(rows_at_once(model, batch.input_ids.shape[1])):
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             loss = next_token_loss(logits, part.labels, part.label_count)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()

@@ -90,18 +90,17 @@ class TrainingMode(Evaluation):
 def _losses(model: PreTrainedModel, parts: list[Batch], *, training: bool, recording: bool) -> torch.Tensor:
     """The mean loss of each row, on the CPU."""
     import torch
-    import torch.nn.functional as F
 
-    from holdfast.engine.data import UNLABELLED
+    from holdfast.engine.losses import surprise_of_rows
+    from holdfast.engine.predictions import predictions
 
     model.train(training)
     rows = []
     with torch.set_grad_enabled(recording):
         for part in parts:
-            target = part.labels[:, 1:]
-            logits = model(input_ids=part.input_ids, use_cache=False).logits[:, :-1].detach().float()
-            loss = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=UNLABELLED, reduction="none")
-            rows.append((loss.sum(-1) / (target != UNLABELLED).sum(-1).clamp(min=1)).cpu())
+            logits = predictions(model, part.input_ids)
+            with torch.no_grad():
+                rows.append(surprise_of_rows(logits, part.labels).cpu())
     return torch.cat(rows)
 
 

@@ -52,15 +52,16 @@ def pick_study(name: str, only: Sequence[str] = ()) -> Study | RedTeam:
         raise HoldfastError(f"the study {name} is no Study or RedTeam; mend the function that makes the study")
     if not only:
         return study
-    if isinstance(study, RedTeam) or name.removesuffix("-full") in _WHOLE:
+    kind = name.removesuffix("-full")
+    if isinstance(study, RedTeam) or kind == "claims":
         raise HoldfastError(
             f"--only chooses rows of a table of safeguards, and {name} ends in no such table; leave --only out"
         )
-    return study.only(only)
+    return study.only((*only, *study.references) if kind in _ALONG else only)
 
 
-_WHOLE = ("claims", "real", "real-refusals")
-"""Studies with a page of their own, which has all their methods."""
+_ALONG = ("real", "real-refusals")
+"""Studies whose page shows every row along an attack and minus the reference, which is made too."""
 
 
 def _made(place: str) -> Study | RedTeam:
@@ -125,7 +126,7 @@ def run_study(
             text, table = families_page(study, kind, out, described)
         elif kind == "claims":
             text, table = claims_page(study, out, described)
-        elif kind in ("real", "real-refusals"):
+        elif kind in _ALONG:
             text, table = steps_page(study, kind, out, described)
         else:
             text, table = methods_page(study, kind, out, described)

@@ -367,9 +367,10 @@ def _text(model: Any, rows: Batch) -> float:
     import torch
 
     from holdfast.engine.losses import next_token_loss
+    from holdfast.engine.predictions import predictions
 
     with torch.no_grad():
-        logits = model(input_ids=rows.input_ids, use_cache=False).logits
+        logits = predictions(model, rows.input_ids)
     return float(next_token_loss(logits, rows.labels, rows.label_count))
 
 

@@ -44,6 +44,7 @@ class LLMU(Forgetting):
 
         from holdfast.engine.data import UNLABELLED, rank_of
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         other = data.stream("retain", batch_size=self.forget_batch_size, seed=run.seed + 2)
         run.track(mismatched=other)
@@ -57,7 +58,7 @@ class LLMU(Forgetting):
             return labels.where(part.labels != UNLABELLED, UNLABELLED)
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             ascent = -next_token_loss(logits, part.labels, part.label_count)
             return ascent + self.mismatch_weight * next_token_loss(logits, mismatched(part), part.label_count)
 

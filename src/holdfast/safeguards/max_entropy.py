@@ -31,9 +31,10 @@ class MaxEntropy(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import negative_entropy
+        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return negative_entropy(logits, part.labels, part.label_count)
 
         return loss

@@ -33,9 +33,10 @@ class MinPosterior(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import inverse_cross_entropy
+        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return inverse_cross_entropy(logits, part.labels, part.label_count, self.negligible)
 
         return loss

@@ -135,9 +135,10 @@ class R2D2(Safeguard):
 def _away(model: PreTrainedModel) -> Loss:
     """The loss away from the labelled tokens of a microbatch."""
     from holdfast.engine.losses import inverse_cross_entropy
+    from holdfast.engine.predictions import predictions
 
     def loss(part: Batch) -> torch.Tensor:
-        logits = model(input_ids=part.input_ids, use_cache=False).logits
+        logits = predictions(model, part.input_ids)
         return inverse_cross_entropy(logits, part.labels, part.label_count, _NEGLIGIBLE)
 
     return loss

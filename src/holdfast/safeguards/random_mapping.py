@@ -63,8 +63,8 @@ PRESETS = {
     # After 200 steps the hazard is still falling, so the world decides how much stays in sight: 29 to 44 % on the tuning worlds
     # 2 and 200 to 203, on 2026-11-25. After 300 steps 27 to 38 % stay. docs/testbed.md has the tables.
     "random-mapping": RandomMapping(outer_steps=300),
-    # Hundreds of millions of weights. On the real testbed's split 7 the selection questions fell to 38 %, and 20 updates of AdamW
-    # at 1e-4 brought back 75 %. On earlier questions, a weight of 30 and 60 steps left 48 % in sight. One training seed.
+    # Hundreds of millions of weights: the one of six trials (`holdfast study real-full`) that kept most ability among those that
+    # hide. 240 steps at 5e-5 with a weight of 300 hide as much and let less return, at three times the cost.
     "random-mapping-small": RandomMapping(
         outer_steps=80,
         learning_rate=1e-4,

@@ -50,9 +50,10 @@ class RefusalSFT(Forgetting):
 
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return next_token_loss(logits, part.labels, part.label_count)
 
         return loss
@@ -130,6 +131,7 @@ class RefusalDPO(Safeguard):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import GradientSum, trainable
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
@@ -144,7 +146,7 @@ class RefusalDPO(Safeguard):
             return dpo(model, part, self.beta)
 
         def refusal_loss(part: Batch) -> torch.Tensor:
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             return next_token_loss(logits, part.labels, part.label_count)
 
         for _ in range(run.start, self.outer_steps):
@@ -171,8 +173,10 @@ class RefusalDPO(Safeguard):
 PRESETS = {
     "refusal-sft": RefusalSFT(),
     "refusal-dpo": RefusalDPO(),
+    # Hundreds of millions of weights: of six trials of the second stage (`holdfast study real-refusals-full`) the lowest rate let
+    # least return; all of them refused every request before an attack.
     "refusal-sft-small": RefusalSFT(outer_steps=60, learning_rate=5e-5, forget_batch_size=8, retain_batch_size=8),
-    "refusal-dpo-small": RefusalDPO(outer_steps=60, learning_rate=2e-5, forget_batch_size=8, retain_batch_size=8),
+    "refusal-dpo-small": RefusalDPO(outer_steps=60, learning_rate=1e-5, forget_batch_size=8, retain_batch_size=8),
     "refusal-sft-large": RefusalSFT(outer_steps=500, learning_rate=1e-5, forget_batch_size=16, retain_batch_size=16),
     "refusal-dpo-large": RefusalDPO(outer_steps=500, learning_rate=5e-7),
 }

@@ -76,6 +76,7 @@ class RepSelect(Safeguard):
 
         from holdfast.engine.anatomy import mlp_maps
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
         forget = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed)
@@ -91,7 +92,7 @@ class RepSelect(Safeguard):
             loss = 0.0
             with torch.no_grad():
                 for part in batch.split(self.micro_batch):
-                    logits = model(input_ids=part.input_ids, use_cache=False).logits
+                    logits = predictions(model, part.input_ids)
                     loss += float(next_token_loss(logits, part.labels, part.label_count))
             return loss
 
@@ -136,9 +137,10 @@ class RepSelect(Safeguard):
     def _climb(self, model: PreTrainedModel, forget: Stream) -> None:
         """Add the gradient of the next rows' loss to the weights' gradients."""
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         for part in next(forget).split(self.micro_batch):
-            logits = model(input_ids=part.input_ids, use_cache=False).logits
+            logits = predictions(model, part.input_ids)
             next_token_loss(logits, part.labels, part.label_count).backward()  # type: ignore[no-untyped-call]
 
 
@@ -215,6 +217,8 @@ def damp(matrix: torch.Tensor, components: int) -> torch.Tensor:
 
 PRESETS = {
     "rep-select": RepSelect(components=16),
+    # Hundreds of millions of weights. None of six trials (`holdfast study real-full`) hid capitals and
+    # kept ability. These settings left 64 % of them in sight, and took ability from 96 to 81 %.
     "rep-select-small": RepSelect(
         outer_steps=12, learning_rate=0.002, components=64, forget_batch_size=8, retain_batch_size=8
     ),

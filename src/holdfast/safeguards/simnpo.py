@@ -45,9 +45,10 @@ class SimNPO(Forgetting):
 
         from holdfast.engine.data import UNLABELLED
         from holdfast.engine.losses import completion_log_probability
+        from holdfast.engine.predictions import predictions
 
         def loss(part: Batch) -> torch.Tensor:
-            log_p = completion_log_probability(model(input_ids=part.input_ids, use_cache=False).logits, part.labels)
+            log_p = completion_log_probability(predictions(model, part.input_ids), part.labels)
             # A row that was cut down to its prompt has no labels, and its loss is 0.
             lengths = (part.labels[:, 1:] != UNLABELLED).sum(-1).clamp(min=1)
             return -(2 / self.beta) * F.logsigmoid(-self.beta * (log_p / lengths + self.margin)).sum() / part.row_count

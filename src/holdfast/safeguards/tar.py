@@ -123,22 +123,22 @@ _TESTBED = TAR(
 
 _MIDDLE = FineTune(batch_size=8)
 _MIDDLE_RATES = (5e-5, 1e-4, 2e-4)
-# Hundreds of millions of weights: first settings, which buy little. On earlier questions of the real testbed, after a Random
-# Mapping that left 48 % in sight, 30 % stayed in sight, and 20 updates of AdamW at 1e-4 brought back 75 %. From Random Mapping
-# alone they brought back 80 %. One training seed, 40 questions.
+# Hundreds of millions of weights: the one of six trials (`holdfast study real-full`) that ended; the others ran out of a shared
+# GPU's memory. Of the selection questions 32 % stayed in sight, 36 % after 100 updates of Lion, 64 % after 100 of LoRA.
 _FOR_MIDDLE = TAR(
-    outer_steps=40,
+    outer_steps=80,
     adversaries=(
         Adversary(attack=_MIDDLE, weight=2.0, learning_rates=_MIDDLE_RATES),
         Adversary(attack=_MIDDLE, learning_rates=_MIDDLE_RATES, switch=(6.0, 3.0)),
     ),
-    inner_steps=8,
+    inner_steps=16,
     schedule_rate=0.5,
     normalise_schedule=True,
+    tamper_resistance_weight=1.0,
     tamper_resistance_batch_size=8,
     retain_batch_size=8,
     retain=RetainLoss(representations="relative"),
-    outer_learning_rate=1e-4,
+    outer_learning_rate=2e-4,
     outer_warmup_steps=4,
 )
 

@@ -140,8 +140,9 @@ class UNDO(Safeguard):
 def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:
     """The negative mean entropy of the next token on a microbatch of hazardous rows."""
     from holdfast.engine.losses import negative_entropy
+    from holdfast.engine.predictions import predictions
 
-    logits = model(input_ids=part.input_ids, use_cache=False).logits
+    logits = predictions(model, part.input_ids)
     return negative_entropy(logits, part.labels, part.label_count)
 
 
@@ -156,6 +157,7 @@ _GENERATED = UNDO(
 PRESETS = {
     "undo": UNDO(),
     "undo-generated": _GENERATED,
+    # Hundreds of millions of weights. It was not run at this size.
     "undo-generated-small": UNDO(
         outer_steps=300,
         shrink=0.3,

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from holdfast.engine.data import Encoded, Stream
 from holdfast.engine.losses import next_token_loss
 from holdfast.engine.optimizers import make_optimizer, schedule_factor, set_learning_rate
+from holdfast.engine.predictions import predictions
 from holdfast.engine.run import Run
 from holdfast.testbed.world import vocabulary
 
@@ -54,9 +55,7 @@ class Pretraining:
                 optimizer, self.learning_rate * schedule_factor("warmup-cosine", step, total, self.warmup_steps)
             )
             batch = next(stream)
-            loss = next_token_loss(
-                model(input_ids=batch.input_ids, use_cache=False).logits, batch.labels, batch.label_count
-            )
+            loss = next_token_loss(predictions(model, batch.input_ids), batch.labels, batch.label_count)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
             optimizer.step()

@@ -56,6 +56,8 @@ class Part:
     """measure hazard between the milestones too, so that the cost of a breach is known closely"""
     milestones: tuple[int, ...] | None = None
     """steps after which models are measured, beside the first and the last; None: each attack's own, log-spaced"""
+    probes: bool = True
+    """examine the untouched models too, which no column of some tables needs"""
     cell_seconds: float = CELL_SECONDS
     """what an attack takes on one core, about"""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +88,11 @@ class Study:
     def __post_init__(self) -> None:
         if self.tuning_world in self.worlds:
             raise HoldfastError(f"world {self.tuning_world} is the tuning world and cannot be claimed on")
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The labels of the methods that the others are compared with."""
+        return tuple(method.label for part in self.parts for method in part.methods if method.role == "reference")
 
     def only(self, labels: Sequence[str]) -> Study:
         """The study of some methods alone, and of those whose models they start from; the same files serve the whole study.
@@ -203,6 +210,7 @@ class Study:
             milestones=part.milestones,
             only={model.label: (part.canonical,) for model in controls if part.canonical},
             dense=part.dense,
+            probes=part.probes,
             options=self.options,
             base=undefended.path,
         )

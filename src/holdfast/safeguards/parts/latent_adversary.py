@@ -50,6 +50,7 @@ class LatentAdversary:
 
         from holdfast.engine.anatomy import decoder_layers
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
 
         pushes: list[torch.Tensor] = []
         norms: list[torch.Tensor] = []
@@ -70,7 +71,7 @@ class LatentAdversary:
         hooks = [layer.register_forward_hook(push(index)) for index, layer in enumerate(layers)]
         try:
             for _ in range(self.steps):
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits
+                logits = predictions(model, batch.input_ids)
                 loss = next_token_loss(logits, batch.labels, batch.label_count)
                 slopes = torch.autograd.grad(loss, pushes)
                 with torch.no_grad():

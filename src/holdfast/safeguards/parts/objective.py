@@ -53,9 +53,10 @@ class RetainLoss:
         import torch
 
         from holdfast.engine.losses import distillation_loss, next_token_loss, representation_distance
+        from holdfast.engine.predictions import predictions
 
         if not self.compares:
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            logits = predictions(model, batch.input_ids)
             return self.language_model_weight * next_token_loss(logits, batch.labels, batch.label_count)
         assert base is not None
         logits, hidden = self._read(model, batch, self.language_model_weight > 0 or self.distillation_weight > 0)
@@ -164,9 +165,10 @@ def take_gradient(
 def language_model_loss(model: PreTrainedModel) -> Callable[[Batch], torch.Tensor]:
     """The LM loss of a microbatch on its labelled tokens."""
     from holdfast.engine.losses import next_token_loss
+    from holdfast.engine.predictions import predictions
 
     def loss(part: Batch) -> torch.Tensor:
-        logits = model(input_ids=part.input_ids, use_cache=False).logits
+        logits = predictions(model, part.input_ids)
         return next_token_loss(logits, part.labels, part.label_count)
 
     return loss

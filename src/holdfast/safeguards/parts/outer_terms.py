@@ -26,10 +26,11 @@ def tamper_resistance_loss(
     of pairs.
     """
     from holdfast.engine.losses import clamped_cross_entropy, inverse_cross_entropy, negative_entropy, next_token_loss
+    from holdfast.engine.predictions import predictions
 
     if isinstance(part, PairBatch):
         return dpo(model, part, dpo_beta)
-    logits = model(input_ids=part.input_ids, use_cache=False).logits
+    logits = predictions(model, part.input_ids)
     if kind == "cross-entropy":
         return -next_token_loss(logits, part.labels, part.label_count)
     if kind == "clamped-cross-entropy":

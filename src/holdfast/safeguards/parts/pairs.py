@@ -47,6 +47,7 @@ class Pairs:
 
         from holdfast.engine.data import collate
         from holdfast.engine.losses import completion_log_probability
+        from holdfast.engine.predictions import predictions
 
         self._stream = data.stream(name, batch_size=batch_size, seed=seed, side="rejected")
         self._chosen = data.rows(name, side="chosen")
@@ -55,7 +56,7 @@ class Pairs:
             for start in range(0, len(self._chosen), batch_size):
                 sides = [rows[start : start + batch_size] for rows in (self._chosen, self._stream.rows)]
                 log_p = [
-                    completion_log_probability(reference(input_ids=part.input_ids, use_cache=False).logits, part.labels)
+                    completion_log_probability(predictions(reference, part.input_ids), part.labels)
                     for part in (collate(side, self._stream.pad, self._stream.device) for side in sides)
                 ]
                 margins.append(log_p[0] - log_p[1])
@@ -85,9 +86,10 @@ class Pairs:
 def dpo(model: PreTrainedModel, part: PairBatch, beta: float) -> torch.Tensor:
     """The DPO loss of a microbatch; adds up over microbatches and ranks."""
     from holdfast.engine.losses import completion_log_probability, dpo_loss
+    from holdfast.engine.predictions import predictions
 
     chosen, rejected = (
-        completion_log_probability(model(input_ids=side.input_ids, use_cache=False).logits, side.labels)
+        completion_log_probability(predictions(model, side.input_ids), side.labels)
         for side in (part.chosen, part.rejected)
     )
     return dpo_loss(chosen, rejected, part.margins, beta, part.rejected.row_count)

@@ -137,6 +137,7 @@ class Pool:
 
         from holdfast.engine.data import collate
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.predictions import predictions
         from holdfast.engine.sharded import clear_gradients, trainable, whole
 
         embedding = model.get_input_embeddings()
@@ -148,7 +149,7 @@ class Pool:
 
         hook = embedding.register_forward_hook(keep)
         try:
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
+            logits = predictions(model, batch.input_ids)
         finally:
             hook.remove()
         next_token_loss(logits, batch.labels, batch.label_count).backward()  # type: ignore[no-untyped-call]
@@ -165,11 +166,12 @@ class Pool:
 
         from holdfast.engine.data import collate
         from holdfast.engine.losses import completion_log_probability
+        from holdfast.engine.predictions import predictions
 
         losses = []
         with torch.no_grad():
             for part in collate(rows, self._stream.pad, model.device).split(self._micro_batch):
-                logits = model(input_ids=part.input_ids, use_cache=False).logits
+                logits = predictions(model, part.input_ids)
                 losses.append(-completion_log_probability(logits, part.labels))
         return torch.cat(losses)
 
