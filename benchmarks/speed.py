@@ -48,7 +48,7 @@ class Size:
     """billions of weights, about"""
 
 
-def _llama(
+def llama(
     hidden: int, layers: int, heads: int, keys: int, inner: int, words: int, tied: bool = False
 ) -> dict[str, Any]:
     return {
@@ -58,12 +58,12 @@ def _llama(
 
 
 SIZES = {
-    "testbed": Size(shape=_llama(96, 3, 4, 4, 256, 273), rows=16, tokens=12, whole=0.0004),
-    "5m": Size(shape=_llama(256, 4, 4, 4, 704, 4096), whole=0.005),
-    "50m": Size(shape=_llama(512, 10, 8, 8, 1536, 16384), whole=0.05),
-    "135m": Size(shape=_llama(576, 30, 9, 3, 1536, 49152, tied=True), whole=0.135),  # SmolLM2-135M
-    "1b": Size(shape=_llama(2048, 16, 32, 8, 8192, 128256, tied=True), low_rank=True, whole=1.24),  # Llama-3.2-1B
-    "8b": Size(shape=_llama(4096, 32, 32, 8, 14336, 128256), low_rank=True, whole=8.03),  # Llama-3-8B
+    "testbed": Size(shape=llama(96, 3, 4, 4, 256, 273), rows=16, tokens=12, whole=0.0004),
+    "5m": Size(shape=llama(256, 4, 4, 4, 704, 4096), whole=0.005),
+    "50m": Size(shape=llama(512, 10, 8, 8, 1536, 16384), whole=0.05),
+    "135m": Size(shape=llama(576, 30, 9, 3, 1536, 49152, tied=True), whole=0.135),  # SmolLM2-135M
+    "1b": Size(shape=llama(2048, 16, 32, 8, 8192, 128256, tied=True), low_rank=True, whole=1.24),  # Llama-3.2-1B
+    "8b": Size(shape=llama(4096, 32, 32, 8, 14336, 128256), low_rank=True, whole=8.03),  # Llama-3-8B
 }
 
 
@@ -77,6 +77,7 @@ class Program:
     compiled: bool = False
     low_rank: bool = False
     low_rank_adversary: bool = False
+    matmul: str = "torch"
     bytes: float = 36.0
     """a weight at the peak, about; guards a computer's memory alone"""
     beside: str | None = None
@@ -89,7 +90,10 @@ PLAIN = {
     "lean": Program(name="plain low-rank", precision="lean", plain=True, low_rank=True, bytes=7),
 }
 OURS = {
-    "float32": (Program(name="float32", precision="float32", beside="plain float32"),),
+    "float32": (
+        Program(name="float32", precision="float32", beside="plain float32"),
+        Program(name="float32, onednn", precision="float32", matmul="onednn", beside="plain float32"),
+    ),
     "mixed": (Program(name="mixed", precision="mixed", bytes=40, beside="plain mixed"),),
     "lean": (
         Program(name="lean", precision="lean", bytes=19, beside="plain float32"),
@@ -261,7 +265,7 @@ class Benchmark:
 
     def job(self, row: Row) -> dict[str, Any]:
         size, program, asked = SIZES[row.size], row.program, self.arguments
-        names = ("precision", "plain", "compiled", "low_rank", "low_rank_adversary")
+        names = ("precision", "plain", "compiled", "low_rank", "low_rank_adversary", "matmul")
         return {
             "shape": size.shape, "rows": size.rows, "tokens": size.tokens or asked.tokens,
             "inner_steps": asked.inner_steps, "device": asked.device, "threads": asked.threads,

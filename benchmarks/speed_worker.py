@@ -28,6 +28,7 @@ from holdfast.engine.costs import Memory
 from holdfast.engine.data import Encoded, Stream
 from holdfast.engine.lean import keep_gradients_whole
 from holdfast.engine.low_rank import insert_adapters
+from holdfast.engine.matmul import multiply_with_onednn
 from holdfast.engine.mixed import multiply_in_bfloat16
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import GradientSum, trainable
@@ -61,6 +62,9 @@ class Job:
     inner_steps: int
     device: str
     threads: int
+    matmul: str = "torch"
+    adversaries: int = 1
+    """an outer step"""
 
 
 class Rows:
@@ -98,6 +102,7 @@ def safeguard(job: Job) -> TAR:
     return TAR(
         outer_steps=1,
         adversaries=(Adversary(attack=attack),),
+        adversaries_per_step=job.adversaries,
         inner_steps=job.inner_steps,
         every=min(4, job.inner_steps),
         tamper_resistance_batch_size=job.rows,
@@ -134,6 +139,9 @@ def make_models(job: Job) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
     model, base = make_model(job, 0), make_model(job, 1).requires_grad_(False)
     if job.low_rank:
         insert_adapters(model, RANK, ALPHA, 0.0)
+    if job.matmul == "onednn":
+        multiply_with_onednn(model)
+        multiply_with_onednn(base)
     if job.compiled:
         for layer in (*decoder_layers(model), *decoder_layers(base)):
             layer.compile()
@@ -144,11 +152,13 @@ def read(tar: TAR, rows: Rows, run: Run) -> plain.OuterStep:
     """The batches of an outer step, in the order in which TAR draws them."""
     x_tr = rows.stream("forget_heldout", batch_size=tar.tamper_resistance_batch_size, seed=run.seed)
     retain = rows.stream("retain", batch_size=tar.retain_batch_size, seed=run.seed + 1)
-    attack, held_out = tar.draw(run.generator), next(x_tr)
-    assert isinstance(attack, FineTune)
-    stream = rows.stream("forget", batch_size=attack.batch_size, seed=run.inner().seed)
-    adversary = (attack.learning_rate, [next(stream) for _ in range(tar.inner_steps)], held_out)
-    return plain.OuterStep([adversary], next(retain))
+    adversaries = []
+    for _ in range(tar.adversaries_per_step):
+        attack, held_out = tar.draw(run.generator), next(x_tr)
+        assert isinstance(attack, FineTune)
+        stream = rows.stream("forget", batch_size=attack.batch_size, seed=run.inner().seed)
+        adversaries.append((attack.learning_rate, [next(stream) for _ in range(tar.inner_steps)], held_out))
+    return plain.OuterStep(adversaries, next(retain))
 
 
 class Program:
@@ -165,11 +175,15 @@ class Program:
         model, base = make_models(self.job)
         step = (self._plainly if self.job.plain else self._holdfast)(model, base, keep)
         _wait(self.job.device)
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         step()
         _wait(self.job.device)
-        seconds, peak = time.perf_counter() - started, memory.peak()
-        return {"seconds": seconds, "peak": None if peak is None else peak - (0 if cuda else before)}
+        seconds, processor, peak = time.perf_counter() - started, time.process_time() - processor, memory.peak()
+        return {
+            "seconds": seconds,
+            "processor": processor,
+            "peak": None if peak is None else peak - (0 if cuda else before),
+        }
 
     def _holdfast(self, model: Any, base: Any, keep: Callable[[Iterable[torch.Tensor]], None] | None) -> Any:
         steps = self.tar.steps(model, self.rows, Run(0, lambda: base))  # type: ignore[arg-type]
@@ -217,9 +231,9 @@ class Program:
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**job.shape))
         products = sum(found.weight.numel() for found in linear_maps(model)) + model.lm_head.weight.numel()
-        [(_, inner, x_tr)] = batches.adversaries
-        trained = sum(batch.token_count for batch in inner) + batches.retain.token_count
-        trained += len(self.tar.schedule()) * x_tr.token_count
+        trained = batches.retain.token_count
+        for _, inner, x_tr in batches.adversaries:
+            trained += sum(batch.token_count for batch in inner) + len(self.tar.schedule()) * x_tr.token_count
         passes = 4 if job.low_rank else 6
         return {
             "weights": sum(weight.numel() for weight in model.parameters()),

@@ -154,8 +154,9 @@ def test_the_tour(
     assert (shallow / "model.safetensors").stat() == before
     run(
         capsys, "safeguard", "random-mapping", "tar", "--model", model, "--domain", domain, "--out", tar, *SHORT,
-        "--set", "tar.outer_steps=2", "--set", "tar.inner_steps=4", "--seed", 0,
+        "--set", "tar.outer_steps=2", "--set", "tar.inner_steps=4", "--seed", 0, "--profile",
     )  # fmt: skip
+    assert (tmp_path / "tar-profile" / "stage-2.json.gz").is_file()
     card = json.loads((tar / "holdfast.json").read_text(encoding="utf-8"))
     changed = ["random-mapping+outer_steps=3", "tar+outer_steps=2+inner_steps=4"]
     assert [stage["preset"] for stage in card["stages"]] == changed
@@ -182,9 +183,12 @@ def test_the_tour(
         printed = run(
             capsys, "attack", "full-adamw-1e-3", "--model", tar, "--domain", domain, "--out", one, "--seed", 1,
             "--milestones", "0,2", "--set", "full-adamw-1e-3.max_steps=5", "--precision", "float32", "--trust-remote-code",
+            "--matmul", "onednn", "--profile",
         )  # fmt: skip
+    assert len(list((one / "profile").glob("attack-*.json.gz"))) == 1
     suggested = next_command(printed)
-    assert suggested[-3:] == ["--precision", "float32", "--trust-remote-code"], "what the model needs is carried on"
+    carried = ["--precision", "float32", "--matmul", "onednn", "--trust-remote-code"]
+    assert suggested[-5:] == carried, "what the model needs is carried on"
     assert suggested[0] == "audit"
     assert suggested[suggested.index("--undefended") + 1] == str(model)
     plan, results = read_campaign(one)

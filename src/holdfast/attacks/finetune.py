@@ -135,6 +135,7 @@ class FineTune(Attack):
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Generator[float]:
         import torch
+        from torch.profiler import record_function
 
         from holdfast.engine.anatomy import as_attacker
         from holdfast.engine.losses import next_token_loss
@@ -157,9 +158,11 @@ class FineTune(Attack):
             clear_gradients(weights)
             total = 0.0
             for part in rows.batch(step).split(run.micro_batch):
-                logits = predictions(model, part.input_ids)
-                loss = next_token_loss(logits, part.labels, part.label_count)
-                (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
+                with record_function("forward"):
+                    logits = predictions(model, part.input_ids)
+                    loss = next_token_loss(logits, part.labels, part.label_count)
+                with record_function("backward"):
+                    (-loss if step < self.climb else loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             if isinstance(optimizer, LowRankOptimizer):
                 optimizer.carry_gradients()

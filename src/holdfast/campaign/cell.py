@@ -14,6 +14,7 @@ from holdfast.campaign.measuring import Measuring
 from holdfast.core.domain import Domain
 from holdfast.core.files import digest, environment
 from holdfast.core.presets import describe
+from holdfast.core.profiling import profile_folder
 from holdfast.core.records import CellResult, cell_path
 from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
@@ -58,6 +59,10 @@ def run_cell(
     meter = Meter(session.data)
     measuring = Measuring(cell, key, domain, identity, meter, cell_path(out, undefended.id) if undefended else None)
     observers: list[Observer] = [meter, measuring]
+    if cell.options.profile and attack:
+        from holdfast.engine.profiling import Profiling
+
+        observers.insert(0, Profiling(folder=profile_folder(out), name=f"attack-{key}"))
     if cell.options.track:
         from holdfast.engine.trackers import Tracked
         from holdfast.engine.tracking import Tracking

@@ -60,6 +60,15 @@ def precisions(incomplete: str) -> list[str]:
     return _beginning(incomplete, get_args(Precision))
 
 
+def matmuls(incomplete: str) -> list[str]:
+    """Libraries of matrix products."""
+    from typing import get_args
+
+    from holdfast.core.types import Matmul
+
+    return _beginning(incomplete, get_args(Matmul))
+
+
 def number_types(incomplete: str) -> list[str]:
     """Types of stored weights."""
     from typing import get_args

@@ -14,11 +14,13 @@ from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
     DeviceOption,
     DomainOption,
+    MatmulOption,
     MicroBatchOption,
     ModelOption,
     OutOption,
     PluginsOption,
     PrecisionOption,
+    ProfileOption,
     RemoteCodeOption,
     SavedPrecisionOption,
     SeedOption,
@@ -32,7 +34,7 @@ from holdfast.cli.options import (
     stages_of,
     start_torch,
 )
-from holdfast.cli.say import check_cells, finish, say_tracked
+from holdfast.cli.say import check_cells, finish, say_profiled, say_tracked
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.escape import short
 from holdfast.core.outside import load_plugins
@@ -187,9 +189,11 @@ def safeguard(
     settings: SetOption = None,
     plugins: PluginsOption = None,
     track: TrackOption = None,
+    profile: ProfileOption = False,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
+    matmul: MatmulOption = "torch",
     save_dtype: SavedPrecisionOption = None,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
@@ -204,6 +208,7 @@ def safeguard(
     from holdfast.cli.display import show_steps
     from holdfast.core.domain import Domain
     from holdfast.core.files import claim_output
+    from holdfast.core.profiling import profile_folder
     from holdfast.core.tracking import tracking_folder
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.report.words.data import cut_sentences
@@ -219,7 +224,9 @@ def safeguard(
         stages=stages_of(stages, settings),
         base=Checkpoint(base) if base else None,
         seed=seed,
-        options=run_options(device, precision, trust_remote_code, track=track, micro_batch=micro_batch),
+        options=run_options(
+            device, precision, trust_remote_code, track=track, micro_batch=micro_batch, matmul=matmul, profile=profile
+        ),
         saved_as=saved_precision(save_dtype),
     )
     warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])
@@ -238,6 +245,8 @@ def safeguard(
     for sentence in sentences:
         say(console, sentence)
     say_tracked(console, recipe.options.track, tracking_folder(out, model=True))
+    if profile:
+        say_profiled(console, profile_folder(out, model=True))
     end(
         context,
         console,

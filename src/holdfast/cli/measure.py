@@ -20,12 +20,14 @@ from holdfast.cli.options import (
     JudgeModelOption,
     JudgeUrlOption,
     KeepOption,
+    MatmulOption,
     MicroBatchOption,
     MilestonesOption,
     ModelOption,
     OutOption,
     PluginsOption,
     PrecisionOption,
+    ProfileOption,
     ReleaseOption,
     RemoteCodeOption,
     ResumableOption,
@@ -50,11 +52,13 @@ from holdfast.cli.say import (
     fail_if,
     failures,
     finish,
+    say_profiled,
     say_tracked,
     show_plan,
 )
 from holdfast.cli.terminal import literal, make_console, quoted, say
 from holdfast.core.outside import load_plugins
+from holdfast.core.profiling import profile_folder
 from holdfast.core.tracking import tracking_folder
 
 
@@ -147,9 +151,11 @@ def attack(
     keep_attacked_weights: KeepOption = False,
     resumable_attacks: ResumableOption = False,
     track: TrackOption = None,
+    profile: ProfileOption = False,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
+    matmul: MatmulOption = "torch",
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -177,6 +183,8 @@ def attack(
         resumable_attacks,
         track,
         micro_batch,
+        matmul,
+        profile,
         elsewhere=executor != "local",
     )
     warn_of_size(console, model, "attacks", [name])
@@ -191,6 +199,8 @@ def attack(
         )  # fmt: skip
     document = finish(console, out)
     say_tracked(console, options.track, tracking_folder(out))
+    if profile:
+        say_profiled(console, profile_folder(out))
     say(console, cost_sentence(out, name))
     undefended = base or Checkpoint(model).card.get("base", {}).get("path", "THE-ORIGINAL-MODEL")
     command = (
@@ -347,6 +357,7 @@ def audit(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
+    matmul: MatmulOption = "torch",
     trust_remote_code: RemoteCodeOption = False,
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
@@ -395,6 +406,7 @@ def audit(
             resumable_attacks,
             track,
             micro_batch,
+            matmul,
             elsewhere=executor != "local",
         ),
     )
@@ -473,6 +485,7 @@ def search(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
+    matmul: MatmulOption = "torch",
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -500,7 +513,13 @@ def search(
         ability_loss=ability_loss,
         seed=seed,
         options=run_options(
-            device, precision, trust_remote_code, track=track, micro_batch=micro_batch, elsewhere=executor != "local"
+            device,
+            precision,
+            trust_remote_code,
+            track=track,
+            micro_batch=micro_batch,
+            matmul=matmul,
+            elsewhere=executor != "local",
         ),
     )
     where = workers_of(executor, cluster, workers, out)

@@ -108,6 +108,17 @@ MicroBatchOption = Annotated[
 ]
 
 
+MatmulOption = Annotated[
+    str,
+    typer.Option(
+        "--matmul",
+        autocompletion=complete.matmuls,
+        help="Library for the float32 matrix products of linear layers on a CPU: torch (MKL, mostly) or onednn, which is "
+        "faster on AMD processors with AVX-512. The last digits differ.",
+    ),
+]
+
+
 SavedPrecisionOption = Annotated[
     Optional[str],
     typer.Option(
@@ -197,6 +208,12 @@ TrackOption = Annotated[
 ]
 
 
+ProfileOption = Annotated[
+    bool,
+    typer.Option("--profile", help="Write a trace of the first two updates, which shows where their time goes."),
+]
+
+
 ReleaseOption = Annotated[
     Optional[Path],
     typer.Option(
@@ -242,6 +259,8 @@ def run_options(
     resumable: bool = False,
     track: list[str] | None = None,
     micro_batch: int | None = None,
+    matmul: str = "torch",
+    profile: bool = False,
     elsewhere: bool = False,
 ) -> Options:
     """The options of a run; a device that only other machines need is not looked for on this one (`elsewhere`)."""
@@ -258,10 +277,12 @@ def run_options(
         device=device,
         precision=precision,  # type: ignore[arg-type]
         micro_batch=micro_batch,
+        matmul=matmul,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,
         track=tools,
+        profile=profile,
     )
 
 

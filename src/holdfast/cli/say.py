@@ -274,6 +274,20 @@ def say_tracked(console: Console, tools: Sequence[str], folder: Path) -> None:
         say(console, f"Tracked with {tool}" + (f": {look}" if look else ""))
 
 
+def say_profiled(console: Console, folder: Path) -> None:
+    """Say where the traces of a run are."""
+    from holdfast.core.profiling import TRACE
+
+    traces = sorted(folder.glob(f"*{TRACE}"))
+    for trace in traces:
+        say(console, f"The trace of the first updates is in {trace}; a table of operations stands beside this file")
+    if not traces:
+        say(
+            console,
+            "No update was made, so there is no trace; give --out another folder and --set or --seed another value",
+        )
+
+
 def check_cells(folder: Path) -> None:
     """Check that a command which ran a campaign did all that it was asked.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from holdfast.core.reading import line
-from holdfast.core.types import HoldfastError, Precision
+from holdfast.core.types import HoldfastError, Matmul, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Options:
     """of weights, products and updates"""
     micro_batch: int | None = None
     """rows that go through the model at once while it is trained; None: what the plug-in says, else the whole batch"""
+    matmul: Matmul = "torch"
+    """which library multiplies the float32 matrices of linear layers on a CPU; `torch` is what torch takes by itself"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""
@@ -25,18 +27,25 @@ class Options:
     """keep an attack's state on disk while its cell runs, so that it goes on after a kill"""
     track: tuple[str, ...] = ()
     """tools that show a run while it goes on (`core.tracking`)"""
+    profile: bool = False
+    """write a trace of the first updates (`core.profiling`)"""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise HoldfastError(f"micro_batch must be at least 1, not {self.micro_batch}")
+        if self.matmul not in get_args(Matmul):
+            raise HoldfastError(f"--matmul {line(self.matmul)} is not known; give torch or onednn")
+        if self.matmul == "onednn" and (self.device != "cpu" or self.precision != "float32"):
+            raise HoldfastError("--matmul onednn is for --device cpu and --precision float32; leave it out here")
 
     @property
     def arithmetic(self) -> dict[str, Any]:
         """What changes a number beside the inputs, as a part of identities."""
-        # Microbatches add up in another order. They stand here only where they are given, so that earlier keys stay known.
+        # Microbatches and oneDNN add up in another order. They stand here only where they are given, so earlier keys stay known.
         bound = {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
-        return {"precision": self.precision, "device": self.device.partition(":")[0], **bound}
+        matmul = {} if self.matmul == "torch" else {"matmul": self.matmul}
+        return {"precision": self.precision, "device": self.device.partition(":")[0], **bound, **matmul}
 
 
 PURE = ("bfloat16", "float16")

@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, with_config
 from holdfast.core.files import digest, write_text
 from holdfast.core.reading import STRICT, misfit, newer_schema, parsed
 from holdfast.core.records import Amount, Count, Name, Number, Record, Seed, Status
-from holdfast.core.types import HoldfastError
+from holdfast.core.types import HoldfastError, Matmul
 
 SCHEMA = 1
 
@@ -115,6 +115,8 @@ class Reproduction:
     runs: list[EndedRun]
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """rows that went through the model at once while it was trained; null: what the attack says"""
+    matmul: Matmul = "torch"
+    """which library multiplied the float32 matrices of linear layers on a CPU"""
     public: Literal[False] = False
     """the file has settings of attacks"""
     schema: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA

@@ -40,6 +40,7 @@ NumberType = Literal["float32", "bfloat16", "float16"]
 """the type of stored numbers"""
 
 Precision = Literal["float32", "mixed", "lean"]
+Matmul = Literal["torch", "onednn"]
 """How a model is computed. `mixed` is float32 weights whose products are taken in bfloat16. `lean` is bfloat16 weights that are
 rounded at random, with optimizer states in eight bits (`engine.lean`)."""
 

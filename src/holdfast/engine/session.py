@@ -14,6 +14,7 @@ from holdfast.engine.checkpoint import Checkpoint, check_fit
 from holdfast.engine.data import Data
 from holdfast.engine.differentiable import check_differentiable
 from holdfast.engine.left_to_right import check_left_to_right
+from holdfast.engine.matmul import multiply_with_onednn
 from holdfast.engine.mixed import exact
 from holdfast.engine.run import Run, seed_everything
 
@@ -52,7 +53,7 @@ def open_session(
         domain: where the rows come from.
         view: whose rows the plug-in may read.
         seed: of the run and of torch's global generator.
-        options: device, precision, rows at once, remote code.
+        options: device, precision, library of products, rows at once, remote code.
         prepare: changes of the model before the first update, in order.
         base: the model before any safeguard, loaded when a plug-in asks for it.
         initial: the model before the run, likewise; None: `base`.
@@ -64,7 +65,7 @@ def open_session(
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
-    model = checkpoint.load(options.device, options.precision, options.trust_remote_code)
+    model = _load(checkpoint, options)
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
     with exact(model):
@@ -85,7 +86,14 @@ def open_session(
 def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any] | None:
     if checkpoint is None:
         return None
-    return lambda: checkpoint.load(options.device, options.precision, options.trust_remote_code)
+    return lambda: _load(checkpoint, options)
+
+
+def _load(checkpoint: Checkpoint, options: Options) -> PreTrainedModel:
+    model = checkpoint.load(options.device, options.precision, options.trust_remote_code)
+    if options.matmul == "onednn":
+        multiply_with_onednn(model)
+    return model
 
 
 def _thaw(model: PreTrainedModel) -> None:

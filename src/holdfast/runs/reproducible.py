@@ -50,6 +50,7 @@ def write_reproduction(folder: Path) -> None:
         precision=first.get("precision", "float32"),
         device=first.get("device", "cpu"),
         micro_batch=next((identity["micro_batch"] for identity in identities if "micro_batch" in identity), None),
+        matmul=first.get("matmul", "torch"),
         trust_remote_code=any(identity.get("remote_code", False) for identity in identities),
         max_length=first.get("max_length", 1),
         data=next((identity["data"] for identity in identities if identity["data"]), {}),

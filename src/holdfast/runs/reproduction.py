@@ -91,6 +91,7 @@ def audit_again(
             device=device or first.device,
             precision=first.precision,  # type: ignore[arg-type]
             micro_batch=first.micro_batch,
+            matmul=first.matmul,
             trust_remote_code=first.trust_remote_code,
         ),
     )

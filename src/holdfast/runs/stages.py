@@ -39,6 +39,7 @@ from holdfast.core.folder import CARD, copy_companions
 from holdfast.core.losses import LOSSES, read_lines, written
 from holdfast.core.options import Options
 from holdfast.core.presets import SOURCE, describe, pick
+from holdfast.core.profiling import profile_folder
 from holdfast.core.reuse import say_reused
 from holdfast.core.tracking import tracking_folder
 from holdfast.core.types import HoldfastError, NumberType, weights_of
@@ -175,7 +176,7 @@ def build(
         return _cached(recipe, None, on_step, on_losses)
     out, head = Path(out), kept_head(recipe.model)  # read now, so that a long run does not fail at its end
     with only_writer(out):
-        trained = _cached(recipe, tracking_folder(out, model=True), on_step, on_losses)
+        trained = _cached(recipe, out, on_step, on_losses)
         with atomic_folder(out) as temporary:
             copy_entry(trained, temporary)
             copy_companions(recipe.model.folder, temporary)
@@ -193,7 +194,7 @@ def build(
     return out
 
 
-def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: OnLosses) -> Path:
+def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLosses) -> Path:
     """The last stage's folder in the cache, trained if it is not there."""
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
@@ -212,7 +213,7 @@ def _cached(recipe: Recipe, tracking: Path | None, on_step: OnStep, on_losses: O
             try:
                 if not has_entry(folders[i]):  # another process may have made it meanwhile
                     report = partial(_report, on_step, before, total)
-                    _train(recipe, i, source, keys[i], folders[i], tracking, report, on_losses)
+                    _train(recipe, i, source, keys[i], folders[i], out, report, on_losses)
                 else:
                     say_reused(recipe.stages[i][0])
                 state.unlink(missing_ok=True)
@@ -257,11 +258,12 @@ def _train(
     source: Checkpoint,
     key: str,
     folder: Path,
-    tracking: Path | None,
+    out: Path | None,
     on_step: Callable[[int], None],
     on_losses: OnLosses,
 ) -> None:
     from holdfast.engine.costs import Meter
+    from holdfast.engine.profiling import Profiling
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import LastLosses, Reporting, Resumable, Streaming, walk
 
@@ -282,9 +284,14 @@ def _train(
         on_step(step)
 
     reporting = Reporting(on_step=report, total=safeguard.outer_steps)
-    tracked = _tracked(recipe, index, key, domain, tracking) if tracking and recipe.options.track else ()
+    tracked: tuple[Observer, ...] = ()
+    profiled: tuple[Observer, ...] = ()
+    if out is not None and recipe.options.track:
+        tracked = _tracked(recipe, index, key, domain, tracking_folder(out, model=True))
+    if out is not None and recipe.options.profile:
+        profiled = (Profiling(folder=profile_folder(out, model=True), name=f"stage-{index + 1}"),)
     trained = _bounded(safeguard, recipe.options.micro_batch)
-    walk(session, trained, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
+    walk(session, trained, *profiled, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
     config = describe(safeguard)
     stage = {
         "preset": name,

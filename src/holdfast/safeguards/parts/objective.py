@@ -92,7 +92,10 @@ class RetainLoss:
         micro_batch: int | None,
     ) -> float:
         """Add `weight` times the gradient of the loss to `gradients`; return the loss."""
-        return take_gradient(gradients, weight, lambda part: self(model, base, part), batch, micro_batch)
+        from torch.profiler import record_function
+
+        with record_function("retain"):
+            return take_gradient(gradients, weight, lambda part: self(model, base, part), batch, micro_batch)
 
     def terms(
         self,

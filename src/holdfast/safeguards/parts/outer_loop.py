@@ -170,9 +170,11 @@ class OuterLoop(Safeguard):
 
     def attacked(self, adversary: Attack, model: PreTrainedModel, data: Data, run: Run) -> Iterator[float]:
         """Run the inner loop; yield w_k, with the model at theta_k, wherever the tamper-resistance gradient is to be taken."""
+        from holdfast.engine.profiling import recorded
+
         weights = self.schedule()
         with closing(adversary.steps(model, data, run.inner())) as trajectory:
-            for k, _ in enumerate(trajectory, start=1):
+            for k, _ in enumerate(recorded("adversary", trajectory), start=1):
                 if k in weights:
                     model.zero_grad(set_to_none=True)  # the adversary's gradient
                     yield weights[k]
@@ -182,20 +184,26 @@ class OuterLoop(Safeguard):
         self, gradients: GradientSum, weight: float, model: PreTrainedModel, x_tr: Batch | PairBatch
     ) -> float:
         """Add lambda_TR * `weight` times the gradient of L_TR, averaged over adversaries, to `gradients`; return L_TR."""
+        from torch.profiler import record_function
+
         total = 0.0
-        for part in x_tr.split(self.micro_batch):
-            loss = tamper_resistance_loss(self.tamper_resistance, model, part, self.dpo_beta)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        gradients.take(self.tamper_resistance_weight * weight / self.adversaries_per_step)
+        with record_function("tamper resistance"):
+            for part in x_tr.split(self.micro_batch):
+                loss = tamper_resistance_loss(self.tamper_resistance, model, part, self.dpo_beta)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            gradients.take(self.tamper_resistance_weight * weight / self.adversaries_per_step)
         return total
 
     def update(self, optimizer: Optimizer, gradients: GradientSum, model: PreTrainedModel, step: int) -> None:
         """Take outer step `step` along the summed gradients."""
+        from torch.profiler import record_function
+
         from holdfast.engine.optimizers import schedule_factor, set_learning_rate
 
         gradients.give()
         factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
         set_learning_rate(optimizer, self.outer_learning_rate * factor)
-        optimizer.step()
+        with record_function("outer update"):
+            optimizer.step()
         model.zero_grad(set_to_none=True)
