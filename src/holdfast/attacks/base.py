@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.presets import describe
+from holdfast.core.types import HoldfastError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,20 @@ class Attack(abc.ABC):
     def is_family_of(self, other: Attack) -> bool:
         """Whether another attack is of this attack's family, whatever its settings."""
         return type(self) is type(other)
+
+    def varied(self, **settings: Any) -> Attack:
+        """The attack with other values of some of its settings.
+
+        Raises:
+            HoldfastError: the attack has no such setting.
+        """
+        known = {field.name for field in fields(self)}
+        for name in settings:
+            if name not in known:
+                raise HoldfastError(
+                    f"{type(self).__name__} has no {name} to sample; leave that setting of the adversary empty"
+                )
+        return replace(self, **settings)
 
     @property
     def disguise(self) -> Disguise | None:

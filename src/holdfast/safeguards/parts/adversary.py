@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks.base import Attack
@@ -30,11 +30,7 @@ class Adversary:
     def __post_init__(self) -> None:
         if self.switch is not None and min(self.switch) <= 0:
             raise HoldfastError(f"the parameters of switch must be above 0, not {self.switch}")
-        for sampled, field in ((self.learning_rates, "learning_rate"), (self.switch, "benign_first")):
-            if sampled and not hasattr(self.attack, field):
-                raise HoldfastError(
-                    f"{type(self.attack).__name__} has no {field} to sample; leave that setting of the adversary empty"
-                )
+        self.at_each_rate()  # or the attack refuses
 
     def at_each_rate(self) -> tuple[Attack, ...]:
         """The attack at each rate that may be sampled, with the mean share of benign steps first where a share is sampled."""
@@ -42,7 +38,7 @@ class Adversary:
         if self.switch is not None:
             settings["benign_first"] = self.switch[0] / sum(self.switch)
         rates: list[dict[str, Any]] = [{"learning_rate": rate} for rate in self.learning_rates] or [{}]
-        return tuple(replace(self.attack, **settings, **rate) for rate in rates)
+        return tuple(self.attack.varied(**settings, **rate) for rate in rates)
 
     def sample(self, inner_steps: int, generator: torch.Generator) -> Attack:
         """The attack over `inner_steps` updates, with its rate and switch sampled."""
@@ -55,7 +51,7 @@ class Adversary:
         if self.switch is not None:
             first, second = torch._standard_gamma(torch.tensor(self.switch), generator=generator)
             settings["benign_first"] = float(first / (first + second))
-        return replace(self.attack, max_steps=inner_steps, **settings)
+        return self.attack.varied(max_steps=inner_steps, **settings)
 
 
 def draw(adversaries: tuple[Adversary, ...], inner_steps: int, generator: torch.Generator) -> Attack:
