@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from holdfast.attacks.merge import Interpolate
 from holdfast.cli.app import main
 from holdfast.core.presets import describe
-from holdfast.core.records import CellResult, cell_path, read_campaign
+from holdfast.core.records import CampaignPlan, CellResult, cell_path, read_campaign
 from holdfast.core.reproduction import FILE, Reproduction
 from holdfast.core.types import HoldfastError
+from holdfast.engine.checkpoint import Checkpoint, save_checkpoint
 from holdfast.evals.multiple_choice import MultipleChoice
 from holdfast.report.words import reproduction as words
+from holdfast.runs.reproducible import write_reproduction
 from holdfast.runs.reproduction import audit_again, known_runs, other_inputs, other_versions
 from holdfast.stats.reproduction import Compared, compare
 from holdfast.stats.summary import summarise
@@ -186,3 +189,60 @@ def test_the_command_makes_an_audit_again(
     assert "The audit was reproduced." in capsys.readouterr().out
     assert main(["reproduce", file, "--model", inputs[3], *inputs[2:], "--out", out]) == 2
     assert "this would be another audit: the weights of mine" in capsys.readouterr().err
+
+
+def test_a_sibling_stands_in_the_file_and_has_to_be_given(
+    made: Path, tiny_testbed: SmallTestbed, mine: str, tmp_path: Path
+) -> None:
+    folder, undefended = tmp_path / "audit", str(tiny_testbed.folder / "model")
+    shutil.copytree(made, folder)
+    plan = CampaignPlan.read(folder)
+    original = Checkpoint(undefended).digest
+    sibling = Checkpoint(mine).digest
+    replace(plan, details={**plan.details, "sibling": sibling, "base": original}).write(folder)
+    write_reproduction(folder)
+    first = Reproduction.read(folder / FILE)
+    assert first.sibling == sibling
+    assert "--sibling SIBLING --domain DOMAIN" in first.command
+    assert f"a sibling of the original model ({sibling[:12]})" in " ".join(words.plan(first))
+    assert again(first, tiny_testbed, mine, sibling=mine) == []
+    assert again(first, tiny_testbed, mine, sibling=undefended) == ["sibling"]
+    with pytest.raises(HoldfastError, match="--sibling: the first audit has one; give its folder"):
+        again(first, tiny_testbed, mine)
+    with pytest.raises(HoldfastError, match="--sibling: the first audit has no such model; leave it out"):
+        again(Reproduction.read(made / FILE), tiny_testbed, mine, sibling=mine)
+
+
+@pytest.mark.slow
+def test_an_audit_in_which_the_attacker_held_a_sibling_is_made_again_with_that_sibling(
+    tiny_testbed: SmallTestbed,
+    mine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
+    related = tmp_path / "related"
+    model, tokenizer = tiny_testbed.model.load_both()
+    model.get_parameter("model.norm.weight").data.mul_(1.1)
+    save_checkpoint(model, tokenizer, related, {}, "# A sibling\n")
+    audit = audit_of(
+        tiny_testbed, mine, attacks={"merge": Interpolate()}, canonical="merge", seeds=1, never_exposed=None
+    )
+    replace(audit, sibling=str(related)).run(tmp_path / "first", 1)
+    file, out = str(tmp_path / "first" / FILE), str(tmp_path / "again")
+    assert str(related) not in Path(file).read_text()
+    assert main(["reproduce", file, "--plan"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The attacker holds a sibling" in said
+    assert "--sibling SIBLING" in said
+    inputs = [
+        "--model", mine, "--undefended", str(tiny_testbed.folder / "model"), "--domain", str(tiny_testbed.folder),
+        "--out", out,
+    ]  # fmt: skip
+    assert main(["reproduce", file, *inputs]) == 2
+    assert "--sibling: the first audit has one; give its folder" in capsys.readouterr().err
+    assert main(["reproduce", file, *inputs, "--sibling", inputs[3]]) == 2
+    assert "the weights of the sibling" in " ".join(capsys.readouterr().err.split())
+    assert main(["reproduce", file, *inputs, "--sibling", str(related)]) == 0
+    assert "The audit was reproduced." in capsys.readouterr().out

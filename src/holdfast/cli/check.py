@@ -69,6 +69,10 @@ def reproduce(
     peer: Annotated[
         Optional[list[str]], typer.Option("--peer", help="The other safeguarded models; repeatable.")
     ] = None,
+    sibling: Annotated[
+        Optional[str],
+        typer.Option("--sibling", help="The model that the attacker holds in the original's place, if there was one."),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder to write the new audit to.")] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what is needed and, of what is given, whether it is the same.")
@@ -112,7 +116,7 @@ def reproduce(
     check_device("cpu" if executor != "local" else device or first.device)
     audit = audit_again(
         first, model=model, undefended=undefended, domain=domain, reference=reference, never_exposed=never_exposed,
-        peers=tuple(peer or ()), device=device,
+        sibling=sibling, peers=tuple(peer or ()), device=device,
     )  # fmt: skip
     others = [words.other_input(o.kind, o.name, o.there, o.here) for o in other_inputs(first, audit)]
     tell(*words.versions(other_versions(first)))

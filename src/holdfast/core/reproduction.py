@@ -113,6 +113,8 @@ class Reproduction:
     plan: Sha256
     """hash of campaign.json"""
     runs: list[EndedRun]
+    sibling: Sha256 | None = None
+    """content of the model that the attacker holds in place of the undefended model; null: the attacker holds no other"""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """rows that went through the model at once while it was trained; null: what the attack says"""
     matmul: Matmul = "torch"

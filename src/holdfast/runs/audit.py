@@ -226,8 +226,7 @@ class Audit:
             worst = self.worst(out)
             if worst is not None and worst != self.canonical:
                 outcomes += run(self.campaign(worst), worst=worst, after=self.campaign())
-            if not self.sibling:  # an audit is made again with the original alone
-                write_reproduction(out)
+            write_reproduction(out)
             return outcomes
 
     def worst(self, out: Path) -> str | None:

@@ -36,7 +36,7 @@ def write_reproduction(folder: Path) -> None:
             environments.append(result.environment)
     first = identities[0] if identities else {}
     Reproduction(
-        command=_command(plan),
+        command=_command(plan, "sibling" in details),
         title=plan.title,
         domain=plan.domain,
         suite=plan.suite,
@@ -44,6 +44,7 @@ def write_reproduction(folder: Path) -> None:
         attacks={name: attacked[name] for name in plan.attacks if name in attacked},
         canonical=details.get("canonical", next(iter(attacked), "")),
         with_base=bool(details.get("base")),
+        sibling=details.get("sibling"),
         seeds=list(plan.seeds),
         milestones=details.get("milestones"),
         stop_after_breach=details.get("stop_after_breach"),
@@ -76,7 +77,7 @@ def _models(plan: CampaignPlan, results: Sequence[CellResult]) -> Iterator[Audit
         )
 
 
-def _command(plan: CampaignPlan) -> str:
-    given = [role for role in plan.models.values() if role != "destroyed"]
+def _command(plan: CampaignPlan, with_sibling: bool) -> str:
+    given = [role for role in plan.models.values() if role != "destroyed"] + ["sibling"] * with_sibling
     options = [f"{option(role)} {option(role).removeprefix('--').upper()}" for role in given]
     return " ".join(["holdfast reproduce", FILE, *options, "--domain DOMAIN --out DIR"])

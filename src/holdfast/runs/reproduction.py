@@ -21,7 +21,7 @@ from holdfast.evals.base import Evaluation
 from holdfast.runs.audit import Audit
 from holdfast.runs.reproducible import option
 
-Input = Literal["model", "tokenizer", "rows", "questions", "max_length", "protocol"]
+Input = Literal["model", "sibling", "tokenizer", "rows", "questions", "max_length", "protocol"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class OtherInput:
 
 def needed(first: Reproduction) -> list[str]:
     """The options that name the models of the first audit, one a model."""
-    return [option(model.role) for model in first.models if model.role != "destroyed"]
+    models = [option(model.role) for model in first.models if model.role != "destroyed"]
+    return [*models, option("sibling")] if first.sibling else models
 
 
 def audit_again(
@@ -48,6 +49,7 @@ def audit_again(
     domain: Path,
     reference: str | None = None,
     never_exposed: str | None = None,
+    sibling: str | None = None,
     peers: Sequence[str] = (),
     device: str | None = None,
 ) -> Audit:
@@ -61,7 +63,7 @@ def audit_again(
             f"the first audit was made in pure {first.precision}, which loses small updates and is refused now; audit the models "
             "anew with holdfast audit --precision lean"
         )
-    given = {"--reference": bool(reference), "--never-exposed": bool(never_exposed)}
+    given = {"--reference": bool(reference), "--never-exposed": bool(never_exposed), "--sibling": bool(sibling)}
     for name, there in given.items():
         if (name in needed(first)) != there:
             state = "has no such model; leave it out" if there else "has one; give its folder"
@@ -78,6 +80,7 @@ def audit_again(
         undefended=undefended,
         reference=reference,
         never_exposed=never_exposed,
+        sibling=sibling,
         peers=tuple(peers),
         domain=domain,
         attacks=attacks,
@@ -126,6 +129,8 @@ def _other_models(first: Reproduction, audit: Audit) -> Iterator[OtherInput]:
             yield OtherInput(kind="model", name=old.label, there=old.digest, here=same[0].digest if same else "")
         elif old.tokenizer and match.tokenizer_digest != old.tokenizer:
             yield OtherInput(kind="tokenizer", name=old.label, there=old.tokenizer, here=match.tokenizer_digest)
+    if audit.sibling and first.sibling and (here_held := Checkpoint(audit.sibling).digest) != first.sibling:
+        yield OtherInput(kind="sibling", name="", there=first.sibling, here=here_held)
 
 
 def _other_data(first: Reproduction, domain: Domain, also: Mapping[str, Evaluation]) -> Iterator[OtherInput]:

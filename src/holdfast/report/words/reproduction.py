@@ -19,6 +19,7 @@ def plan(first: Reproduction) -> list[str]:
         f"{first.title}: domain {first.domain}, suite {first.suite}, {count(len(first.attacks), 'attack')}, "
         f"{count(len(first.seeds), 'seed')}, {first.precision} on {first.device}, {draws}.",
         f"Models by content: {listed(models)}.",
+        *([f"The attacker holds a sibling of the original model ({first.sibling[:12]})."] if first.sibling else []),
         f"{count(len(first.runs), 'run')} took {duration(first.seconds)} of one process in all.",
     ]
 
@@ -39,6 +40,8 @@ def other_input(kind: str, name: str, there: str, here: str) -> str:
     match kind:
         case "model":
             return f"the weights of {name} are {there[:16]} in the first audit and {found}"
+        case "sibling":
+            return f"the weights of the sibling are {there[:16]} in the first audit and {found}"
         case "tokenizer":
             return f"the tokenizer of {name} is {there[:16]} in the first audit and {found}"
         case "rows":
