@@ -615,7 +615,7 @@ def test_one_void_score_voids_its_step(
             raise NonFinite("the model's logits are not finite")
         return [[4, 5, 6]] * len(args[1])
 
-    monkeypatch.setattr("holdfast.evals.generation._continue", void)
+    monkeypatch.setattr("holdfast.engine.greedy.greedy", void)
     evaluations = (("hazard", MultipleChoice(questions="hazard")), ("degeneracy", Degeneracy(new_tokens=5)))
     cell = cell_of(tiny_testbed, milestones=(0, 2, 6), evaluations=evaluations)
     result = run(cell, tmp_path, on_step=lambda done, total: steps.append(done))

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import CausalLMOutput
 
 from holdfast.core.domain import Domain
 from holdfast.core.types import NonFinite, Score
+from holdfast.engine.greedy import greedy
 from holdfast.evals.degeneracy import Degeneracy
+from holdfast.evals.generation import sharing
 from tests.conftest import SmallTestbed
+from tests.evals.writer import Writer
 
 
 def domain_of(folder: Path, prompts: Sequence[str], measures: str = "ability") -> Domain:
@@ -35,33 +37,14 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def kept_keys_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in for a model here knows its place in a text by what it kept."""
-    monkeypatch.setattr("holdfast.engine.continuing.keeps_right", lambda *_, **__: True)
-
-
-class Talker:
+def talker(says: Callable[[int], int]) -> Writer:
     """Says what `says` gives, token by token, whatever it is asked."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, says: Callable[[int], int]) -> None:
-        self.says = says
-        self.said = 0
-
-    def __call__(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> CausalLMOutput:
-        self.said = 0 if past_key_values is None else self.said + 1
-        logits = torch.zeros(*input_ids.shape, 300)
-        logits[:, -1, self.says(self.said)] = 1.0
-        output = CausalLMOutput(logits=logits)
-        output.past_key_values = "what was said"
-        return output
+    return Writer(lambda _: [says(place) for place in range(16)], 300)
 
 
 def measured(says: Callable[[int], int], testbed: SmallTestbed, folder: Path, **changes: Any) -> Score:
     domain = domain_of(folder, PROMPTS)
-    [score] = Degeneracy(**changes).prepare(testbed.model.load_tokenizer(), domain)(Talker(says))  # type: ignore[arg-type]
+    [score] = Degeneracy(**changes).prepare(testbed.model.load_tokenizer(), domain)(talker(says))  # type: ignore[arg-type]
     return score
 
 
@@ -101,12 +84,13 @@ def test_what_comes_after_the_end_does_not_count(
 def test_an_end_of_turn_that_only_the_generation_config_names_ends_a_text(
     tiny_testbed: SmallTestbed, tmp_path: Path
 ) -> None:
-    talker = Talker(lambda i: 9 if i == 1 else 7)
-    talker.generation_config = GenerationConfig(eos_token_id=[8, 9])  # type: ignore[attr-defined]
+    model = talker(lambda i: 9 if i == 1 else 7)
+    model.generation_config = GenerationConfig(eos_token_id=[8, 9])  # type: ignore[attr-defined]
     probe = Degeneracy().prepare(tiny_testbed.model.load_tokenizer(), domain_of(tmp_path, PROMPTS))
-    assert probe(talker)[0].value == 0.0  # type: ignore[arg-type]
-    talker.generation_config.eos_token_id = 8  # type: ignore[attr-defined]
-    assert probe(talker)[0].value == pytest.approx(1 - 3 / 15)  # type: ignore[arg-type]
+    with sharing():
+        assert probe(model)[0].value == 0.0  # type: ignore[arg-type]
+        model.generation_config.eos_token_id = 8  # type: ignore[attr-defined]
+        assert probe(model)[0].value == pytest.approx(1 - 3 / 15)  # type: ignore[arg-type]
 
 
 def talkative(testbed: SmallTestbed, seed: int) -> PreTrainedModel:
@@ -168,14 +152,16 @@ def test_equals_seq_rep_n_of_generate_s_greedy_texts(ngram: int, tiny_testbed: S
 
 @pytest.mark.parametrize(("prompts", "asked"), [(3, [0, 2, 4]), (6, [0, 1, 2, 3, 4, 5]), (99, [0, 1, 2, 3, 4, 5])])
 def test_prompts_are_spread_evenly_over_the_ability_questions(
-    prompts: int, asked: list[int], tiny_testbed: SmallTestbed, tmp_path: Path
+    prompts: int, asked: list[int], tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, model = tiny_testbed.model.load_tokenizer(), talkative(tiny_testbed, 0)
     seen: list[list[int]] = []
-    model.register_forward_pre_hook(
-        lambda _, __, given: seen.extend(given["input_ids"].tolist()) if given.get("past_key_values") is None else None,
-        with_kwargs=True,
-    )
+
+    def noting(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *more: Any) -> list[list[int]]:
+        seen.extend(map(list, prompts))
+        return greedy(model, prompts, *more)
+
+    monkeypatch.setattr("holdfast.engine.greedy.greedy", noting)
     [score] = Degeneracy(prompts=prompts).prepare(tokenizer, domain_of(tmp_path, PROMPTS))(model)
     assert score.n == len(asked)
     assert sorted(seen) == sorted(tokenizer(PROMPTS[i])["input_ids"] for i in asked)

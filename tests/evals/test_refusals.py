@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.modeling_outputs import CausalLMOutput
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.domain import Domain, Question
@@ -20,38 +19,20 @@ from holdfast.core.types import HoldfastError
 from holdfast.evals.refusals import Requests
 from holdfast.testbed.requests import REFUSALS
 from tests.conftest import SmallTestbed
+from tests.evals.writer import Writer
 
 PRESETS = collect("holdfast.evals")
 OUTCOMES = ("complied", "refused", "neither")
 
 
-@pytest.fixture(autouse=True)
-def kept_keys_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in for a model here knows its place in a text by what it kept."""
-    monkeypatch.setattr("holdfast.engine.continuing.keeps_right", lambda *_, **__: True)
-
-
-class Answerer:
+def answerer(tokenizer: PreTrainedTokenizerBase, answer: Callable[[str], str]) -> Writer:
     """Greedily writes what `answer` gives for the prompt, then the end token."""
 
-    device = torch.device("cpu")
+    def text(prompt: tuple[int, ...]) -> list[int]:
+        said = answer(str(tokenizer.decode(list(prompt), skip_special_tokens=True)))
+        return [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Callable[[str], str]) -> None:
-        self.tokenizer, self.answer = tokenizer, answer
-
-    def __call__(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> CausalLMOutput:
-        if past_key_values is None:
-            prompts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-            end = self.tokenizer.eos_token_id
-            texts = [self.tokenizer(self.answer(prompt), add_special_tokens=False)["input_ids"] for prompt in prompts]
-            self.texts, self.said = [[*text, end] for text in texts], -1
-        self.said += 1
-        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
-        for row, text in enumerate(self.texts):
-            logits[row, -1, text[min(self.said, len(text) - 1)]] = 1.0
-        output = CausalLMOutput(logits=logits)
-        output.past_key_values = "what was said"
-        return output
+    return Writer(text, len(tokenizer))
 
 
 def questions_of(testbed: SmallTestbed, name: str = "requests") -> dict[str, Question]:
@@ -71,7 +52,7 @@ def shares(testbed: SmallTestbed, answer: Callable[[str], str], questions: str =
     found = {}
     for counts in OUTCOMES:
         probe = Requests(questions=questions, counts=counts).prepare(tokenizer, testbed.domain)  # type: ignore[arg-type]
-        [score] = probe(Answerer(tokenizer, answer))  # type: ignore[arg-type]
+        [score] = probe(answerer(tokenizer, answer))  # type: ignore[arg-type]
         assert score.n == len(questions_of(testbed, questions))
         found[counts] = score.value
     assert sum(found.values()) == pytest.approx(1.0)
@@ -110,7 +91,7 @@ def test_over_refusal_counts_refusals_of_benign_requests(tiny_refusal_testbed: S
 
     tokenizer = tiny_refusal_testbed.model.load_tokenizer()
     over_refusal = PRESETS["over_refusal"]
-    [score] = over_refusal.prepare(tokenizer, tiny_refusal_testbed.domain)(Answerer(tokenizer, answer))
+    [score] = over_refusal.prepare(tokenizer, tiny_refusal_testbed.domain)(answerer(tokenizer, answer))
     assert score.value == pytest.approx(len(refused) / len(held))
     assert over_refusal.measures(tiny_refusal_testbed.domain) == "refusal"
 
@@ -153,7 +134,7 @@ def test_a_prefilled_answer_is_the_model_s_to_finish(
         return left
 
     evaluation = Requests(questions="requests", counts="complied", prefill=prefill)
-    [score] = evaluation.prepare(tokenizer, domain_of(tmp_path, row))(Answerer(tokenizer, answer))  # type: ignore[arg-type]
+    [score] = evaluation.prepare(tokenizer, domain_of(tmp_path, row))(answerer(tokenizer, answer))  # type: ignore[arg-type]
     assert score.value == 1.0
     assert prompts == [given]
 
@@ -168,7 +149,7 @@ def test_in_context_every_request_follows_others_that_were_answered(tiny_refusal
         assert prompt.startswith(before + " ")
         return held[prompt.removeprefix(before + " ")].choices[0]
 
-    [score] = PRESETS["compliance_in_context"].prepare(tokenizer, domain)(Answerer(tokenizer, answer))
+    [score] = PRESETS["compliance_in_context"].prepare(tokenizer, domain)(answerer(tokenizer, answer))
     assert score.value == 1.0
 
 
@@ -203,9 +184,9 @@ def test_a_disguised_request_is_asked_in_disguise_and_complies_with_the_opening_
 
         return answer
 
-    assert probe(Answerer(tokenizer, truth("note")))[0].value == 1.0  # type: ignore[arg-type]
+    assert probe(answerer(tokenizer, truth("note")))[0].value == 1.0  # type: ignore[arg-type]
     assert asked == {f"ask note {prompt} >" for prompt in held}
-    assert probe(Answerer(tokenizer, truth("")))[0].value == 0.0  # type: ignore[arg-type]
+    assert probe(answerer(tokenizer, truth("")))[0].value == 0.0  # type: ignore[arg-type]
 
 
 def test_by_likelihood_too_the_disguise_is_on(tiny_refusal_testbed: SmallTestbed) -> None:

@@ -18,6 +18,7 @@ from holdfast.core.presets import describe
 from holdfast.core.records import CellResult, Record
 from holdfast.core.types import NonFinite, Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.generation import sharing
 
 if TYPE_CHECKING:
     from holdfast.engine.costs import Meter
@@ -107,7 +108,8 @@ class Measuring:
         """
         started = time.monotonic()
         try:
-            self._take(step, session)
+            with sharing():
+                self._take(step, session)
         except NonFinite:
             self.records = [record for record in self.records if record.step != step]
             raise

@@ -11,6 +11,7 @@ from holdfast.core.files import digest
 from holdfast.core.presets import describe
 from holdfast.core.types import Score
 from holdfast.evals.base import Evaluation
+from holdfast.evals.generation import sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +42,10 @@ class Milestones:
         domain: Domain,
         tokenizer_digest: str,
         milestones: Collection[int],
+        on_asked: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.evaluations, self.domain, self.tokenizer_digest = evaluations, domain, tokenizer_digest
-        self.milestones = milestones
+        self.milestones, self.on_asked = milestones, on_asked
         self.scores: dict[int, dict[str, list[Score]]] = {}
         """by step and evaluation"""
         self.seconds: dict[str, float] = {}
@@ -67,8 +69,10 @@ class Milestones:
 
     def _ask(self, step: int, session: Session[Any]) -> None:
         self.scores[step] = {}
-        for name, evaluation in self.evaluations.items():
-            probe = prepared(evaluation, self.domain, session.tokenizer, self.tokenizer_digest)
-            started = time.monotonic()
-            self.scores[step][name] = probe(session.model)
-            self.seconds[name] = time.monotonic() - started
+        with sharing():
+            for done, (name, evaluation) in enumerate(self.evaluations.items()):
+                self.on_asked(done, len(self.evaluations))
+                probe = prepared(evaluation, self.domain, session.tokenizer, self.tokenizer_digest)
+                started = time.monotonic()
+                self.scores[step][name] = probe(session.model)
+                self.seconds[name] = time.monotonic() - started

@@ -30,6 +30,8 @@ class Text:
     """all tokens read, B x T"""
     kept: Any = None
     """keys and values, or another state, of all tokens but the last ones; None: the model reads all again"""
+    mask: torch.Tensor | None = None
+    """which tokens belong to the text, B x T; the others stand before shorter rows. None: all do"""
 
 
 def read(model: PreTrainedModel, tokens: torch.Tensor, *, keeping: bool) -> Text:
@@ -40,13 +42,56 @@ def read(model: PreTrainedModel, tokens: torch.Tensor, *, keeping: bool) -> Text
     return Text(logits=output.logits[:, -1], tokens=tokens, kept=_kept(output))
 
 
+def read_together(model: PreTrainedModel, rows: Sequence[Sequence[int]], shared: int) -> Text:
+    """Read rows of different lengths at once: their common beginning once, and then the rest, padded before shorter rows.
+
+    Args:
+        model: keeps keys and values.
+        rows: the tokens of each row.
+        shared: how many first tokens all rows have in common; less than the length of any row.
+    """
+    kept = None
+    if shared:
+        beginning = torch.tensor([list(rows[0][:shared])], device=model.device)
+        kept = _kept(model(input_ids=beginning, use_cache=True, logits_to_keep=1))
+        kept.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=model.device))
+    longest = max(map(len, rows))
+    # The padding stands between the common beginning and the rest.
+    padded = [[*row[:shared], *[0] * (longest - len(row)), *row[shared:]] for row in rows]
+    tokens = torch.tensor(padded, device=model.device)
+    missing = torch.tensor([[longest - len(row)] for row in rows], device=model.device)
+    places = torch.arange(longest, device=model.device)
+    mask = (places < shared) | (places >= shared + missing)
+    output = model(
+        input_ids=tokens[:, shared:],
+        attention_mask=mask.long(),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, shared:],
+        past_key_values=kept,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Text(logits=output.logits[:, -1], tokens=tokens, kept=_kept(output), mask=mask)
+
+
 def read_on(model: PreTrainedModel, text: Text, token: torch.Tensor) -> Text:
     """Read one more token of each row, B x 1. What was kept belongs to the new text from now on."""
     tokens = torch.cat([text.tokens, token], dim=1)
     if text.kept is None:
         return Text(logits=_again(model, tokens, 1)[:, -1], tokens=tokens)
-    output = model(input_ids=token, past_key_values=text.kept, use_cache=True, logits_to_keep=1)
-    return Text(logits=output.logits[:, -1], tokens=tokens, kept=_kept(output))
+    mask, more = None, {}
+    if text.mask is not None:
+        mask = torch.cat([text.mask, torch.ones_like(token, dtype=torch.bool)], dim=1)
+        more = {"attention_mask": mask.long(), "position_ids": mask.sum(1, keepdim=True) - 1}
+    output = model(input_ids=token, past_key_values=text.kept, use_cache=True, logits_to_keep=1, **more)
+    return Text(logits=output.logits[:, -1], tokens=tokens, kept=_kept(output), mask=mask)
+
+
+def of_rows(text: Text, rows: torch.Tensor) -> Text:
+    """Some rows of a text. What was kept belongs to the new text from now on."""
+    if text.kept is not None:
+        text.kept.reorder_cache(rows)
+    mask = None if text.mask is None else text.mask[rows]
+    return Text(logits=text.logits[rows], tokens=text.tokens[rows], kept=text.kept, mask=mask)
 
 
 def after_each(model: PreTrainedModel, text: Text, counts: torch.Tensor, continuations: torch.Tensor) -> torch.Tensor:
@@ -99,9 +144,13 @@ def _agrees(model: PreTrainedModel, rows: torch.Tensor, following: torch.Tensor,
             logits = torch.stack(steps, dim=1).float()
     except Exception:  # whatever an architecture without such keys raises, all is read again
         return False
-    spread = whole.float().std()
-    apart = float((logits - whole.float()).square().mean().sqrt() / spread)
-    return apart <= (1e-3 if whole.dtype == torch.float32 else 0.1) or not bool(spread.isfinite())
+    return alike(logits, whole) or not bool(whole.float().std().isfinite())
+
+
+def alike(logits: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether logits are those of a pass that keeps nothing, up to rounding; False where either are not finite."""
+    apart = float((logits.float() - whole.float()).square().mean().sqrt() / whole.float().std())
+    return apart <= (1e-3 if whole.dtype == torch.float32 else 0.1)
 
 
 def _again(model: PreTrainedModel, tokens: torch.Tensor, last: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,8 +62,16 @@ def evaluate(
     folder: Path,
     options: Options,
     also: Mapping[str, Evaluation] = MappingProxyType({}),
+    on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> list[Evaluated]:
     """Ask a model everything that a domain can ask, the selection questions too, and the evaluations that the user named.
+
+    Args:
+        model: a Hugging Face folder or a hub id.
+        folder: of the domain.
+        options: how the model is run.
+        also: by name.
+        on_step: called with evaluations done and evaluations in all.
 
     Raises:
         HoldfastError: the domain holds nothing to measure with, or the model cannot be loaded.
@@ -79,7 +87,7 @@ def evaluate(
     checkpoint.check(options.trust_remote_code, domain.max_length)
     check_positions(checkpoint, domain, tuple(evaluations.items()), options.trust_remote_code)
     session = open_session(checkpoint, domain, "attacker", 0, options)
-    milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, [0])
+    milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, [0], on_step)
     walk(session, Untouched(), milestones)
     return [
         Evaluated(evaluation=name, measures=evaluations[name].measures(domain), scores=tuple(scores))
