@@ -223,9 +223,9 @@ def _search(patch: pytest.MonkeyPatch, out: Path, text: str) -> None:
     patch.setattr("holdfast.engine.checkpoint.Checkpoint.size", "tiny")
     patch.setattr("holdfast.report.studies.search_plot.draw_search", lambda *_: None)
     patch.setattr("holdfast.report.page.build_report", lambda *_: None)
-    patch.setattr("holdfast.cli.measure.confirmed_sentence", lambda _: text)
-    patch.setattr("holdfast.cli.measure.failures", lambda _: [])
-    patch.setattr("holdfast.cli.measure.check_cells", lambda _: None)
+    patch.setattr("holdfast.cli.explore.confirmed_sentence", lambda _: text)
+    patch.setattr("holdfast.cli.explore.failures", lambda _: [])
+    patch.setattr("holdfast.cli.explore.check_cells", lambda _: None)
 
 
 VERBS: dict[str, tuple[Stub, Callable[[Path, Path], Sequence[object]]]] = {

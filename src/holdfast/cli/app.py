@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from holdfast.cli import calibrate, check, domain, init, make, measure, share, tell
+from holdfast.cli import calibrate, check, domain, explore, init, make, measure, share, tell
 from holdfast.cli.options import RENAMED
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
@@ -120,7 +120,7 @@ def entry() -> NoReturn:
 
 app.command(epilog="Example: holdfast demo --out runs/demo --seed 0")(make.demo)
 app.command(epilog="Example: holdfast testbed runs/testbed --seed 7")(make.testbed)
-app.command(epilog="Example: holdfast study paper-tables --out runs/paper-tables")(measure.study)
+app.command(epilog="Example: holdfast study paper-tables --out runs/paper-tables")(explore.study)
 app.command(
     epilog="Example: holdfast safeguard random-mapping tar --model runs/testbed/model --domain runs/testbed --out runs/tar "
     "--set tar.outer_steps=400"
@@ -139,7 +139,7 @@ app.command(
 app.command(
     epilog="Example: holdfast search --model runs/tar --undefended runs/testbed/model --domain runs/testbed --trials 40 "
     "--out runs/search"
-)(measure.search)
+)(explore.search)
 app.command(epilog="Example: holdfast report runs/audit runs/demo --out report.html --fail-on breached")(tell.report)
 app.command(epilog="Example: holdfast compare runs/audit runs/other-audit --out compare.html")(tell.compare)
 app.command(epilog="Example: holdfast card runs/audit --out runs/card.md")(tell.card)
