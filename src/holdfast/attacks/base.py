@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Generator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdfast.core.disguise import Disguise
 from holdfast.core.presets import describe
@@ -107,6 +107,10 @@ class Attack(abc.ABC):
     def disguise(self) -> Disguise | None:
         """The disguise of the hazardous rows; hazard is then measured under the same disguise."""
         return None
+
+    def shortened(self) -> tuple[Self, ...]:
+        """Copies of itself whose first three updates between them take as much memory as the whole run; a plan runs these."""
+        return (self,)
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Change the architecture, before the model is sharded. Most attacks need nothing here."""

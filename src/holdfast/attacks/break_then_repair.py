@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
@@ -72,6 +72,10 @@ class BreakThenRepair(Attack):
             raise HoldfastError(
                 f"benign_share must leave rows of both kinds in a batch of {self.batch_size}, not {self.benign_share}"
             )
+
+    def shortened(self) -> tuple[Self, ...]:
+        """Both phases: the second one has a teacher."""
+        return (replace(self, kick_steps=1),)
 
     @property
     def benign_steps(self) -> int:

@@ -26,8 +26,8 @@ FAILED_ON = 3
 """the exit status of a command whose verdict is one that `--fail-on` names"""
 
 CARRIED = (
-    "plugins", "track", "device", "precision", "micro_batch", "matmul", "trust_remote_code", "threads", "executor", "workers",
-    "cluster",
+    "plugins", "track", "device", "precision", "micro_batch", "matmul", "checkpointing", "trust_remote_code", "threads",
+    "executor", "workers", "cluster",
 )  # fmt: skip
 """options that the next command takes over: they belong to the machine and the model"""
 

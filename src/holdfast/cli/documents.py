@@ -272,6 +272,31 @@ class Begun(Document):
 
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
+class MemoryLine:
+    """The predicted peak of one stage or attack, in bytes by part."""
+
+    preset: str
+    device: dict[str, int]
+    """empty where the model is on the host"""
+    host: dict[str, int]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Memory(Document):
+    """`safeguard --plan` and `attack --plan`."""
+
+    kind: Literal["memory"] = "memory"
+    device: str
+    free: int | None
+    """bytes; null where the system does not tell"""
+    sentence: str
+    """whether the largest peak fits"""
+    stages: list[MemoryLine]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
 class Safeguarded(Document):
     """`safeguard`."""
 
@@ -481,7 +506,7 @@ class Pushed(Document):
 
 
 AnyDocument = Annotated[
-    Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Testbed
+    Scores | Audit | Report | Plan | Standing | Search | Study | Estimate | Comparison | Written | Safeguarded | Memory | Testbed
     | DomainMade | DomainChecked | Begun | Listing | Presets | Verified | Reproduced | Calibrated | Exported | Imported
     | Pushed,
     Field(discriminator="kind"),

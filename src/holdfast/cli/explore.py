@@ -13,6 +13,7 @@ from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.options import (
+    CheckpointingOption,
     DeviceOption,
     DomainOption,
     MatmulOption,
@@ -153,6 +154,7 @@ def search(
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
+    checkpointing: CheckpointingOption = False,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -186,6 +188,7 @@ def search(
             track=track,
             micro_batch=micro_batch,
             matmul=matmul,
+            checkpointing=checkpointing,
             elsewhere=executor != "local",
         ),
     )

@@ -12,9 +12,11 @@ from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
+    CheckpointingOption,
     DeviceOption,
     DomainOption,
     MatmulOption,
+    MemoryPlanOption,
     MicroBatchOption,
     ModelOption,
     OutOption,
@@ -34,7 +36,7 @@ from holdfast.cli.options import (
     stages_of,
     start_torch,
 )
-from holdfast.cli.say import check_cells, finish, say_profiled, say_tracked
+from holdfast.cli.say import check_cells, finish, say_profiled, say_tracked, show_memory
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.escape import short
 from holdfast.core.outside import load_plugins
@@ -194,7 +196,9 @@ def safeguard(
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
+    checkpointing: CheckpointingOption = False,
     save_dtype: SavedPrecisionOption = None,
+    plan: MemoryPlanOption = False,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
@@ -225,11 +229,23 @@ def safeguard(
         base=Checkpoint(base) if base else None,
         seed=seed,
         options=run_options(
-            device, precision, trust_remote_code, track=track, micro_batch=micro_batch, matmul=matmul, profile=profile
+            device,
+            precision,
+            trust_remote_code,
+            track=track,
+            micro_batch=micro_batch,
+            matmul=matmul,
+            profile=profile,
+            checkpointing=checkpointing,
         ),
         saved_as=saved_precision(save_dtype),
     )
     warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])
+    if plan:
+        from holdfast.runs.memory import plan_of_stages
+
+        end(context, console, show_memory(console, plan_of_stages(recipe), device), None)
+        return
     finished = is_built(recipe, out)
     if not finished:
         claim_output(out, Path(model), domain)

@@ -12,6 +12,7 @@ from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_
 from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.options import (
+    CheckpointingOption,
     DeviceOption,
     DomainOption,
     EvaluationsOption,
@@ -19,6 +20,7 @@ from holdfast.cli.options import (
     JudgeUrlOption,
     KeepOption,
     MatmulOption,
+    MemoryPlanOption,
     MicroBatchOption,
     MilestonesOption,
     ModelOption,
@@ -47,6 +49,7 @@ from holdfast.cli.say import (
     finish,
     say_profiled,
     say_tracked,
+    show_memory,
     show_plan,
 )
 from holdfast.cli.terminal import literal, make_console, quoted, say
@@ -89,6 +92,8 @@ def attack(
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
+    checkpointing: CheckpointingOption = False,
+    plan: MemoryPlanOption = False,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,12 +123,19 @@ def attack(
         micro_batch,
         matmul,
         profile,
+        checkpointing=checkpointing,
         elsewhere=executor != "local",
     )
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
     if original.path:
         say(console, f"The original model is {original.path}: {original.source}.")
+    if plan:
+        from holdfast.runs.memory import plan_of_attack
+
+        foretold = plan_of_attack(name, chosen, model, domain, base=original.path, options=options)
+        end(context, console, show_memory(console, [foretold], device), None)
+        return
     with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
         run_attack(
             name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,
@@ -293,6 +305,7 @@ def audit(
     precision: PrecisionOption = "float32",
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
+    checkpointing: CheckpointingOption = False,
     trust_remote_code: RemoteCodeOption = False,
     fail_on: FailOnOption = None,
     as_json: JsonOption = False,
@@ -342,6 +355,7 @@ def audit(
             track,
             micro_batch,
             matmul,
+            checkpointing=checkpointing,
             elsewhere=executor != "local",
         ),
     )

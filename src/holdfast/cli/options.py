@@ -119,6 +119,20 @@ MatmulOption = Annotated[
 ]
 
 
+CheckpointingOption = Annotated[
+    bool,
+    typer.Option(
+        "--checkpointing",
+        help="Compute what is inside of layers again in the backward pass: less memory, more time, the same numbers.",
+    ),
+]
+
+
+MemoryPlanOption = Annotated[
+    bool, typer.Option("--plan", help="Only say what memory it will take, by part; no model is loaded.")
+]
+
+
 SavedPrecisionOption = Annotated[
     Optional[str],
     typer.Option(
@@ -261,6 +275,7 @@ def run_options(
     micro_batch: int | None = None,
     matmul: str = "torch",
     profile: bool = False,
+    checkpointing: bool = False,
     elsewhere: bool = False,
 ) -> Options:
     """The options of a run; a device that only other machines need is not looked for on this one (`elsewhere`)."""
@@ -278,6 +293,7 @@ def run_options(
         precision=precision,  # type: ignore[arg-type]
         micro_batch=micro_batch,
         matmul=matmul,  # type: ignore[arg-type]
+        checkpointing=checkpointing,
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,

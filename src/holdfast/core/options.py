@@ -20,6 +20,8 @@ class Options:
     """rows that go through the model at once while it is trained; None: what the plug-in says, else the whole batch"""
     matmul: Matmul = "torch"
     """which library multiplies the float32 matrices of linear layers on a CPU; `torch` is what torch takes by itself"""
+    checkpointing: bool = False
+    """keep only what enters the layers between a forward and a backward pass, and compute the rest again"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""

@@ -16,6 +16,7 @@ from holdfast.engine.differentiable import check_differentiable
 from holdfast.engine.left_to_right import check_left_to_right
 from holdfast.engine.matmul import multiply_with_onednn
 from holdfast.engine.mixed import exact
+from holdfast.engine.recomputing import recompute_layers
 from holdfast.engine.run import Run, seed_everything
 
 Rows = TypeVar("Rows")
@@ -53,7 +54,7 @@ def open_session(
         domain: where the rows come from.
         view: whose rows the plug-in may read.
         seed: of the run and of torch's global generator.
-        options: device, precision, library of products, rows at once, remote code.
+        options: device, precision, library of products, rows at once, checkpointing, remote code.
         prepare: changes of the model before the first update, in order.
         base: the model before any safeguard, loaded when a plug-in asks for it.
         initial: the model before the run, likewise; None: `base`.
@@ -75,6 +76,8 @@ def open_session(
         _thaw(model)
     for change in prepare:
         change(model)
+    if options.checkpointing:
+        recompute_layers(model)
     return Session(
         model=model,
         tokenizer=words,

@@ -290,7 +290,7 @@ def _train(
         tracked = _tracked(recipe, index, key, domain, tracking_folder(out, model=True))
     if out is not None and recipe.options.profile:
         profiled = (Profiling(folder=profile_folder(out, model=True), name=f"stage-{index + 1}"),)
-    trained = _bounded(safeguard, recipe.options.micro_batch)
+    trained = bounded(safeguard, recipe.options.micro_batch)
     walk(session, trained, *profiled, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
     config = describe(safeguard)
     stage = {
@@ -327,7 +327,7 @@ def _train(
         copyfile(losses, temporary / LOSSES)
 
 
-def _bounded(safeguard: Any, rows: int | None) -> Any:
+def bounded(safeguard: Any, rows: int | None) -> Any:
     """The safeguard with at most `rows` rows at once, where it has a field for that."""
     if rows is None or not hasattr(safeguard, "micro_batch"):
         return safeguard

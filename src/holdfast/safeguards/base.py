@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.presets import leaves
@@ -72,6 +72,13 @@ class Safeguard(abc.ABC):
     def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
         """The terms of the loss on the rows of one step, for `holdfast calibrate`; none where the safeguard tells none."""
         return ()
+
+    def shortened(self) -> tuple[Self, ...]:
+        """Short copies of itself, of which one takes as much memory as the whole run; a plan of the memory runs them.
+
+        By default the first two updates: the second one has the states of the optimizer.
+        """
+        return (replace(self, outer_steps=min(self.outer_steps, 2)),)
 
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The weights that are updated."""

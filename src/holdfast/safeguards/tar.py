@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.ranges import check_settings
@@ -56,6 +56,12 @@ class TAR(OuterLoop):
         check_settings(self, positive=("persist_steps",), not_negative=("persistent_adversaries",))
         if not 0 <= self.persist_probability <= 1:
             raise HoldfastError(f"persist_probability must lie between 0 and 1, not {self.persist_probability}")
+
+    def shortened(self) -> tuple[Self, ...]:
+        """As every outer loop, with a pool that fills, and without text that has to be generated."""
+        distillation = None if self.distillation is None else self.distillation.shortened()
+        steps = min(self.outer_steps, 2 + 3 * self.persistent_adversaries)
+        return tuple(replace(short, outer_steps=steps, distillation=distillation) for short in super().shortened())
 
     def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
         found = super().terms(model, data, run)

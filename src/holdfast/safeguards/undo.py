@@ -17,8 +17,8 @@ cost should be reported with the result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
@@ -92,6 +92,9 @@ class UNDO(Safeguard):
             ),
         )
         return kept, forgotten
+
+    def shortened(self) -> tuple[Self, ...]:
+        return (replace(self, outer_steps=min(self.outer_steps, 2), distillation=self.distillation.shortened()),)
 
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         import torch

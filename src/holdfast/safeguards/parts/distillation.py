@@ -41,6 +41,10 @@ class Distillation:
         if not self.text:
             raise HoldfastError("distillation needs some text: retain, distill or generated")
 
+    def shortened(self) -> Distillation:
+        """The same on text that is there, in place of text that the original model generates."""
+        return replace(self, text=tuple(dict.fromkeys("retain" if t == "generated" else t for t in self.text)))
+
     def stream(self, data: Data, run: Run) -> Stream:
         """Endless batches of the text."""
         from holdfast.engine.data import Stream

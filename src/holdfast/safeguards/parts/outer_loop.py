@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
@@ -102,6 +102,22 @@ class OuterLoop(Safeguard):
 
     def trains_against(self) -> tuple[Attack, ...]:
         return tuple(attack for adversary in self.adversaries for attack in adversary.at_each_rate())
+
+    def shortened(self) -> tuple[Self, ...]:
+        """Short trajectories of one adversary of the mix after the other."""
+        updates = min(self.inner_steps, 2)
+        return tuple(
+            replace(
+                self,
+                outer_steps=min(self.outer_steps, 2),
+                adversaries=(replace(adversary, attack=short),),
+                adversaries_per_step=1,
+                inner_steps=updates,
+                every=updates,
+            )
+            for adversary in self.adversaries
+            for short in adversary.attack.shortened()
+        )
 
     def draw(self, generator: torch.Generator) -> Attack:
         """Sample an adversary from the mix."""

@@ -1,0 +1,129 @@
+"""What memory TAR takes on a model of 135 million weights, in bytes a weight: measured, and as `--plan` foretells it.
+
+    .venv/bin/python -m benchmarks.memory
+
+The model has the shape of SmolLM2-135M and random weights; batches are of two rows, so that weights outweigh activations.
+Measured is the peak of the resident set over two short outer steps, over what stood before the model was loaded. Each line is a
+process of its own. The parts are those that are held at the foretold peak.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.options import Options
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.objective import RetainLoss
+from holdfast.safeguards.tar import TAR
+
+_FULL = FineTune(batch_size=2, learning_rate=2e-5)
+_LOW = replace(_FULL, lora_rank=8)
+_TAR = TAR(
+    adversaries=(Adversary(attack=_FULL),),
+    outer_steps=2,
+    inner_steps=2,
+    every=2,
+    tamper_resistance_batch_size=2,
+    retain_batch_size=2,
+    outer_warmup_steps=0,
+    retain=RetainLoss(representations="relative"),
+)
+CASES = {
+    "full-parameter, float32": (_TAR, Options()),
+    "full-parameter, mixed": (_TAR, Options(precision="mixed")),
+    "full-parameter, lean": (_TAR, Options(precision="lean")),
+    "low-rank, float32": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options()),
+    "low-rank, lean": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options(precision="lean")),
+}
+"""adversaries and precision -> the safeguard, which trains all weights, and how it is run"""
+
+
+def main() -> None:
+    print("| adversaries, precision | measured | foretold | held at the foretold peak |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        for name in CASES:
+            print(line(name, *(apart(what, name, folder) for what in ("measured", "foretold"))), flush=True)
+
+
+def line(name: str, measured: dict[str, int], foretold: dict[str, int]) -> str:
+    """A row of the table, in bytes a weight."""
+    weights = foretold.pop("count")
+    parts = ", ".join(f"{part} {size / weights:.1f}" for part, size in foretold.items() if size / weights >= 0.05)
+    total = sum(foretold.values()) / weights
+    return f"| {name} | {measured['peak'] / weights:.1f} | {total:.1f} | {parts} |"
+
+
+def apart(what: str, name: str, folder: str) -> dict[str, Any]:
+    """A figure, from a process of its own."""
+    run = [sys.executable, "-m", "benchmarks.memory", what, name, folder]
+    found: dict[str, Any] = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def make(folder: Path) -> None:
+    """A small domain, and a random model of the shape of SmolLM2-135M."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from holdfast.testbed.folder import write_domain
+    from holdfast.testbed.models import make_tokenizer
+    from holdfast.testing.bench import SMALL
+
+    torch.manual_seed(0)
+    write_domain(folder, 5, SMALL, "knowledge")
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    make_tokenizer(()).save_pretrained(folder / "model")
+
+
+def measured(name: str, folder: Path) -> dict[str, int]:
+    """The peak in bytes over what this process has before the model is loaded."""
+    from holdfast.core.domain import Domain
+    from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.engine.costs import Memory
+    from holdfast.engine.session import open_session
+    from holdfast.runs.memory import resident
+
+    torch.set_num_threads(1)
+    safeguard, options = CASES[name]
+    checkpoint, domain, before = Checkpoint(str(folder / "model")), Domain.open(folder), resident()
+    memory = Memory("cpu")
+    session = open_session(checkpoint, domain, "defender", 0, options, base=checkpoint, initial=checkpoint)
+    for _ in safeguard.steps(session.model, session.data, session.run):
+        pass
+    return {"peak": (memory.peak() or 0) - before}
+
+
+def foretold(name: str, folder: Path) -> dict[str, int]:
+    """The parts of the foretold peak without the process itself, and the number of weights."""
+    from holdfast.core.domain import Domain
+    from holdfast.core.model_size import count_weights
+    from holdfast.engine.checkpoint import Checkpoint
+    from holdfast.engine.rehearsal import rehearse
+
+    safeguard, options = CASES[name]
+    checkpoint = Checkpoint(str(folder / "model"))
+    peaks = rehearse(
+        safeguard, checkpoint, Domain.open(folder), "defender", options, base=checkpoint, initial=checkpoint
+    )
+    return {"count": count_weights(folder / "model"), **peaks["cpu"].parts}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        what, name, folder = sys.argv[1:]
+        print(json.dumps((measured if what == "measured" else foretold)(name, Path(folder))))
+    else:
+        main()

@@ -1,0 +1,146 @@
+"""What memory a command will take, before it loads a model: the predicted peak by part, on the device and on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.core.domain import Domain
+from holdfast.core.options import Options
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.rehearsal import PARTS, Peak, rehearse
+
+if TYPE_CHECKING:
+    from holdfast.attacks.base import Attack
+    from holdfast.runs.stages import Recipe
+
+PROCESS = "Python and its libraries"
+"""the part of the host's memory that every process takes"""
+
+_UPDATES_OF_ATTACK = 3
+"""an edit, the first update behind the edit, and the second, which has the states of the optimizer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """The most memory that one stage of a command takes at once, in bytes by part."""
+
+    label: str
+    """the preset of the stage or the attack"""
+    device: Mapping[str, int]
+    """on the device; empty where the device is the host's processor"""
+    host: Mapping[str, int]
+
+    @property
+    def on_device(self) -> int:
+        return sum(self.device.values())
+
+    @property
+    def on_host(self) -> int:
+        return sum(self.host.values())
+
+
+def plan_of_stages(recipe: Recipe) -> list[MemoryPlan]:
+    """The memory of every stage of a safeguarded checkpoint.
+
+    Raises:
+        HoldfastError: a file is missing or malformed, or the memory of a stage cannot be foretold.
+    """
+    from holdfast.runs.stages import bounded
+
+    domain = Domain.open(recipe.domain)
+    return [
+        max(
+            (
+                _plan(
+                    label,
+                    rehearse(
+                        bounded(short, recipe.options.micro_batch), recipe.model, domain, "defender", recipe.options,
+                        base=recipe.original(), initial=recipe.model, updates=short.outer_steps,
+                    ),
+                    recipe.options,
+                )
+                for short in safeguard.shortened()
+            ),
+            key=_size,
+        )
+        for label, safeguard in recipe.stages
+    ]  # fmt: skip
+
+
+def plan_of_attack(
+    label: str, attack: Attack, model: str, domain: Path, *, base: str = "", options: Options
+) -> MemoryPlan:
+    """The memory of the updates of an attack; `base` is the model before any safeguard, where the attack needs it.
+
+    Raises:
+        HoldfastError: a file is missing or malformed, or the memory of the attack cannot be foretold.
+    """
+    opened, original = Domain.open(domain), Checkpoint(base) if base else None
+    peaks = (
+        rehearse(
+            short, Checkpoint(model), opened, "attacker", options,
+            prepare=[short.prepare], base=original, updates=_UPDATES_OF_ATTACK,
+        )
+        for short in attack.shortened()
+    )  # fmt: skip
+    return max((_plan(label, peak, options) for peak in peaks), key=_size)
+
+
+def _plan(label: str, peaks: Mapping[str, Peak], options: Options) -> MemoryPlan:
+    kind, process = options.device.partition(":")[0], resident()
+    parts = {kind: _in_order(peak.parts) for kind, peak in peaks.items()}
+    host = {PROCESS: process, **parts.get("cpu", {})}
+    if kind == "cpu":
+        return MemoryPlan(label=label, device={}, host=host)
+    # A model is loaded on the host and then put on the device, one after the other.
+    weights = parts.get(kind, {}).get("weights", 0)
+    return MemoryPlan(label=label, device=parts.get(kind, {}), host={**host, "a model that is loaded": weights})
+
+
+def _in_order(parts: Mapping[str, int]) -> dict[str, int]:
+    return {part: parts[part] for part in PARTS if parts.get(part)}
+
+
+def _size(plan: MemoryPlan) -> int:
+    return plan.on_device or plan.on_host
+
+
+def resident() -> int:
+    """The memory that this process has now, in bytes; 0 where the system does not tell."""
+    try:
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    except (OSError, ValueError):
+        return 0
+    return int(line.split()[1]) * 1024
+
+
+def free(device: str) -> int | None:
+    """The memory in bytes that a run may still take: on a GPU, or on the host, of which a control group may allow a part."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    found = [each for each in (_available(), _allowed()) if each is not None]
+    return min(found, default=None)
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def _allowed() -> int | None:
+    """What a control group still allows."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, taken = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return None if most == "max" else int(most) - int(taken)
+    except (OSError, ValueError):
+        return None

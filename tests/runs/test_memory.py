@@ -1,0 +1,139 @@
+"""The memory that a command will take is foretold without a model, and is what the command then takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from holdfast.attacks.break_then_repair import BreakThenRepair
+from holdfast.attacks.finetune import FineTune
+from holdfast.cli.app import main
+from holdfast.core.options import Options
+from holdfast.core.presets import pick
+from holdfast.core.types import HoldfastError
+from holdfast.engine.checkpoint import Checkpoint
+from holdfast.runs.memory import PROCESS, MemoryPlan, free, plan_of_attack, plan_of_stages
+from holdfast.runs.stages import Recipe
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.tar import TAR
+from tests.conftest import SmallTestbed
+
+_TAR = TAR(
+    adversaries=(Adversary(attack=FineTune(batch_size=4)),),
+    outer_steps=2,
+    inner_steps=2,
+    every=2,
+    tamper_resistance_batch_size=4,
+    retain_batch_size=4,
+    outer_optimizer="adamw",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    def load(*arguments: object, **named: object) -> None:
+        raise AssertionError("a plan loads no model")
+
+    if request.function is not test_the_foretold_peak_is_within_a_tenth_of_the_measured_one:
+        monkeypatch.setattr(Checkpoint, "load", load)
+
+
+def attacked(bench: SmallTestbed, attack: FineTune | BreakThenRepair, **options: object) -> MemoryPlan:
+    return plan_of_attack("it", attack, bench.model.path, bench.folder, options=Options(**options))  # type: ignore[arg-type]
+
+
+def weights_of(bench: SmallTestbed) -> int:
+    return attacked(bench, FineTune()).host["weights"]
+
+
+def test_tar_holds_what_its_algorithm_names(tiny_testbed: SmallTestbed) -> None:
+    recipe = Recipe(model=tiny_testbed.model, domain=tiny_testbed.folder, stages=[("it", _TAR)])
+    [plan] = plan_of_stages(recipe)
+    assert plan.device == {}
+    held = {part: size / weights_of(tiny_testbed) for part, size in plan.host.items() if part != PROCESS}
+    once = ("weights", "references", "copies of weights", "sum of gradients")
+    assert [held[part] for part in once] == pytest.approx([1.0] * 4, rel=0.01)
+    assert held["optimizers"] == pytest.approx(4.0, rel=0.01), "two of AdamW, two states each"
+
+
+def test_each_knob_takes_less(tiny_testbed: SmallTestbed) -> None:
+    attack = FineTune(batch_size=16)
+    plain, low_rank = attacked(tiny_testbed, attack), attacked(tiny_testbed, replace(attack, lora_rank=2))
+    fewer, again = attacked(tiny_testbed, attack, micro_batch=4), attacked(tiny_testbed, attack, checkpointing=True)
+    assert fewer.host["activations"] < 0.5 * plain.host["activations"]
+    assert again.host["activations"] < 0.7 * plain.host["activations"]
+    assert low_rank.host["optimizers"] < 0.2 * plain.host["optimizers"]
+
+
+def test_a_phase_that_comes_late_is_rehearsed(tiny_testbed: SmallTestbed) -> None:
+    attack = BreakThenRepair(kick_steps=20, kl_weight=1.0)
+    assert attacked(tiny_testbed, attack).host["copies of weights"] == pytest.approx(
+        2 * weights_of(tiny_testbed), rel=0.01
+    )
+
+
+def test_lean_precision_halves_the_weights_and_keeps_small_states(tiny_testbed: SmallTestbed) -> None:
+    plain, lean = (attacked(tiny_testbed, FineTune(), precision=precision) for precision in ("float32", "lean"))
+    assert lean.host["weights"] == pytest.approx(0.5 * plain.host["weights"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["npo", "random-mapping", "undo", "tar-persistent"])
+def test_safeguards_of_every_kind_are_rehearsed(preset: str, tiny_testbed: SmallTestbed) -> None:
+    safeguard = pick("holdfast.safeguards", preset)
+    if preset == "tar-persistent":
+        safeguard = replace(safeguard, persistent_adversaries=1, adversaries=safeguard.adversaries[:1])
+    [plan] = plan_of_stages(Recipe(model=tiny_testbed.model, domain=tiny_testbed.folder, stages=[(preset, safeguard)]))
+    assert plan.host["optimizers"] >= 1.9 * plan.host["weights"]
+
+
+def test_the_commands_print_the_plan_and_write_nothing(
+    tiny_testbed: SmallTestbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", tiny_testbed.model.path, "--domain", str(tiny_testbed.folder), "--out", str(tmp_path / "out")]
+    assert main(["safeguard", "random-mapping", *common, "--plan"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "random-mapping, GB host" in printed
+    assert "optimizers 0.00" in printed
+    assert "fits into the" in printed
+    assert main(["attack", "full-adamw-1e-3", *common, "--plan", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "memory"
+    assert document["stages"][0]["host"]["weights"] == weights_of(tiny_testbed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_rehearsed_is_said(tiny_testbed: SmallTestbed) -> None:
+    """SpecDef compares logits before and after its edit."""
+    recipe = Recipe(model=tiny_testbed.model, domain=tiny_testbed.folder, stages=["spec-def"])
+    with pytest.raises(HoldfastError, match="the memory of a SpecDef cannot be foretold"):
+        plan_of_stages(recipe)
+
+
+def test_what_is_free_is_told() -> None:
+    room = free("cpu")
+    assert room is None or 0 < room < 2**50
+
+
+@pytest.mark.slow
+def test_the_foretold_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> None:
+    case = "full-parameter, float32"
+    code = f"""
+import json, sys
+from pathlib import Path
+from benchmarks.memory import foretold, make, measured
+folder = Path({str(tmp_path)!r})
+make(folder)
+parts = foretold({case!r}, folder)
+del parts["count"]
+print(json.dumps([measured({case!r}, folder)["peak"], sum(parts.values())]))
+"""
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    peak, expected = json.loads(run.stdout.splitlines()[-1])
+    assert expected == pytest.approx(peak, rel=0.1)
