@@ -169,21 +169,21 @@ class Program:
         self.rows = Rows.drawn(job)
 
     def run(self, keep: Callable[[Iterable[torch.Tensor]], None] | None = None) -> dict[str, Any]:
-        """One repetition: seconds and the peak of memory; `keep` is given the outer gradient, by weight."""
+        """One repetition: seconds and the peak of memory; `keep` is given the outer gradient, by weight.
+
+        Seconds of one thread of a processor are those that the processor worked, so what else the machine does counts little.
+        """
         cuda, before = self.job.device.startswith("cuda"), _resident()
         memory = Memory(self.job.device)
         model, base = make_models(self.job)
         step = (self._plainly if self.job.plain else self._holdfast)(model, base, keep)
         _wait(self.job.device)
-        started, processor = time.perf_counter(), time.process_time()
+        clock = time.process_time if not cuda and self.job.threads == 1 else time.perf_counter
+        begun, started = time.perf_counter(), clock()
         step()
         _wait(self.job.device)
-        seconds, processor, peak = time.perf_counter() - started, time.process_time() - processor, memory.peak()
-        return {
-            "seconds": seconds,
-            "processor": processor,
-            "peak": None if peak is None else peak - (0 if cuda else before),
-        }
+        seconds, wall, peak = clock() - started, time.perf_counter() - begun, memory.peak()
+        return {"seconds": seconds, "wall": wall, "peak": None if peak is None else peak - (0 if cuda else before)}
 
     def _holdfast(self, model: Any, base: Any, keep: Callable[[Iterable[torch.Tensor]], None] | None) -> Any:
         steps = self.tar.steps(model, self.rows, Run(0, lambda: base))  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ def answer(command: Mapping[str, Any], program: Program | None) -> tuple[dict[st
             kept: list[Any] = []
             first = program.run(lambda gradients: kept.append(sample(gradients)))
             np.save(command["gradient"], kept[0])
-            return {**program.size(), "first": first["seconds"], "peak": first["peak"]}, program
+            return {**program.size(), "first": first["wall"], "peak": first["peak"]}, program
         case "again":
             assert program is not None
             return program.run(), program
