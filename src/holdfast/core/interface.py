@@ -62,12 +62,15 @@ def check_plugin(name: str, plugin: Any, home: str) -> None:
                 )
     for method, function in vars(interface(package)).items():
         if inspect.isfunction(function) and not method.startswith("_"):
-            wanted = list(inspect.signature(function).parameters)[1:]
+            parameters = list(inspect.signature(function).parameters.values())[1:]
+            wanted = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+            named = {"setting": None} if len(wanted) < len(parameters) else {}
+            taken = [*wanted, *("**settings" for _ in named)]
             try:
-                inspect.signature(getattr(plugin, method)).bind(*wanted)
+                inspect.signature(getattr(plugin, method)).bind(*wanted, **named)
             except (TypeError, ValueError) as error:
                 raise HoldfastError(
-                    f"{method} of {kind.__name__} in {home} must take ({', '.join(wanted)}); see the interface in {package}.base"
+                    f"{method} of {kind.__name__} in {home} must take ({', '.join(taken)}); see the interface in {package}.base"
                 ) from error
 
 
