@@ -22,6 +22,7 @@ from holdfast.attacks.finetune import FineTune
 from holdfast.cli.app import app, main
 from holdfast.cli.terminal import say_next
 from holdfast.core.files import file_digest
+from holdfast.core.outside import load_plugins
 from holdfast.core.presets import collect
 from holdfast.core.records import read_campaign
 from holdfast.core.types import HoldfastError
@@ -317,6 +318,14 @@ def test_study_says_how_long_it_takes_and_what_it_does_not_know(capsys: pytest.C
     assert "did you mean ablations" in capsys.readouterr().err
 
 
+@pytest.fixture
+def nothing_from_outside() -> Iterator[None]:
+    """No plug-in is left behind for the tests that follow in this process."""
+    yield
+    load_plugins()
+
+
+@pytest.mark.usefixtures("nothing_from_outside")
 def test_the_next_command_carries_on_what_belongs_to_model_and_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
