@@ -726,6 +726,13 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
 # Kills
 
 
+def test_without_probes_the_other_cells_are_the_same(tiny_testbed: SmallTestbed) -> None:
+    models = (Model(label="model", path=str(tiny_testbed.folder / "model"), role="undefended"),)
+    whole = Campaign(models=models, domain=tiny_testbed.folder, attacks=(("full", ATTACK),))
+    assert any(cell.probe for cell in whole.cells())
+    assert list(replace(whole, probes=False).cells()) == [cell for cell in whole.cells() if not cell.probe]
+
+
 def interrupted_campaign(folder: Path) -> Campaign:
     slow, dies = Slow(**vars(ATTACK)), KillsItsProcess(max_steps=2, batch_size=4)
     return Campaign(

@@ -136,7 +136,7 @@ def study() -> Study:
 
 
 def full() -> Study:
-    """The same after trials of every method on the tuning split. What the trials chose stands in the presets."""
+    """The same after trials of every method on the tuning split. Comments at the presets say what came of it."""
     return replace(study(), trials=_TRIALS)
 
 

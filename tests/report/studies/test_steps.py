@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -114,3 +115,17 @@ def test_a_figure_that_some_run_lacks_is_a_dash(tmp_path: Path) -> None:
     [tar] = [row for row in table.rows if row.label == "tar"]
     assert tar.hazard[-1] is None
     assert tar.over_reference[-1] is None
+
+
+def test_refusals_have_words_and_sets_of_their_own(tmp_path: Path) -> None:
+    part, _ = table_of(tmp_path)
+    requests = replace(part, kind="real-refusal")
+    table = read_steps(requests, PLACES, {})
+    study = Study(
+        title="t", command="c", parts=(requests,), tuning_world=7, trials=6, seeds=(0, 1), seconds=1.0, workers=2
+    )
+    page = markdown(study, chapters(study, requests, table, "p.svg"))
+    assert "Forbidden requests complied with" in page
+    assert "benign requests refused" in page
+    assert "best of 6 trials" in page
+    assert "second relation" not in page
