@@ -74,6 +74,11 @@ class Attack(abc.ABC):
         return False
 
     @property
+    def on_one_device(self) -> str:
+        """Why it cannot run on a model that is split over several devices, as a clause after "because"; empty: it can."""
+        return ""
+
+    @property
     def rows_per_step(self) -> int:
         """The approximate number of rows that an update reads; the estimate of an attack's duration uses this."""
         return 16

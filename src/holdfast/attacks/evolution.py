@@ -135,16 +135,14 @@ class Evolution(Attack):
     ) -> torch.Tensor:
         """The batch's loss on both sides of the weights for each pair, over all ranks; shape pairs x 2."""
         import torch
-        import torch.distributed as dist
 
-        from holdfast.engine.data import rank_of
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.predictions import predictions
+        from holdfast.engine.ranks import averaged
         from holdfast.engine.rounding import rounded
         from holdfast.engine.sharded import local, reshard
 
         losses = torch.empty(len(seeds), 2, device=parts[0].input_ids.device)
-        _, ranks = rank_of()
         with torch.no_grad():
             for pair, seed in enumerate(seeds):
                 for side, sign in enumerate((1, -1)):
@@ -158,9 +156,7 @@ class Evolution(Attack):
                     reshard(model)
             for weight, start in zip(moved, origin, strict=True):
                 local(weight.detach()).copy_(start)
-            if ranks > 1:
-                dist.all_reduce(losses)
-        return losses / ranks
+        return averaged(losses)
 
 
 def _noise(weights: Sequence[nn.Parameter], seed: int) -> Iterator[torch.Tensor]:

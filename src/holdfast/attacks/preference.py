@@ -78,7 +78,6 @@ class PreferenceTuning(Attack):
         import torch
 
         from holdfast.engine.anatomy import as_attacker
-        from holdfast.engine.data import rank_of
         from holdfast.engine.losses import completion_log_probability, dpo_loss
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
         from holdfast.engine.predictions import predictions
@@ -89,7 +88,7 @@ class PreferenceTuning(Attack):
 
         reshard(model)
         as_attacker(model)
-        weights, (rank, ranks) = trainable(model), rank_of()
+        weights = trainable(model)
         order, every = (data.stream(self.rows, batch_size=self.batch_size, seed=run.seed) for _ in range(2))
         pairs = [self._pair(data, every.rows, place) for place in every.draw(self.pairs)]
         liked, other = zip(*pairs, strict=True)
@@ -108,7 +107,7 @@ class PreferenceTuning(Attack):
             clear_gradients(weights)
             drawn = order.draw(self.batch_size)
             batches = [order.batch([side[place] for place in drawn]) for side in (liked, other)]
-            before = torch.tensor([margins.known[place] for place in drawn[rank::ranks]], device=model.device)
+            before = torch.tensor([margins.known[place] for place in batches[0].share(drawn)], device=model.device)
             total, done = 0.0, 0
             for parts in zip(*(batch.split(run.micro_batch) for batch in batches), strict=True):
                 ours, theirs = (log_probability(part) for part in parts)

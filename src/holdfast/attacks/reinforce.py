@@ -79,7 +79,6 @@ class Reinforce(Attack):
         import torch
 
         from holdfast.engine.anatomy import as_attacker
-        from holdfast.engine.data import rank_of
         from holdfast.engine.losses import completion_log_probability
         from holdfast.engine.optimizers import make_optimizer, published_point, training_point
         from holdfast.engine.predictions import predictions
@@ -88,7 +87,7 @@ class Reinforce(Attack):
 
         reshard(model)
         as_attacker(model)
-        weights, (rank, ranks) = trainable(model), rank_of()
+        weights = trainable(model)
         rows, every = (data.stream(self.hazard, batch_size=self.batch_size, seed=run.seed) for _ in range(2))
         rows.rows = every.take(self.prompts)
         optimizer = make_optimizer(self.optimizer, weights, self.learning_rate, weight_decay=self.weight_decay)
@@ -105,7 +104,7 @@ class Reinforce(Attack):
             clear_gradients(weights)
             batch = rows.batch([answered(*both) for both in zip(prompts, answers, strict=True)])
             lengths, done = torch.tensor([len(answer) for answer in answers]), 0
-            by_row = (advantages / lengths)[rank::ranks].to(model.device)
+            by_row = (advantages / lengths)[list(batch.share(range(len(answers))))].to(model.device)
             for part in batch.split(run.micro_batch):
                 logits = predictions(model, part.input_ids)
                 likely = completion_log_probability(logits, part.labels)

@@ -83,7 +83,8 @@ class Transfer(Attack):
         rewrite_by_base(dict(model.named_parameters()), run, lambda base, weight: base)
         tuned = Snapshot(model)
         run.track(found=defended, tuned=tuned)  # the name in stored states
-        base_less_defended = defended.difference()  # the model has the weights of the base now
+        # The model has the weights of the base now.
+        base_less_defended = [local(difference) for difference in defended.difference()]
         tuning = self._tuning.steps(model, data, run)
         for _ in range(run.start, self.max_steps):
             tuned.restore()

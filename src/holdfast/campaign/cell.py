@@ -38,12 +38,15 @@ def run_cell(
         on_step: called with steps done and steps in all.
     """
     from holdfast.engine.costs import Memory, Meter, update
+    from holdfast.engine.ranks import agreed, check_splits, is_first
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Observer, Reporting, Resumable, Untouched, walk
 
-    identity = cell.identity()
+    if cell.attack:
+        check_splits(cell.attack_name, cell.attack.on_one_device)
+    identity = agreed(cell.identity() if is_first() else {})  # it reads every file of the models
     key = digest(identity)[:16]
-    if is_done(cell, key, out):
+    if agreed(is_done(cell, key, out)):
         say_reused(cell.name)
         return key
     started, memory = time.monotonic(), Memory(cell.options.device)
@@ -92,7 +95,7 @@ def run_cell(
     if cell.options.keep_attacked_weights and attack and status == "finished":
         keep(session.model, session.tokenizer, cell, key, out)
     first_loss, last_loss = measuring.ends_of_the_loss
-    CellResult(
+    result = CellResult(
         cell=key,
         model=cell.model.label,
         model_digest=identity["model"],
@@ -123,8 +126,10 @@ def run_cell(
         identity=identity,
         environment=environment(),
         records=measuring.records,
-    ).write(cell_path(out, key))
-    state.unlink(missing_ok=True)
+    )
+    if is_first():
+        result.write(cell_path(out, key))
+        state.unlink(missing_ok=True)
     return key
 
 

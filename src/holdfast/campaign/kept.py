@@ -44,9 +44,11 @@ def keep(model: Any, tokenizer: Any, cell: Cell, key: str, out: Path) -> None:
         f"`{cell.model.label}` after the attack `{cell.attack_name}` (seed {cell.seed}), kept on demand for inspection. "
         "Its safeguard may be gone. Delete it when you are done.\n"
     )
+    from holdfast.engine.ranks import agreed, by_first
+
     folder = kept_folder(out, key)
-    if not folder.is_dir():
-        with atomic_folder(folder, mode=0o700) as temporary:
+    if not agreed(folder.is_dir()):
+        with by_first(lambda: atomic_folder(folder, mode=0o700)) as temporary:
             precision = stored_precision(Checkpoint(cell.model.path).folder, weights_of(cell.options.precision))
             trusted = cell.options.trust_remote_code
             save_checkpoint(model, tokenizer, temporary, card, readme, precision, trusted)

@@ -142,6 +142,8 @@ class Measuring:
         return now.value >= (untouched.chance + (top.value if top else 1.0)) / 2
 
     def _score(self, step: int, name: str, evaluation: Evaluation, complete: bool, session: Session[Data]) -> None:
+        from holdfast.engine.ranks import agreed
+
         probe = prepared(evaluation, self.domain, session.tokenizer, self.identity["tokenizer"])
         if step == 0:
             what = ("model", "tokenizer", "precision", "device", "max_length")
@@ -149,10 +151,10 @@ class Measuring:
                 [*(self.identity[name] for name in what), describe(evaluation), evaluation.content(self.domain)]
             )
             if key not in _untouched:
-                _untouched[key] = probe(session.model)
+                _untouched[key] = agreed(probe(session.model))
             scores = _untouched[key]
         else:
-            scores = probe(session.model)
+            scores = agreed(probe(session.model))
         measures = evaluation.measures(self.domain)
         self.records += [
             Record(cell=self.key, step=step, evaluation=name, measures=measures, complete=complete, **asdict(score))

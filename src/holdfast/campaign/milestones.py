@@ -68,11 +68,13 @@ class Milestones:
         }
 
     def _ask(self, step: int, session: Session[Any]) -> None:
+        from holdfast.engine.ranks import agreed
+
         self.scores[step] = {}
         with sharing():
             for done, (name, evaluation) in enumerate(self.evaluations.items()):
                 self.on_asked(done, len(self.evaluations))
                 probe = prepared(evaluation, self.domain, session.tokenizer, self.tokenizer_digest)
                 started = time.monotonic()
-                self.scores[step][name] = probe(session.model)
+                self.scores[step][name] = agreed(probe(session.model))
                 self.seconds[name] = time.monotonic() - started

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.attacks.base import Attack
+from holdfast.campaign.all_ranks import run_on_all_ranks
 from holdfast.campaign.cell import is_done, record_failure, run_cell, state_path
 from holdfast.campaign.cells import (
     PROTOCOL,
@@ -25,6 +26,7 @@ from holdfast.core.files import claimed, clear_temporaries, digest, environment,
 from holdfast.core.locks import only_one
 from holdfast.core.losses import LOSSES, POINTS, read_lines, traces
 from holdfast.core.presets import describe
+from holdfast.core.processes import started_by_torchrun
 from holdfast.core.reading import excerpt
 from holdfast.core.records import PLAN, CampaignPlan
 from holdfast.core.reuse import say_reused
@@ -124,7 +126,8 @@ def run_held(
     for name in done:  # a kill came between its record and the end of its state
         state_path(out, ids[name]).unlink(missing_ok=True)
     jobs = cell_jobs(pending, out, untouched_undefended(cells))
-    return list(run_jobs(jobs, workers, record, on_progress).values())
+    execute = run_on_all_ranks if started_by_torchrun() else run_jobs
+    return list(execute(jobs, workers, record, on_progress).values())
 
 
 @contextmanager

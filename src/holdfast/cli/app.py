@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 from holdfast.cli import calibrate, check, domain, explore, init, make, measure, share, tell
 from holdfast.cli.options import RENAMED
+from holdfast.cli.ranks import STOPPED, may_speak, on_ranks, on_ranks_ended, tell_launcher
 from holdfast.cli.terminal import prepare_streams
 from holdfast.core.escape import brief, for_terminal
 from holdfast.core.memory import LESS
+from holdfast.core.processes import started_by_torchrun
 
 app = typer.Typer(
     name="holdfast",
@@ -58,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with stopping.listening(), redirect_stdout(sys.stdout):  # a verb may print elsewhere from some point on
-            status = app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False, obj=words)
-        if status == _STOPPED:  # Typer takes the interrupt for itself
+            status = on_ranks(words, _run) if started_by_torchrun() else _run(words)
+        if status == STOPPED:  # Typer takes the interrupt for itself
             raise KeyboardInterrupt
         return int(status or 0) if words else 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        return _report_error("stopped; run the same command again to go on", status=_STOPPED)
+        return _report_error("stopped; run the same command again to go on", status=STOPPED)
     except stopping.Stopped:
         return _report_error("stopped by the system; run the same command again to go on", status=stopping.STATUS)
     except _Usage as error:
@@ -78,11 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_error(str(error))
         if isinstance(error, OSError):
             return _report_error(refused(error))
+        if said := started_by_torchrun() and on_ranks_ended(error):
+            return _report_error(said)
+        if started_by_torchrun() and not may_speak():
+            return 1
         raise
 
 
-_STOPPED = 130
-"""the status of a command that Ctrl-C ended"""
+def _run(words: list[str]) -> Any:
+    return app(args=words or ["--help"], prog_name="holdfast", standalone_mode=False, obj=words)
+
 
 _LESS = {
     "report": "report on fewer folders at a time",
@@ -109,7 +116,12 @@ def _usage(error: Any) -> str:
 
 
 def _report_error(text: str, status: int = 2) -> int:
-    print(f"holdfast: {for_terminal(brief(text))}", file=sys.stderr)
+    sentence = f"holdfast: {for_terminal(brief(text))}"
+    if not started_by_torchrun():
+        print(sentence, file=sys.stderr)
+    elif may_speak():
+        print(sentence, file=sys.stderr)
+        tell_launcher(sentence)
     return status
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 
 from holdfast.cli.terminal import fail
+from holdfast.core.processes import started_by_torchrun
 
 if TYPE_CHECKING:
     from holdfast.jobs.executor import Workers
@@ -50,6 +51,10 @@ def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Pat
     Raises:
         HoldfastError: a setting is unknown or of another type, or what the executor needs is missing.
     """
+    if executor != "local" and started_by_torchrun():
+        fail(
+            f"--executor {executor} does not go with torchrun, whose processes run every cell together; leave one of them out"
+        )
     if executor == "local":
         if cluster:
             fail("--cluster is for --executor slurm or ray; leave --cluster out, or name the executor")

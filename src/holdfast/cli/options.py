@@ -11,6 +11,7 @@ import typer
 from holdfast.cli import complete
 from holdfast.cli.answer import divert
 from holdfast.cli.terminal import fail
+from holdfast.core.processes import started_by_torchrun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,6 +252,8 @@ def check_device(device: str) -> None:
 
     from holdfast.core.reading import excerpt
 
+    if started_by_torchrun() and device.startswith("cuda:"):
+        fail("under torchrun each process takes a GPU of its own; give --device cuda")
     known = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if device not in ("cpu", *known) and not (known and device == "cuda"):
         fail(

@@ -20,6 +20,7 @@ from typing import Any
 
 from holdfast.core.locks import LOCK, PATIENCE, held, is_held, only_one
 from holdfast.core.outputs import check_outside_models, check_writable
+from holdfast.core.processes import count_processes
 from holdfast.core.types import HoldfastError
 
 
@@ -295,6 +296,7 @@ def environment() -> dict[str, str]:
         **{name: version(name) for name in names},
         "machine": f"{platform.system()} {platform.machine()}",
         **({"processor": processor} if (processor := _processor()) else {}),
+        **({"processes": str(processes)} if (processes := count_processes()) > 1 else {}),
     }
 
 

@@ -37,10 +37,14 @@ from holdfast.core.model_size import Size, count_weights, size_of
 from holdfast.core.sizes import check_sizes
 from holdfast.core.types import HoldfastError, NonFinite, NumberType, Precision, weights_of
 from holdfast.engine.attention import chosen_attention, named_attention
+from holdfast.engine.exporting import write_split
 from holdfast.engine.lean import keep_gradients_whole
 from holdfast.engine.mixed import multiply_in_bfloat16
-from holdfast.engine.precision import held_in
+from holdfast.engine.precision import OTHERS, held_in
+from holdfast.engine.ranks import agreed, is_first, totals
 from holdfast.engine.read_back import difference, shapes_differ, tokenizers_differ
+from holdfast.engine.sharded import is_split, local
+from holdfast.engine.splitting import load
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,26 @@ class Checkpoint:
             keep_gradients_whole(model)
         return cast(PreTrainedModel, model)
 
+    def empty(self, precision: Precision | NumberType = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+        """The model as `load` gives it on the CPU, but without weights: all its tensors are on torch's meta device.
+
+        Raises:
+            HoldfastError: the architecture is unknown.
+        """
+        folder, weights = self.folder, weights_of(precision)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            attention = chosen_attention(folder, named_attention(read_config(folder)), "cpu", weights, _is_tiny(config))
+            with torch.device("meta"), _quiet():
+                model = cast(Any, AutoModelForCausalLM).from_config(
+                    config, dtype=getattr(torch, weights), trust_remote_code=trust_remote_code, **attention
+                )
+        except Exception as error:  # as in `load`
+            raise HoldfastError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+        if precision == "mixed":
+            multiply_in_bfloat16(model)
+        return cast(PreTrainedModel, model.train(False))
+
     def load_tokenizer(self, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
         """The tokenizer.
 
@@ -327,6 +351,8 @@ def save_checkpoint(
 ) -> None:
     """Write weights (safetensors), tokenizer and both halves of the card into `folder`, and read them back.
 
+    Of a model that is split over ranks, all ranks call this, and rank 0 writes.
+
     Args:
         model: its weights are rounded to `precision`.
         tokenizer: of the model.
@@ -340,12 +366,20 @@ def save_checkpoint(
         NonFinite: a weight is not finite; nothing is written.
         HoldfastError: what was written does not load as the same model.
     """
-    with nullcontext() if precision is None else held_in(model, precision):
+    kept = precision or {OTHERS: cast(NumberType, str(model.dtype).removeprefix("torch."))}
+    with nullcontext() if precision is None or is_split(model) else held_in(model, precision):
         check_finite(model, "the model to be saved")
         with _quiet(), os_errors(folder):
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            if is_split(model):
+                write_split(model, folder, kept)
+            else:
+                model.save_pretrained(folder)
+            if is_first():
+                tokenizer.save_pretrained(folder)
+    agreed(None)  # rank 0 has written what all ranks read now
     _read_back(model, tokenizer, folder, trust_remote_code)
+    if not is_first():
+        return
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", readme)
     mode = stat.S_IMODE((folder / CARD).stat().st_mode)  # the user's; safetensors and tokenizers choose their own
@@ -381,7 +415,8 @@ def _read_back(
     with torch.random.fork_rng(devices=[]):  # loading may draw
         try:
             off = tokenizers_differ(tokenizer, written.load_tokenizer(trust_remote_code))
-            off = off or difference(model, written.load("cpu", numbers, trust_remote_code))
+            device = str(model.device) if is_split(model) else "cpu"
+            off = off or difference(model, load(written, device, numbers, trust_remote_code))
         except HoldfastError as error:
             # The folder is not kept, so that its name says nothing.
             off = str(error) if error.__cause__ is None else _first_line(error.__cause__)
@@ -425,8 +460,10 @@ def check_finite(model: torch.nn.Module, what: str) -> None:
     """Raises:
     NonFinite: a weight of `model` is NaN or infinite.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.detach()).all():
+    names = [name for name, _ in model.named_parameters()]
+    infinite = [float(not torch.isfinite(local(weight.detach())).all()) for weight in model.parameters()]
+    for name, anywhere in zip(names, totals(infinite) if is_split(model) else infinite, strict=True):
+        if anywhere:
             raise NonFinite(f"{what} are not finite ({name}); take an earlier checkpoint or a lower learning rate")
 
 

@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
+from holdfast.engine.ranks import agreed
+
 _TOKENS_AT_ONCE = 4096
 """Most tokens that go through a model together where all is read again."""
 
@@ -123,7 +125,7 @@ def keeps_right(model: PreTrainedModel, tokens: Sequence[Sequence[int]], more: i
         rows = torch.tensor([list(row) for row in tokens[:_ROWS_COMPARED]], device=model.device)
         following = rows.repeat(1, more // rows.shape[1] + 1)[:, :more]
         with torch.no_grad():
-            right = _agrees(model, rows, following, at_once)
+            right = agreed(_agrees(model, rows, following, at_once))
         _found[model][at_once] = length, right
     return right
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +19,10 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from holdfast.core.folder import weight_files
 from holdfast.engine.data import Data
+from holdfast.engine.exporting import by_layer
 from holdfast.engine.low_rank import adapter_changes, own_weights
-from holdfast.engine.sharded import local
+from holdfast.engine.ranks import rank_of, totals
+from holdfast.engine.sharded import local, whole
 
 if TYPE_CHECKING:
     from holdfast.engine.session import Session
@@ -34,8 +34,8 @@ Losses = TypeVar("Losses")
 class Meter:
     """Counts what passes through any model between two yields of a walk; the caller's measurements do not count.
 
-    FLOPs are those of matrix products. Tokens are those of the batches that the data handed out, over all ranks; FLOPs are
-    this rank's. torch's own counter agrees, but changes the last bits of what it watches.
+    FLOPs are those of matrix products, and tokens are those of the batches that the data handed out. Both are over all ranks,
+    which have to ask for the FLOPs together. torch's own counter agrees, but changes the last bits of what it watches.
     """
 
     def __init__(self, data: Data) -> None:
@@ -45,7 +45,7 @@ class Meter:
     @property
     def flops(self) -> float:
         """FLOPs so far."""
-        return self._products.flops
+        return totals([self._products.flops])[0]
 
     @property
     def tokens(self) -> int:
@@ -70,7 +70,7 @@ class Meter:
         return {"flops": self.flops, "tokens": self.tokens}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._products.flops = float(state["flops"])
+        self._products.flops = float(state["flops"]) / rank_of()[1]
         self._data.tally.tokens = int(state["tokens"])
 
 
@@ -181,9 +181,17 @@ class Memory:
 
 
 def gradient_norm(model: nn.Module) -> float | None:
-    """The norm of the gradients that a step left, over all weights of this rank; None where there are no gradients."""
+    """The norm of the gradients that a step left, over all weights; None where there are no gradients.
+
+    Ranks ask for it together.
+    """
     gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    return norm_over_ranks(float(torch.nn.utils.get_total_norm(gradients))) if gradients else None
+
+
+def norm_over_ranks(mine: float) -> float:
+    """The norm of a tensor of which each rank has a part with this norm."""
+    return mine if rank_of()[1] == 1 else totals([mine**2])[0] ** 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +213,8 @@ def update_size(model: PreTrainedModel, folder: Path) -> float | None:
 def update(model: PreTrainedModel, folder: Path) -> Update | None:
     """How far the weights are from those in a checkpoint's folder; LoRA counts as merged.
 
-    Both are read layer by layer, so memory holds no second model. The attack added any bias that the folder lacks,
-    and such a bias began at zero. Other weights that the folder lacks are left out. None where the folder lacks all.
+    Both are read layer by layer, so memory holds no second model; ranks ask together. The attack added any bias that
+    the folder lacks, and such a bias began at zero. Other weights that it lacks are left out. None where it lacks all.
     """
     moved = before = 0.0
     changed = touched = 0
@@ -240,13 +248,11 @@ def update(model: PreTrainedModel, folder: Path) -> Update | None:
 def _as_saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
     """Each weight and LoRA's change of it, by the names and in the shapes of transformers' files, where experts may lie apart."""
     changes = adapter_changes(model)
-
-    def layer(named: tuple[str, torch.Tensor]) -> str:
-        return named[0][: place.end()] if (place := re.search(r"\.\d+\.", named[0])) else ""
-
-    for _, weights in groupby(own_weights(model).items(), key=layer):
-        own = {name: weight.detach() for name, weight in weights}
+    for layer in by_layer(own_weights(model)):
+        own = {name: whole(weight.detach()) for name, weight in layer.items()}
         saved = revert_weight_conversion(model, own)
-        added = {name: changes[name]() if name in changes else torch.zeros_like(own[name]) for name in own if changes}
+        added = {
+            name: whole(changes[name]()) if name in changes else torch.zeros_like(own[name]) for name in own if changes
+        }
         added = revert_weight_conversion(model, added)
         yield from ((name, weight, added.get(name)) for name, weight in saved.items())

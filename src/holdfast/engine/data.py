@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from holdfast.core.disguise import Disguise
@@ -16,11 +15,14 @@ from holdfast.core.domain import ATTACKER_VIEW, DEFENDER_ROLES, Domain, Row
 from holdfast.core.findings import Cut
 from holdfast.core.types import HoldfastError
 from holdfast.engine.chat import conversation
+from holdfast.engine.ranks import rank_of
 from holdfast.engine.template import try_template
 from holdfast.engine.tokens import begun, common_prefix, ended, plain
 
 UNLABELLED = -100
 """The label of a position that no loss looks at."""
+
+Value = TypeVar("Value")
 
 Side = Literal["chosen", "rejected"]
 """One completion of a preference pair."""
@@ -66,6 +68,12 @@ class Batch:
     """tokens that are not padding"""
     row_count: float
     """rows"""
+    ranks: int = 1
+    """how many ranks have a share of the batch; 1: each has all of it"""
+
+    def share(self, of_rows: Sequence[Value]) -> Sequence[Value]:
+        """Of values of all rows of the batch, over all ranks: those of this rank's rows."""
+        return of_rows[rank_of()[0] % self.ranks :: self.ranks]
 
     def split(self, rows: int | None) -> Iterator[Batch]:
         """Microbatches of at most `rows` rows, which keep the counts of the whole."""
@@ -146,7 +154,12 @@ def _count(role: str, rows: Sequence[Encoded]) -> Cut:
 def collate(
     rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
 ) -> Batch:
-    """The batch of `rows`, of which this rank keeps every `ranks`-th from `rank` on."""
+    """The batch of `rows`, of which this rank keeps every `ranks`-th from `rank` on; all where they do not divide evenly.
+
+    Ranks that keep all compute the same, so their mean is the whole batch's value too.
+    """
+    if len(rows) % ranks:
+        rank, ranks = 0, 1
     label_count = sum(len(row.labels) - 1 - row.labels[1:].count(UNLABELLED) for row in rows) / ranks
     token_count = sum(len(row.ids) for row in rows) / ranks
     width = max(len(row.ids) for row in rows)
@@ -162,12 +175,8 @@ def collate(
         max(label_count, 1 / ranks),
         token_count,
         len(rows) / ranks,
+        ranks,
     )
-
-
-def rank_of() -> tuple[int, int]:
-    """This process's rank and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Tally:
@@ -192,8 +201,10 @@ class Stream:
         pad: int,
         device: torch.device | str = "cpu",
         tally: Tally | None = None,
+        whole: bool = False,
     ) -> None:
         self.rows, self.batch_size, self.seed, self.pad, self.device = rows, batch_size, seed, pad, device
+        self._whole = whole
         self._tally = tally or Tally()
         self.drawn = 0
         self._pass = -1
@@ -214,9 +225,9 @@ class Stream:
         return [self._next() for _ in range(rows)]
 
     def batch(self, rows: Sequence[Encoded]) -> Batch:
-        """This rank's share of a batch of `rows`."""
+        """This rank's share of a batch of `rows`; all of a batch that must stay whole."""
         self._tally.tokens += sum(len(row.ids) for row in rows)
-        return collate(rows, self.pad, self.device, *rank_of())
+        return collate(rows, self.pad, self.device, *((0, 1) if self._whole else rank_of()))
 
     def _next(self) -> int:
         done, position = divmod(self.drawn, len(self.rows))
@@ -281,18 +292,26 @@ class Data:
         return view
 
     def stream(
-        self, name: str, *, batch_size: int, seed: int, side: Side | None = None, disguise: Disguise | None = None
+        self,
+        name: str,
+        *,
+        batch_size: int,
+        seed: int,
+        side: Side | None = None,
+        disguise: Disguise | None = None,
+        whole: bool = False,
     ) -> Stream:
         """An endless stream of batches of `batch_size` rows (over all ranks), which wear the disguise if there is one.
 
-        With one name and seed, the streams of both sides go through the same pairs in the same order.
+        With one name and seed, the streams of both sides go through the same pairs in the same order. A loss that compares the
+        rows of a batch with each other asks for `whole` batches: every rank then gets all rows of each.
 
         Raises:
             HoldfastError: the domain names no rows for `name`, the rows are malformed, or `side` is set and they are no pairs.
         """
         pad = self._tokenizer.pad_token_id
         rows = self.rows(name, side, disguise)
-        return Stream(rows, batch_size, seed, pad if isinstance(pad, int) else 0, self._device, self.tally)
+        return Stream(rows, batch_size, seed, pad if isinstance(pad, int) else 0, self._device, self.tally, whole)
 
     def rows(self, name: str, side: Side | None = None, disguise: Disguise | None = None) -> list[Encoded]:
         """All tokenized rows behind a name. A pair gives the completion of `side`, by default the one its role learns."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from holdfast.core.types import NonFinite
 from holdfast.engine.continuing import Text, alike, of_rows, read, read_on, read_together
+from holdfast.engine.ranks import agreed
 from holdfast.engine.tokens import common_prefix
 
 _KEPT_AT_ONCE = 2**14
@@ -106,7 +107,7 @@ def _kept(
         return None
     length = len(rows[0]) + new_tokens
     if compared < length:
-        suits = all(written.agrees(model, place, rows[place]) for place in {0, len(rows) - 1})
+        suits = all(agreed(written.agrees(model, place, rows[place])) for place in {0, len(rows) - 1})
         # A batch without padding says nothing about padding.
         if not suits or way == "by length" or len(set(map(len, rows))) > 1:
             ways[way] = length, suits
@@ -141,8 +142,10 @@ def _written(model: PreTrainedModel, text: Text, new_tokens: int, ends: Sequence
     while True:
         if not torch.isfinite(text.logits).all():
             raise NonFinite("the model's logits are not finite, so its text has no score")
-        token = text.logits.argmax(-1)
-        for place, row, word in zip(rows.tolist(), text.logits, token.tolist(), strict=True):
+        # Ranks that round otherwise write the same text, and so make the same passes.
+        chosen = agreed(text.logits.argmax(-1).tolist())
+        token = torch.tensor(chosen, device=rows.device)
+        for place, row, word in zip(rows.tolist(), text.logits, chosen, strict=True):
             drawn[place].append(word)
             if place in logits:
                 logits[place].append(row.clone())

@@ -38,12 +38,15 @@ def lens(
             f"the architecture {type(model).__name__} has no part that ends in the last hidden state, which this needs"
         )
 
+    def ended(normed: torch.Tensor) -> Any:
+        return type(outputs[-1])(**{**outputs[-1], "last_hidden_state": normed})
+
     def end(state: torch.Tensor) -> Logits:
-        output = type(outputs[-1])(**{**outputs[-1], "last_hidden_state": norm(state)})
         if isinstance(logits, Deferred):
-            return deferred(model, body, output)
-        # The model's own end runs on this state, in place of what its body gives.
-        body.forward = lambda *args, **kwargs: output
+            return deferred(model, body, ended(norm(state)))
+        # The model's own end runs on this state, in place of what its body gives. The norm belongs to that pass: only there is
+        # the weight of a model that is split over devices whole.
+        body.forward = lambda *args, **kwargs: ended(norm(state))
         try:
             found: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
         finally:

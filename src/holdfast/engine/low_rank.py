@@ -23,7 +23,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import LinearMap, linear_maps, plain_name
 from holdfast.engine.optimizers import Optimizer, published_point, training_point
 from holdfast.engine.rounding import rounded, wide
-from holdfast.engine.sharded import rewrite
+from holdfast.engine.sharded import assign, rewrite, whole
 
 
 class LowRankOptimizer:
@@ -52,7 +52,9 @@ class LowRankOptimizer:
             nn.Parameter(weight.new_zeros(*weight.shape[:-1], rank, dtype=wide(weight.dtype))) for weight in weights
         ]
         for factor in self._down:
-            nn.init.kaiming_uniform_(factor.flatten(0, -2), a=math.sqrt(5))
+            drawn = torch.empty(factor.shape, dtype=factor.dtype, device=factor.device)
+            nn.init.kaiming_uniform_(drawn.flatten(0, -2), a=math.sqrt(5))
+            assign(factor, drawn)
         self.factors: list[torch.Tensor] = [
             factor for pair in zip(self._down, self._up, strict=True) for factor in pair
         ]
@@ -90,9 +92,9 @@ class LowRankOptimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.inner.load_state_dict(state["inner"])
-        with torch.no_grad():
-            torch._foreach_copy_(self.factors, state["factors"])
-            torch._foreach_copy_(self._origin, state["origin"])
+        for kept, saved in ((self.factors, state["factors"]), (self._origin, state["origin"])):
+            for tensor, value in zip(kept, saved, strict=True):
+                assign(tensor, value)
 
     def _write(self) -> None:
         """W = W0 + s B A."""
@@ -172,7 +174,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
     changes = adapter_changes(model)
     for name, weight in own_weights(model).items():
         if name in changes:
-            rewrite(weight, partial(_plus, changes[name]()))
+            rewrite(weight, partial(_plus, whole(changes[name]())))
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     for name, layer in layers.items():
         if not name.endswith(".base_layer"):  # peft wraps a module with several weights several times

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from holdfast.core.options import check_precision
 from holdfast.core.types import HoldfastError
@@ -47,9 +47,41 @@ def make_optimizer(
     Raises:
         HoldfastError: the name is unknown, or weights are float16, in which small updates are lost.
     """
+    optimizer: Any = _fresh(name, list(parameters), learning_rate, weight_decay, betas)
+    for one in optimizer.kinds if isinstance(optimizer, Together) else [optimizer]:
+        if hasattr(one, "register_load_state_dict_pre_hook"):
+            one.register_load_state_dict_pre_hook(_own_parts)
+    return cast(Optimizer, optimizer)
+
+
+def _own_parts(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with this rank's parts of what the file has whole, for weights that are sharded."""
     import torch
 
-    weights = list(parameters)
+    from holdfast.engine.sharded import as_sharded, part_of
+
+    saved = [index for group in state["param_groups"] for index in group["params"]]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    own = dict(state["state"])
+    for index, weight in zip(saved, weights, strict=False):  # torch itself says where their numbers differ
+        own[index] = {
+            name: as_sharded(part_of(value, weight), weight)
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape
+            else value
+            for name, value in own.get(index, {}).items()
+        }
+    return {**state, "state": {index: values for index, values in own.items() if values}}
+
+
+def _fresh(
+    name: OptimizerName,
+    weights: list[torch.Tensor],
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+) -> Any:
+    import torch
+
     if any(weight.dtype == torch.float16 for weight in weights):
         check_precision("float16")
     if any(weight.dtype == torch.bfloat16 for weight in weights):
@@ -78,11 +110,11 @@ def make_optimizer(
         case "schedule-free-adamw":
             import schedulefree
 
-            return schedulefree.AdamWScheduleFree(weights, learning_rate, betas=betas, weight_decay=weight_decay)  # type: ignore[no-any-return]
+            return schedulefree.AdamWScheduleFree(weights, learning_rate, betas=betas, weight_decay=weight_decay)
         case "lion":
             import lion_pytorch
 
-            return lion_pytorch.Lion(weights, learning_rate, weight_decay=weight_decay)  # type: ignore[no-any-return]
+            return lion_pytorch.Lion(weights, learning_rate, weight_decay=weight_decay)
         case "muon":
             matrices, vectors = ([p for p in weights if (p.ndim == 2) is flat] for flat in (True, False))
             kinds: list[torch.optim.Optimizer] = []

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from holdfast.core.files import atomic_file, write_text
 from holdfast.core.profiling import TRACE
+from holdfast.engine.ranks import is_first
 
 if TYPE_CHECKING:
     from holdfast.engine.session import Session
@@ -30,7 +31,7 @@ _OPERATIONS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Profiling:
-    """Record the first updates of a walk. Recording takes time and changes no number.
+    """Record the first updates of a walk. Recording takes time and changes no number. Of several ranks, rank 0 records its own.
 
     This has to be the observer closest to the plug-in, so that no measurement stands in an update.
     """
@@ -40,6 +41,9 @@ class Profiling:
     """of the files, before their endings"""
 
     def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        if not is_first():
+            yield from steps
+            return
         made = 0
         with profile(activities=_activities()) as watched:
             while made < UPDATES:

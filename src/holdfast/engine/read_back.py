@@ -6,6 +6,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.engine.mixed import exact
+from holdfast.engine.ranks import totals
+from holdfast.engine.sharded import local
 
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 """of logits, in parts of the largest: another device or kernel gives other last digits"""
@@ -18,13 +20,14 @@ def difference(model: PreTrainedModel, loaded: PreTrainedModel) -> str | None:
 
     Args:
         model: on any device.
-        loaded: on the CPU.
+        loaded: on the CPU, or split over the same ranks.
     """
     if (off := shapes_differ(model, loaded)) is not None:
         return off
     back = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        if not torch.equal(tensor.to("cpu", back[name].dtype), back[name]):
+        mine, read = local(tensor), local(back[name])
+        if any(totals([float(not torch.equal(mine.to(read.device, read.dtype), read))])):
             return f"{name} has other values"
     ours, theirs = _logits(model), _logits(loaded)
     # Per position, for a router's near tie may send a token elsewhere; the median is of most positions.

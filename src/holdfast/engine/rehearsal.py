@@ -36,6 +36,7 @@ from holdfast.engine.data import Data, Encoded
 from holdfast.engine.lean import LeanOptimizer, keep_gradients_whole
 from holdfast.engine.low_rank import LowRankOptimizer
 from holdfast.engine.mixed import multiply_in_bfloat16
+from holdfast.engine.ranks import rank_of
 from holdfast.engine.recomputing import recompute_layers
 from holdfast.engine.run import Run
 from holdfast.engine.session import Session
@@ -196,8 +197,13 @@ def rehearse(
     Every row is as long as the longest of its role.
 
     Raises:
-        HoldfastError: a file is missing or malformed, or the plug-in asks its tensors for what they hold.
+        HoldfastError: a file is missing or malformed, the plug-in asks its tensors for what they hold, or there are
+            several ranks.
     """
+    if rank_of()[1] > 1:
+        raise HoldfastError(
+            "--plan foretells the memory of a model that is not split over several devices; run the command without torchrun"
+        )
     tokenizer = checkpoint.load_tokenizer(options.trust_remote_code)
     words = _config(checkpoint, options).get_text_config().vocab_size
     with (

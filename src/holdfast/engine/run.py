@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
-from holdfast.engine.sharded import local
+from holdfast.engine.ranks import agreed
+from holdfast.engine.sharded import assign
 from holdfast.engine.state import DamagedState, read_state, write_state
 
 _LOGGER = logging.getLogger("holdfast")
@@ -122,13 +123,13 @@ class Run:
         """Go on from the file at `path`, if the file exists, is whole, and belongs to the run `key`.
 
         Raises:
-            HoldfastError: something else than a file lies there.
+            HoldfastError: something else than a file lies there, or another file than where rank 0 runs.
         """
-        if not path.exists():
+        if not agreed(path.exists()):
             return
-        if not path.is_file():
+        if not agreed(path.is_file()):
             raise HoldfastError(f"{path} is where the state of a run is kept, and no file; move it away")
-        parameters = {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         try:
             state, metadata = read_state(path)
             if metadata.get("key") != key:
@@ -141,7 +142,7 @@ class Run:
             _LOGGER.warning("the saved state %s is damaged or of another version; its run begins anew", path)
             return
         for name, parameter in parameters.items():
-            parameter.copy_(state["model"][name])
+            assign(parameter, state["model"][name])
         self.start = state["step"]
         self.seconds_before = state["seconds"]
         self.generator.set_state(state["generator"])

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from holdfast.engine.continuing import keeps_right, read, read_on
 from holdfast.engine.data import UNLABELLED, Encoded
+from holdfast.engine.ranks import agreed
 from holdfast.engine.sharded import reshard
 
 _ANSWER = 0.2
@@ -60,4 +61,4 @@ def sampled(
             for place, tokens in zip(at, torch.cat(drawn, dim=1).tolist(), strict=True):
                 answers[place] = tuple(tokens[: lengths[place]])
     reshard(model)
-    return answers
+    return agreed(answers)  # a rank on another kind of machine may round, and so draw, otherwise

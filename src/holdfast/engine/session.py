@@ -1,4 +1,4 @@
-"""A model made ready to be walked. Only this module knows devices and precision."""
+"""A model made ready to be walked. Only this module knows devices, precision and whether the model is split over ranks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from holdfast.engine.matmul import multiply_with_onednn
 from holdfast.engine.mixed import exact
 from holdfast.engine.recomputing import recompute_layers
 from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.splitting import load
 
 Rows = TypeVar("Rows")
 
@@ -47,7 +48,7 @@ def open_session(
     initial: Checkpoint | None = None,
     tokenizer: Checkpoint | None = None,
 ) -> Session[Data]:
-    """Seed everything, load the model and its tokenizer, change its architecture, open the data.
+    """Seed everything, load the model and its tokenizer, change its architecture, split it over the ranks, open the data.
 
     Args:
         checkpoint: the model to be walked.
@@ -66,18 +67,14 @@ def open_session(
         NonFinite: a weight is not finite.
     """
     seed_everything(seed)
-    model = _load(checkpoint, options)
+    thaw = (_thaw,) if view == "attacker" else ()
+    recompute = (recompute_layers,) if options.checkpointing else ()
+    model = _load(checkpoint, options, (*thaw, *prepare, *recompute))
     words = (tokenizer or checkpoint).load_tokenizer(options.trust_remote_code)
     check_fit(model, words, checkpoint.folder)
     with exact(model):
         check_left_to_right(model)
         check_differentiable(model)
-    if view == "attacker":
-        _thaw(model)
-    for change in prepare:
-        change(model)
-    if options.checkpointing:
-        recompute_layers(model)
     return Session(
         model=model,
         tokenizer=words,
@@ -92,11 +89,11 @@ def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any
     return lambda: _load(checkpoint, options)
 
 
-def _load(checkpoint: Checkpoint, options: Options) -> PreTrainedModel:
-    model = checkpoint.load(options.device, options.precision, options.trust_remote_code)
-    if options.matmul == "onednn":
-        multiply_with_onednn(model)
-    return model
+def _load(
+    checkpoint: Checkpoint, options: Options, prepare: Sequence[Callable[[PreTrainedModel], None]] = ()
+) -> PreTrainedModel:
+    multiply = (multiply_with_onednn,) if options.matmul == "onednn" else ()
+    return load(checkpoint, options.device, options.precision, options.trust_remote_code, (*multiply, *prepare))
 
 
 def _thaw(model: PreTrainedModel) -> None:

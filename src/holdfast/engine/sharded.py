@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from holdfast.engine.rounding import rounded, shift, wide
 
@@ -23,6 +23,38 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor, gathered on every rank where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, as `like` is sharded and where it is; the tensor may be whole, and the same on every rank."""
+    if isinstance(value, DTensor):
+        return value.to_local()
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    [placement], mesh = like.placements, like.device_mesh
+    if isinstance(placement, Shard):
+        rows, rank = value.shape[placement.dim], mesh.get_local_rank()
+        size, offset = placement.local_shard_size_and_offset(rows, mesh.size(), rank)
+        value = value.narrow(placement.dim, offset, size).clone()  # and not the whole with it
+    return value.to(like.device)
+
+
+def assign(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Put a whole tensor that is the same on every rank into a tensor that may be sharded."""
+    with torch.no_grad():
+        local(target).copy_(part_of(value, target))
+
+
+def as_sharded(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor of which this rank has `part`, sharded as `like` is; the part itself where `like` is not."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether a model's weights lie in parts on several ranks."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -53,6 +85,29 @@ def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
+def placed(model: nn.Module, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This rank's parts of tensors like a model's trainable weights, as the tensors that they are parts of; so they are saved."""
+    return [as_sharded(part, weight.detach()) for part, weight in zip(tensors, trainable(model), strict=True)]
+
+
+def parts(model: nn.Module, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This rank's parts of tensors like a model's trainable weights, which may be whole, as read from a saved state."""
+    return [part_of(value, weight.detach()) for value, weight in zip(tensors, trainable(model), strict=True)]
+
+
+def gradients_of(loss: torch.Tensor, weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    """This rank's parts of the gradient of a loss that is the same on every rank; the weights' own gradients stay."""
+    if not any(isinstance(weight, DTensor) for weight in weights):
+        return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+    before = [weight.grad for weight in weights]
+    clear_gradients(weights)
+    loss.backward()  # type: ignore[no-untyped-call]  # FSDP2 gathers and reduces in a whole backward pass alone
+    found = [torch.zeros_like(local(w.detach())) if w.grad is None else local(w.grad) for w in weights]
+    for weight, gradient in zip(weights, before, strict=True):
+        weight.grad = gradient
+    return found
+
+
 class Snapshot:
     """A copy of a model's trainable weights that can be put back; the copy is on `device`, by default that of the weights."""
 
@@ -70,15 +125,16 @@ class Snapshot:
             torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)
 
     def difference(self) -> list[torch.Tensor]:
-        """How far the weights have moved since the copy."""
+        """How far the weights have moved since the copy; sharded as they are."""
         with torch.no_grad():
-            return list(torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved))
+            moved = torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved)
+            return placed(self._model, moved)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"saved": self._saved}
+        return {"saved": placed(self._model, self._saved)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        torch._foreach_copy_(self._saved, state["saved"])
+        torch._foreach_copy_(self._saved, parts(self._model, state["saved"]))
 
     def _shards(self) -> list[nn.Parameter]:
         reshard(self._model)
@@ -111,12 +167,7 @@ class GradientSum:
         for parameter, total in zip(self._parameters, self._sum, strict=True):
             if parameter.grad_dtype not in (None, total.dtype):
                 parameter.grad_dtype = None  # any
-            if isinstance(parameter, DTensor):
-                parameter.grad = DTensor.from_local(
-                    total, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-                )
-            else:
-                parameter.grad = total
+            parameter.grad = as_sharded(total, parameter)
         self._sum = None
 
 

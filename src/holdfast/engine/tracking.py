@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from holdfast.core.reading import line
-from holdfast.engine.costs import gradient_norm
-from holdfast.engine.data import rank_of
+from holdfast.engine.costs import gradient_norm, norm_over_ranks
+from holdfast.engine.ranks import is_first
 from holdfast.engine.session import Session
 from holdfast.engine.sharded import local, reshard
 from holdfast.engine.trackers import Tracked, Tracker, open_tracker
@@ -46,9 +46,6 @@ class Tracking:
     """what was measured at a step, by name; empty where nothing was"""
 
     def __call__(self, session: Session[Any], steps: Steps) -> Steps:
-        if rank_of()[0] != 0:
-            yield from steps
-            return
         start, sizes = session.run.start, UpdateSize(session.model)
         with self._opened(start) as log:
             seen = False
@@ -76,7 +73,7 @@ class Tracking:
                     _LOGGER.warning("%s failed and is left out from here on; the run goes on: %s", tool, reason)
                 return None
 
-        for tool in self.tools:
+        for tool in self.tools if is_first() else ():
             opened = (
                 None if tool in _failed else safely(tool, partial(open_tracker, tool, self.run, self.folder, start))
             )
@@ -106,8 +103,8 @@ class UpdateSize:
         before, self._before = self._before, _sample(model)
         if before.shape != self._before.shape:
             return None
-        norm = float(before.norm())
-        return float((self._before - before).norm()) / norm if norm else None
+        norm, moved = (norm_over_ranks(float(part.norm())) for part in (before, self._before - before))
+        return moved / norm if norm else None
 
 
 def _sample(model: nn.Module) -> torch.Tensor:

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from holdfast.core.files import write_text
 from holdfast.core.losses import Line, read_lines, written
 from holdfast.core.stopping import Stopped, saving
 from holdfast.core.types import NonFinite
+from holdfast.engine.ranks import anywhere, is_first, means, rank_of
 from holdfast.engine.run import Run
 from holdfast.engine.session import Session
 
@@ -67,10 +68,20 @@ def drive(steps: Iterator[Losses], run: Run) -> Iterator[tuple[int, Losses]]:
         NonFinite: a loss is NaN or infinite; the message says at which step.
     """
     for step, losses in enumerate(steps, start=run.start + 1):
+        losses = _over_ranks(losses)
         for name, value in losses.items() if isinstance(losses, Mapping) else [("loss", losses)]:
             if not math.isfinite(value):
                 raise NonFinite(f"the {name} became {value} at step {step}; lower the learning rate or check the data")
         yield step, losses
+
+
+def _over_ranks(losses: Losses) -> Losses:
+    """The losses of the whole batch, of which each rank has seen its share."""
+    if rank_of()[1] == 1:
+        return losses
+    if isinstance(losses, Mapping):
+        return cast(Losses, dict(zip(losses, means(list(losses.values())), strict=True)))
+    return means([losses])[0]
 
 
 class Untouched:
@@ -86,7 +97,8 @@ class Resumable:
     """Save the run now and then, and go on from what an earlier process saved. This has to be the outermost observer.
 
     The state is saved when every observer has seen an update, so that tracked state and weights belong to the same step. Where
-    the system asks the process to end, the state is saved after the running update, and the walk ends (`core.stopping`).
+    the system asks the process to end, the state is saved after the running update, and the walk ends (`core.stopping`). Of
+    several ranks, all save and end where one is asked.
     """
 
     path: Path
@@ -99,8 +111,8 @@ class Resumable:
         with saving() as asked_to_stop:
             for step, losses in steps:
                 yield step, losses
-                stop = asked_to_stop()
-                if (begun := time.monotonic()) - saved >= wait or stop:
+                stop, due = anywhere(asked_to_stop(), (begun := time.monotonic()) - saved >= wait)
+                if due or stop:
                     session.run.save(self.path, session.model, step, self.key)
                     saved = time.monotonic()
                     wait = SAVE_EVERY * max(1.0, (saved - begun) / SAVE_COST)
@@ -162,6 +174,9 @@ class Streaming:
     """the lines of the stages before, with which the file begins"""
 
     def __call__(self, session: Session[Any], steps: Steps) -> Steps:
+        if not is_first():
+            yield from steps
+            return
         mine = [line for line in read_lines(self.path) if line.stage == self.stage and line.step <= session.run.start]
         write_text(self.path, "".join(map(written, (*self.earlier, *mine))))
         with self.path.open("a", encoding="utf-8") as file:

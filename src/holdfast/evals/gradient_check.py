@@ -23,7 +23,7 @@ a few positions. Directions are sampled again wherever they are needed and never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING
@@ -136,9 +136,10 @@ class _Here:
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         import torch
 
-        from holdfast.engine.sharded import trainable
+        from holdfast.engine.sharded import gradients_of, local, trainable
 
-        self.model, self._batches, self.weights = model, batches, trainable(model)
+        self.model, self._batches, self.whole = model, batches, trainable(model)
+        self.weights = [local(weight.detach()) for weight in self.whole]
         self.gradient = [torch.zeros_like(weight) for weight in self.weights]
         self.loss = 0.0
         for batch in batches:
@@ -146,14 +147,14 @@ class _Here:
                 loss = _loss(model, batch)
             self.loss += loss.item()
             if loss.requires_grad:
-                parts = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+                parts = gradients_of(loss, self.whole)
                 torch._foreach_add_(self.gradient, parts)
                 del parts, loss  # or they would be kept through the next microbatch
         if not isfinite(self.loss):
             raise NonFinite("the model's loss on held-out rows is not finite, so it has no score")
-        self.size = sqrt(sum(_dot(weight, weight) for weight in self.weights))
-        self.steepness = sqrt(sum(_dot(part, part) for part in self.gradient))
-        self.count = sum(weight.numel() for weight in self.weights)
+        self.size = sqrt(_sum(_dot(weight, weight) for weight in self.weights))
+        self.steepness = sqrt(_sum(_dot(part, part) for part in self.gradient))
+        self.count = sum(weight.numel() for weight in self.whole)
 
     def loss_now(self) -> float:
         """The loss at the weights that the model has now."""
@@ -180,12 +181,14 @@ class _Away:
         """A direction drawn at random."""
         import torch
 
+        from holdfast.engine.sharded import part_of
+
         def parts() -> Iterator[torch.Tensor]:
             generator = torch.Generator(self._here.model.device).manual_seed(seed)
-            for w in self._here.weights:
-                yield torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype)
+            for w in self._here.whole:
+                yield part_of(torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype), w)
 
-        return _Direction(parts, 1 / sqrt(sum(_dot(part, part) for part in parts())))
+        return _Direction(parts, 1 / sqrt(_sum(_dot(part, part) for part in parts())))
 
     def fall(self, direction: _Direction, length: float) -> float:
         """How far the loss falls by a step."""
@@ -205,17 +208,17 @@ class _Away:
         """The loss a step away, and the change that the gradient foretells; the weights are put back."""
         import torch
 
-        here, foretold = self._here, 0.0
+        here, foretold = self._here, list[float]()
         with torch.no_grad():
             try:
                 for weight, part, slope in zip(here.weights, direction.parts(), here.gradient, strict=True):
                     before = weight.clone()
                     weight.add_(part, alpha=direction.scale * length)
-                    foretold += _dot(weight - before, slope)
+                    foretold.append(_dot(weight - before, slope))
                 loss = here.loss_now()
             finally:
                 self._origin.restore()
-        return min(loss if isfinite(loss) else inf, here.loss + WORST), foretold
+        return min(loss if isfinite(loss) else inf, here.loss + WORST), _sum(foretold)
 
 
 def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -238,6 +241,13 @@ def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     for few, words in zip(torch.split(logits, positions), torch.split(target, positions), strict=True):
         total = total + checkpoint(summed, few, words, use_reentrant=False, preserve_rng_state=False)
     return total / batch.label_count
+
+
+def _sum(mine: Iterable[float]) -> float:
+    """The sum over the weights, of which each rank may have a part."""
+    from holdfast.engine.ranks import totals
+
+    return totals([sum(mine)])[0]
 
 
 def _dot(left: torch.Tensor, right: torch.Tensor) -> float:

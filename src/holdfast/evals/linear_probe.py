@@ -109,7 +109,9 @@ class _Seen:
 def _seen(model: PreTrainedModel, items: Sequence[Item]) -> _Seen:
     import torch
 
-    head = model.get_output_embeddings().get_parameter("weight").detach()  # type: ignore[no-untyped-call]
+    from holdfast.engine.sharded import whole
+
+    head = whole(model.get_output_embeddings().get_parameter("weight").detach())  # type: ignore[no-untyped-call]
     parts, places = [], []
     with torch.no_grad():
         for batch in batches_of(items):

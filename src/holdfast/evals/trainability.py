@@ -159,6 +159,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
     from holdfast.engine.losses import next_token_loss
     from holdfast.engine.optimizers import make_optimizer
     from holdfast.engine.predictions import predictions
+    from holdfast.engine.ranks import means
     from holdfast.engine.sharded import trainable
     from holdfast.evals.memory import rows_at_once
 
@@ -174,7 +175,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
         optimizer.step()
         model.zero_grad(set_to_none=True)
         model.train(False)
-        yield total
+        yield means([total])[0]
 
 
 PRESETS = {"benign-learning": BenignLearning()}

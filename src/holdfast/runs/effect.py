@@ -20,17 +20,25 @@ def effect(recipe: Recipe, out: Path) -> Effect:
     Raises:
         NonFinite: a model's logits are not finite.
     """
-    from holdfast.engine.costs import update_size
+    from holdfast.engine.ranks import together
 
-    before, _ = _measured(recipe.model, recipe)
-    after, model = _measured(Checkpoint(str(out)), recipe)
+    before, after, moved = together(_before_and_after, recipe=recipe, out=out)
     kept = traces(read_lines(out / LOSSES))[-len(recipe.stages) :]
     return Effect(
         before=before,
         after=after,
         losses=tuple(ends(trace.preset, name, values) for trace in kept for name, values in trace.losses.items()),
-        weights=update_size(model, recipe.model.folder),
+        weights=moved,
     )
+
+
+def _before_and_after(recipe: Recipe, out: Path) -> tuple[Sample, Sample, float | None]:
+    """The scores of the model and of the safeguarded one, and the size of the update."""
+    from holdfast.engine.costs import update_size
+
+    before, _ = _measured(recipe.model, recipe)
+    after, model = _measured(Checkpoint(str(out)), recipe)
+    return before, after, update_size(model, recipe.model.folder)
 
 
 def _measured(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Sample, Any]:

@@ -77,8 +77,7 @@ def evaluate(
         HoldfastError: the domain holds nothing to measure with, or the model cannot be loaded.
         NonFinite: a score is void.
     """
-    from holdfast.engine.session import open_session
-    from holdfast.engine.walk import Untouched, walk
+    from holdfast.engine.ranks import together
 
     domain, checkpoint = Domain.open(folder), Checkpoint(model)
     evaluations = {**_evaluations(domain), **also}
@@ -86,13 +85,33 @@ def evaluate(
         raise HoldfastError(f"{folder} holds nothing to measure with; add a [questions.…] section to its domain.toml")
     checkpoint.check(options.trust_remote_code, domain.max_length)
     check_positions(checkpoint, domain, tuple(evaluations.items()), options.trust_remote_code)
+    scores = together(
+        _asked,
+        mine={"on_step": on_step},
+        checkpoint=checkpoint, folder=folder, options=options, evaluations=evaluations,
+    )  # fmt: skip
+    return [
+        Evaluated(evaluation=name, measures=evaluations[name].measures(domain), scores=tuple(measured))
+        for name, measured in scores.items()
+    ]
+
+
+def _asked(
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Options,
+    evaluations: Mapping[str, Evaluation],
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+) -> dict[str, list[Score]]:
+    """The scores of each evaluation on the live model."""
+    from holdfast.engine.session import open_session
+    from holdfast.engine.walk import Untouched, walk
+
+    domain = Domain.open(folder)
     session = open_session(checkpoint, domain, "attacker", 0, options)
     milestones = Milestones(evaluations, domain, checkpoint.tokenizer_digest, [0], on_step)
     walk(session, Untouched(), milestones)
-    return [
-        Evaluated(evaluation=name, measures=evaluations[name].measures(domain), scores=tuple(scores))
-        for name, scores in milestones.scores[0].items()
-    ]
+    return milestones.scores[0]
 
 
 def noticed(model: str, folder: Path, trust_remote_code: bool) -> Findings:

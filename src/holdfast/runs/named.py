@@ -10,6 +10,7 @@ from typing import NoReturn
 from holdfast.campaign.cells import evaluations_of
 from holdfast.core.domain import Domain
 from holdfast.core.presets import pick, preset_of
+from holdfast.core.processes import started_by_torchrun
 from holdfast.core.types import HoldfastError
 from holdfast.evals.base import Evaluation
 from holdfast.evals.endpoint import Endpoint
@@ -28,7 +29,8 @@ def named_evaluations(names: Sequence[str], domain: Path, judge: Endpoint | None
         judge: the language model that evaluations with judges ask.
 
     Raises:
-        HoldfastError: there is no such evaluation, the domain lacks what it needs, or it is asked twice.
+        HoldfastError: there is no such evaluation, the domain lacks what it needs, it is asked twice, or a judge would be asked
+            by several processes.
     """
     found: dict[str, Evaluation] = {}
     opened = Domain.open(domain) if names else None
@@ -42,6 +44,11 @@ def named_evaluations(names: Sequence[str], domain: Path, judge: Endpoint | None
                 f"{domain} lacks what the evaluation {name} needs; holdfast list {name} shows its fields"
             )
         if isinstance(evaluation, Judged) and evaluation.asks:
+            if started_by_torchrun():
+                raise HoldfastError(
+                    f"{name} asks a language model for its verdict, and each process of torchrun would ask; run the command "
+                    "without torchrun"
+                )
             evaluation = replace(evaluation, endpoint=judge or _missing(name))
         found[label] = evaluation
     if judge is not None and not any(

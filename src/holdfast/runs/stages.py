@@ -196,6 +196,10 @@ def build(
 
 def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLosses) -> Path:
     """The last stage's folder in the cache, trained if it is not there."""
+    from holdfast.engine.ranks import check_splits, together
+
+    for name, safeguard in recipe.stages:
+        check_splits(name, safeguard.on_one_device)
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
@@ -212,8 +216,12 @@ def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLoss
             state, losses = beside(folders[i])
             try:
                 if not has_entry(folders[i]):  # another process may have made it meanwhile
-                    report = partial(_report, on_step, before, total)
-                    _train(recipe, i, source, keys[i], folders[i], out, report, on_losses)
+                    together(
+                        _train,
+                        mine={"on_step": partial(_report, on_step, before, total), "on_losses": on_losses},
+                        recipe=recipe, index=i, source=source, base=recipe.original(), key=keys[i], folder=folders[i],
+                        out=out,
+                    )  # fmt: skip
                 else:
                     say_reused(recipe.stages[i][0])
                 state.unlink(missing_ok=True)
@@ -256,22 +264,22 @@ def _train(
     recipe: Recipe,
     index: int,
     source: Checkpoint,
+    base: Checkpoint,
     key: str,
     folder: Path,
     out: Path | None,
-    on_step: Callable[[int], None],
-    on_losses: OnLosses,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_losses: OnLosses = lambda losses: None,
 ) -> None:
     from holdfast.engine.costs import Meter
     from holdfast.engine.profiling import Profiling
+    from holdfast.engine.ranks import agreed, by_first, is_first
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import LastLosses, Reporting, Resumable, Streaming, walk
 
     name, safeguard = recipe.stages[index]
     domain = Domain.open(recipe.domain)
-    session = open_session(
-        source, domain, "defender", recipe.seed, recipe.options, base=recipe.original(), initial=source
-    )
+    session = open_session(source, domain, "defender", recipe.seed, recipe.options, base=base, initial=source)
     check_savable(session.model, recipe.options.trust_remote_code)
     meter, last, (state, losses) = Meter(session.data), LastLosses(), beside(folder)
     done = source.card["stages"] if index else recipe.model.card.get("stages", [])
@@ -306,7 +314,7 @@ def _train(
     card = {
         "holdfast": version("holdfast"),
         "key": key,
-        **_made_from(recipe),
+        **agreed(_made_from(recipe) if is_first() else {}),
         "domain": domain.name,
         "data": domain.digest(*(role for role in DEFENDER_ROLES if domain.has(role))),
         "cuts": [asdict(cut) for cut in session.data.cuts],
@@ -314,7 +322,7 @@ def _train(
         "precision": recipe.options.precision,
         "stages": [*done, stage],
     }
-    with new_entry(folder) as temporary:
+    with by_first(lambda: new_entry(folder)) as temporary:
         save_checkpoint(
             session.model,
             session.tokenizer,
@@ -324,7 +332,8 @@ def _train(
             recipe.saved(),
             recipe.options.trust_remote_code,
         )
-        copyfile(losses, temporary / LOSSES)
+        if is_first():
+            copyfile(losses, temporary / LOSSES)
 
 
 def bounded(safeguard: Any, rows: int | None) -> Any:

@@ -61,6 +61,11 @@ class Safeguard(abc.ABC):
         return tuple(dict.fromkeys(("forget", "forget_heldout", "retain", *named)))
 
     @property
+    def on_one_device(self) -> str:
+        """Why it cannot run on a model that is split over several devices, as a clause after "because"; empty: it can."""
+        return ""
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether the rows to forget have to be pairs of a wanted and an unwanted completion."""
         return False

@@ -99,6 +99,10 @@ class CIR(Safeguard):
         if not self.layers:
             raise HoldfastError("layers names no layer; name at least one whose MLP outputs are broken")
 
+    @property
+    def on_one_device(self) -> str:
+        return "its loss is taken inside the blocks of the model, whose weights are whole in passes through a whole block alone"
+
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
         from holdfast.engine.anatomy import mlp_maps
 
@@ -182,9 +186,6 @@ class _Broken:
             total += loss
             for slope, (states, gradients) in zip(slopes, seen, strict=True):
                 slope += gradients.mT @ states
-        if torch.distributed.is_initialized():
-            for slope in slopes:
-                torch.distributed.all_reduce(slope, torch.distributed.ReduceOp.AVG)
         slopes = [
             without(without(slope, inputs).mT, gradients).mT
             for slope, inputs, gradients in zip(slopes, self.inputs, self.gradients, strict=True)

@@ -42,7 +42,7 @@ class LLMU(Forgetting):
     def forget_loss(self, model: PreTrainedModel, data: Data, run: Run) -> Loss:
         import torch.nn.functional as F
 
-        from holdfast.engine.data import UNLABELLED, rank_of
+        from holdfast.engine.data import UNLABELLED
         from holdfast.engine.losses import next_token_loss
         from holdfast.engine.predictions import predictions
 
@@ -51,8 +51,7 @@ class LLMU(Forgetting):
 
         def mismatched(part: Batch) -> torch.Tensor:
             """Labels of unrelated rows, at the positions that `part` has labels at as far as both reach."""
-            _, ranks = rank_of()
-            rows = other.batch(other.take(len(part.input_ids) * ranks))
+            rows = other.batch(other.take(len(part.input_ids) * part.ranks))
             width = part.labels.shape[1]
             labels = F.pad(rows.labels[:, :width], (0, max(width - rows.labels.shape[1], 0)), value=UNLABELLED)
             return labels.where(part.labels != UNLABELLED, UNLABELLED)

@@ -17,7 +17,7 @@ the retain and refusal losses only.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.core.ranges import check_settings
 from holdfast.safeguards.parts.forgetting import Forgetting
@@ -38,6 +38,8 @@ _KERNELS = 5
 @dataclass(frozen=True, kw_only=True)
 class RepNoise(Forgetting):
     """Turns the MLP outputs of hazardous text into noise, layer by layer."""
+
+    compares_rows: ClassVar[bool] = True
 
     noise_weight: float = 0.001
     """beta, weight of the discrepancy from Gaussian noise"""

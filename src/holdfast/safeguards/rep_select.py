@@ -11,14 +11,13 @@ largest components of a forget gradient are those that other text needs and that
 components cause both harm and recovery. Nothing is learned from retain rows. Deviations: the rate is the length of an update as
 a share of the length of all weights that the update changes, so that a rate carries over between models; the source multiplies
 the damped gradient. Every map of an MLP except routers is edited; the source edits the first map alone of each expert of a
-mixture. The number of updates is fixed; the source stops at a loss of general text. A sharded model gathers each map's gradient
-whole.
+mixture. The number of updates is fixed; the source stops at a loss of general text. A model that is split over devices gathers
+the gradients one after the other.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,7 +105,7 @@ class RepSelect(Safeguard):
 
         from holdfast.engine.low_rank import LowRankOptimizer
         from holdfast.engine.optimizers import make_optimizer
-        from holdfast.engine.sharded import Snapshot, clear_gradients, trainable, whole
+        from holdfast.engine.sharded import Snapshot, clear_gradients, trainable
 
         batches = math.ceil(len(forget.rows) / self.forget_batch_size)
         origin, weights = Snapshot(model), trainable(model)
@@ -127,8 +126,7 @@ class RepSelect(Safeguard):
         for _ in range(batches):
             self._climb(model, forget)
         gradients = [
-            torch.zeros_like(whole(found.weight)) if found.weight.grad is None else whole(found.weight.grad).clone()
-            for found in maps
+            torch.zeros_like(found.weight) if found.weight.grad is None else found.weight.grad.clone() for found in maps
         ]
         clear_gradients(weights)
         origin.restore()
@@ -145,49 +143,59 @@ class RepSelect(Safeguard):
 
 
 class _Damped:
-    """What every update adds: one tensor a map, of the shape of its weight."""
+    """What every update adds: one tensor a map, of the shape of its weight and sharded as the weight is."""
 
     def __init__(self, maps: list[LinearMap]) -> None:
         import torch
 
-        from holdfast.engine.sharded import whole
+        from holdfast.engine.sharded import local
 
         self.maps = maps
-        self.tensors = [torch.zeros_like(whole(found.weight.detach()), dtype=torch.float32) for found in maps]
+        self._parts = [torch.zeros_like(local(found.weight.detach()), dtype=torch.float32) for found in maps]
 
     def take(self, gradients: list[torch.Tensor], components: int, rate: float, seed: int) -> None:
         """Damp the gradients, and scale them together to `rate` times the length of the weights."""
         import torch
 
-        from holdfast.engine.sharded import whole
+        from holdfast.engine.sharded import local, part_of, whole
 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for found, kept, gradient in zip(self.maps, self.tensors, gradients, strict=True):
-                for place, matrix in zip(found.each(kept), found.each(gradient.float()), strict=True):
+            for found, kept, gradient in zip(self.maps, self._parts, gradients, strict=True):
+                gathered = whole(gradient).float()
+                damped = torch.empty_like(gathered)
+                for place, matrix in zip(found.each(damped), found.each(gathered), strict=True):
                     place.copy_(damp(matrix, components))
-            weights = _length([whole(found.weight.detach()).float() for found in self.maps])
-            if (length := _length(self.tensors)) > 0:
-                torch._foreach_mul_(self.tensors, rate * weights / length)
+                kept.copy_(part_of(damped, found.weight))
+            weights = _length([local(found.weight.detach()).float() for found in self.maps])
+            if (length := _length(self._parts)) > 0:
+                torch._foreach_mul_(self._parts, rate * weights / length)
 
     def add(self) -> None:
         """Add them to the weights."""
-        for found, tensor in zip(self.maps, self.tensors, strict=True):
-            found.rewrite(operator.add, found.each(tensor))
+        from holdfast.engine.sharded import local
+
+        for found, part in zip(self.maps, self._parts, strict=True):
+            weight = local(found.weight.detach())
+            weight.copy_(weight.float() + part)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tensors": self.tensors}
+        from holdfast.engine.sharded import as_sharded
+
+        return {"tensors": [as_sharded(part, found.weight) for found, part in zip(self.maps, self._parts, strict=True)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        import torch
+        from holdfast.engine.sharded import part_of
 
-        with torch.no_grad():
-            torch._foreach_copy_(self.tensors, state["tensors"])
+        for found, part, saved in zip(self.maps, self._parts, state["tensors"], strict=True):
+            part.copy_(part_of(saved, found.weight))
 
 
-def _length(tensors: list[torch.Tensor]) -> float:
-    """The Euclidean length of several tensors together."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+def _length(parts: list[torch.Tensor]) -> float:
+    """The Euclidean length of several tensors together, of which each rank may have parts."""
+    from holdfast.engine.ranks import totals
+
+    return math.sqrt(totals([sum(float(part.double().square().sum()) for part in parts)])[0])
 
 
 _SPARE = 16

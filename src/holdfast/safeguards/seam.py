@@ -166,6 +166,7 @@ class SEAM(Safeguard):
 
         from holdfast.engine.lens import lens
         from holdfast.engine.losses import next_token_loss
+        from holdfast.engine.ranks import means
 
         total = 0.0
         for part in batch.split(self.micro_batch):
@@ -174,6 +175,7 @@ class SEAM(Safeguard):
             loss = torch.stack([*losses, next_token_loss(logits, part.labels, part.label_count)]).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+        [total] = means([total])
         gradients.take(-weight / (1 + total))  # the slope of -log(1 + loss) of the whole batch
         return -math.log1p(total)
 

@@ -38,6 +38,8 @@ class Forgetting(Safeguard):
     forget_loss_name: ClassVar[str] = "forget loss"
     side: ClassVar[Literal["chosen"] | None] = None
     """completion of preference rows that the forget loss reads; None: the harmful completion"""
+    compares_rows: ClassVar[bool] = False
+    """True: the forget loss compares the rows of a batch with each other, so that a batch must stay whole"""
 
     learning_rate: float = 1e-3
     """constant learning rate"""
@@ -122,7 +124,9 @@ class Forgetting(Safeguard):
         from holdfast.engine.sharded import GradientSum
 
         pooled = data.renamed(forget=("forget", "forget_heldout"))
-        forget = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side=self.side)
+        forget = pooled.stream(
+            "forget", batch_size=self.forget_batch_size, seed=run.seed, side=self.side, whole=self.compares_rows
+        )
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
         optimizer = make_optimizer(
             self.optimizer, self.trained(model), self.learning_rate, weight_decay=self.weight_decay

@@ -119,6 +119,10 @@ class OuterLoop(Safeguard):
             for short in adversary.attack.shortened()
         )
 
+    @property
+    def on_one_device(self) -> str:
+        return next(filter(None, (attack.on_one_device for attack in self.trains_against())), "")
+
     def draw(self, generator: torch.Generator) -> Attack:
         """Sample an adversary from the mix."""
         return draw(self.adversaries, self.inner_steps, generator)

@@ -66,15 +66,10 @@ class Pairs:
         return self
 
     def __next__(self) -> PairBatch:
-        from holdfast.engine.data import rank_of
-
         indices = self._stream.draw(self._stream.batch_size)
-        rank, ranks = rank_of()
-        return PairBatch(
-            self._stream.batch([self._chosen[index] for index in indices]),
-            self._stream.batch([self._stream.rows[index] for index in indices]),
-            self._margins[indices[rank::ranks]],
-        )
+        chosen = self._stream.batch([self._chosen[index] for index in indices])
+        rejected = self._stream.batch([self._stream.rows[index] for index in indices])
+        return PairBatch(chosen, rejected, self._margins[chosen.share(indices)])
 
     def state_dict(self) -> dict[str, Any]:
         return self._stream.state_dict()

@@ -30,7 +30,7 @@ class AdversaryPool:
         import torch
 
         from holdfast.engine.rounding import shift
-        from holdfast.engine.sharded import local, trainable
+        from holdfast.engine.sharded import local, parts, trainable
 
         if not self._kept:
             return
@@ -40,7 +40,7 @@ class AdversaryPool:
         if kept is None or not continues or self._steps[self._member] >= self._most_steps:
             self._steps[self._member] = 0
             return
-        shift([local(p.detach()) for p in trainable(model)], kept)
+        shift([local(p.detach()) for p in trainable(model)], parts(model, kept))
 
     def leave(self, origin: Snapshot, steps: int) -> None:
         """Store the difference of the weights to `origin`, after `steps` more steps."""

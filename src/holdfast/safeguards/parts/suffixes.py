@@ -118,8 +118,10 @@ class Pool:
         return with_suffix(row, (self._suffixes[case] if suffix is None else suffix).tolist())
 
     def _exchange(self, model: PreTrainedModel, case: int) -> None:
-        """Replace a case's suffix by the best of its candidates."""
+        """Replace a case's suffix by the best of its candidates, on every rank by the same."""
         import torch
+
+        from holdfast.engine.ranks import agreed
 
         settings, width = self._settings, self._settings.candidates
         promise = -self._slopes(model, self._row(self._rejected, case))[:, self._allowed.to(model.device)]
@@ -129,7 +131,7 @@ class Pool:
         tried = self._suffixes[case].repeat(width, 1)
         tried[torch.arange(width), places] = self._allowed[best[places, picks]]
         losses = self._losses(model, [self._row(self._rejected, case, suffix) for suffix in tried])
-        self._suffixes[case] = tried[int(losses.argmin())]
+        self._suffixes[case] = agreed(tried[int(losses.argmin())])
 
     def _slopes(self, model: PreTrainedModel, row: Encoded) -> torch.Tensor:
         """By how much each token of the vocabulary in place of each token of the suffix would raise the loss: length x V."""
