@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,8 +90,8 @@ def together(call: Callable[..., Value], mine: Mapping[str, Any] = MappingProxyT
     """
     if rank_of()[1] == 1:
         return call(**arguments, **mine)
-    # In bytes, as others can only unpack it when they have loaded the plug-ins.
-    agreed((loaded(), torch.get_num_threads(), pickle.dumps((call, arguments))))
+    agreed((loaded(), torch.get_num_threads()))
+    agreed((call, arguments))  # apart, as the others can only read it when they have loaded the plug-ins
     result = call(**arguments, **mine)
     dist.barrier()
     return result
@@ -119,10 +118,10 @@ def follow() -> None:
     logging.getLogger("holdfast").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     while (called := agreed(cast(Any, None))) is not None:
-        plugins, threads, packed = called
+        plugins, threads = called
         load_same(plugins)
         torch.set_num_threads(threads)
-        call, arguments = pickle.loads(packed)
+        call, arguments = agreed(cast(Any, None))
         call(**arguments)
         dist.barrier()
 
@@ -204,6 +203,9 @@ def is_torn(error: BaseException) -> bool:
 
 @cache
 def _store() -> Any:
-    """What the processes of this run share from their start to their end."""
-    store, _, _ = next(rendezvous("env://"))
-    return store
+    """What the processes of this run share from their start to their end.
+
+    Processes that torchrun starts again find the store of before, with all that was left in it: each start has a room of its own.
+    """
+    store, rank, _ = next(rendezvous("env://"))
+    return PrefixStore(f"start/{store.add(f'starts/{rank}', 1)}", store)
