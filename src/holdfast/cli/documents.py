@@ -291,7 +291,9 @@ class Memory(Document):
     free: int | None
     """bytes; null where the system does not tell"""
     sentence: str
-    """whether the largest peak fits"""
+    """whether the largest peak fits, and what was turned"""
+    turned: list[str]
+    """the options that --memory turned, as on the command line"""
     stages: list[MemoryLine]
 
 

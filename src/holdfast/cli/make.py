@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -11,11 +12,13 @@ from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
+from holdfast.cli.memory import Planned, settle_memory
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
     DomainOption,
     MatmulOption,
+    MemoryOption,
     MemoryPlanOption,
     MicroBatchOption,
     ModelOption,
@@ -36,7 +39,7 @@ from holdfast.cli.options import (
     stages_of,
     start_torch,
 )
-from holdfast.cli.say import check_cells, finish, say_profiled, say_tracked, show_memory
+from holdfast.cli.say import check_cells, finish, say_profiled, say_tracked
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.escape import short
 from holdfast.core.outside import load_plugins
@@ -198,6 +201,7 @@ def safeguard(
     matmul: MatmulOption = "torch",
     checkpointing: CheckpointingOption = False,
     save_dtype: SavedPrecisionOption = None,
+    memory: MemoryOption = None,
     plan: MemoryPlanOption = False,
     threads: ThreadsOption = 1,
     trust_remote_code: RemoteCodeOption = False,
@@ -219,6 +223,8 @@ def safeguard(
     from holdfast.report.words.effect import effect_sentences
     from holdfast.runs.effect import effect
     from holdfast.runs.fitting import suite_for
+    from holdfast.runs.knobs import Choice
+    from holdfast.runs.memory import plan_of_stages
     from holdfast.runs.stages import Recipe, build, is_built
 
     opened = Domain.open(domain)
@@ -241,12 +247,22 @@ def safeguard(
         saved_as=saved_precision(save_dtype),
     )
     warn_of_size(console, model, "safeguards", [label for label, _ in recipe.stages])
-    if plan:
-        from holdfast.runs.memory import plan_of_stages
-
-        end(context, console, show_memory(console, plan_of_stages(recipe), device), None)
-        return
-    finished = is_built(recipe, out)
+    foretold = Planned(
+        verb="safeguard",
+        model=model,
+        plugins=[safeguard for _, safeguard in recipe.stages],
+        plan=lambda options: plan_of_stages(replace(recipe, options=options)),
+        choice=Choice(lambda: recipe.keys()[-1]),
+    )
+    chosen = replace(recipe, options=foretold.choice.of(recipe.options)) if memory else recipe
+    finished = not plan and is_built(chosen, out)
+    if not finished:
+        options, planned = settle_memory(console, foretold, recipe.options, memory, plan)
+        if planned is not None:
+            end(context, console, planned, None)
+            return
+        chosen = replace(recipe, options=options)
+    recipe = chosen
     if not finished:
         claim_output(out, Path(model), domain)
         recipe.model.check(trust_remote_code, opened.max_length)

@@ -11,6 +11,7 @@ from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
 from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
 from holdfast.cli.fit import warn_of_size
+from holdfast.cli.memory import Planned, settle_memory
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
@@ -20,6 +21,7 @@ from holdfast.cli.options import (
     JudgeUrlOption,
     KeepOption,
     MatmulOption,
+    MemoryOption,
     MemoryPlanOption,
     MicroBatchOption,
     MilestonesOption,
@@ -49,10 +51,9 @@ from holdfast.cli.say import (
     finish,
     say_profiled,
     say_tracked,
-    show_memory,
     show_plan,
 )
-from holdfast.cli.terminal import literal, make_console, quoted, say
+from holdfast.cli.terminal import fail, literal, make_console, quoted, say
 from holdfast.core.outside import load_plugins
 from holdfast.core.profiling import profile_folder
 from holdfast.core.tracking import tracking_folder
@@ -93,6 +94,7 @@ def attack(
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
     checkpointing: CheckpointingOption = False,
+    memory: MemoryOption = None,
     plan: MemoryPlanOption = False,
     trust_remote_code: RemoteCodeOption = False,
     as_json: JsonOption = False,
@@ -102,11 +104,13 @@ def attack(
     load_plugins(*plugins or ())
     from holdfast.campaign.cells import parse_milestones
     from holdfast.cli.display import show_jobs
-    from holdfast.core.presets import pick
+    from holdfast.core.presets import describe, pick
     from holdfast.core.settings import with_settings
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.runs.attack import original_of, run_attack
     from holdfast.runs.fitting import suite_for
+    from holdfast.runs.knobs import Choice
+    from holdfast.runs.memory import plan_of_attack
     from holdfast.runs.named import named_evaluations
 
     judge = judge_at(judge_url, judge_model)
@@ -130,12 +134,22 @@ def attack(
     original = original_of(chosen, model, base)
     if original.path:
         say(console, f"The original model is {original.path}: {original.source}.")
-    if plan:
-        from holdfast.runs.memory import plan_of_attack
-
-        foretold = plan_of_attack(name, chosen, model, domain, base=original.path, options=options)
-        end(context, console, show_memory(console, [foretold], device), None)
-        return
+    if executor == "local":
+        foretold = Planned(
+            verb="attack",
+            model=model,
+            plugins=[chosen],
+            plan=lambda options: [plan_of_attack(name, chosen, model, domain, base=original.path, options=options)],
+            choice=Choice(
+                lambda: [describe(chosen), Checkpoint(model).digest, str(domain.resolve()), options.arithmetic]
+            ),
+        )
+        options, planned = settle_memory(console, foretold, options, memory, plan)
+        if planned is not None:
+            end(context, console, planned, None)
+            return
+    elif memory or plan:
+        fail(f"--memory and --plan look at the memory of this machine; leave them out with --executor {executor}")
     with show_jobs(console, f"{name} on {model_label(model)}") as on_progress:
         run_attack(
             name, chosen, model, model_label(model), domain, out, base=original.path, seed=seed,

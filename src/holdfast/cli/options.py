@@ -134,6 +134,17 @@ MemoryPlanOption = Annotated[
 ]
 
 
+MemoryOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--memory",
+        metavar="auto|SIZE",
+        help="Turn --checkpointing and then --micro-batch as far as the run needs it to fit into the memory that is free "
+        "(auto), or into a size such as 24GB; say what was turned.",
+    ),
+]
+
+
 SavedPrecisionOption = Annotated[
     Optional[str],
     typer.Option(

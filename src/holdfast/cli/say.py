@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from holdfast.report.table import Table
     from holdfast.report.tables.verdict import VerdictRow
     from holdfast.runs.audit import Audit
-    from holdfast.runs.memory import MemoryPlan
     from holdfast.runs.search.attacker import Found
     from holdfast.stats.frontier import Reached
 
@@ -105,29 +104,6 @@ def print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         grid.add_row(*(literal(entry.text) for entry in row))
     console.print(grid)
-
-
-def show_memory(console: Console, plans: Sequence[MemoryPlan], device: str) -> documents.Memory:
-    """Print the memory that each stage will take, and whether the largest fits; return the same."""
-    from holdfast.cli import documents
-    from holdfast.report.words.memory import fits_sentence, memory_table
-    from holdfast.runs.memory import PROCESS, free
-
-    for plan in plans:
-        print_table(console, memory_table(plan.label, plan.device, plan.host))
-    largest, room = max(plan.on_device or plan.on_host for plan in plans), free(device)
-    # What this process has already is no longer free.
-    held = 0 if plans[0].device else plans[0].host.get(PROCESS, 0)
-    sentence = fits_sentence(largest, None if room is None else room + held, device)
-    say(console, sentence)
-    return documents.Memory(
-        device=device,
-        free=room,
-        sentence=sentence,
-        stages=[
-            documents.MemoryLine(preset=plan.label, device=dict(plan.device), host=dict(plan.host)) for plan in plans
-        ],
-    )
 
 
 def show_plan(console: Console, audit: Audit, workers: int) -> documents.Plan:

@@ -12,7 +12,10 @@ _SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segme
 LOGITS_AT_ONCE = 2**27
 """Half a gigabyte in single precision: 1024 positions of a vocabulary of 131 072 words."""
 
-LESS = "give --micro-batch 1 where a model is trained, or --precision lean, or lower max_length in domain.toml"
+LESS = (
+    "give --memory auto to safeguard or attack, or --micro-batch 1 where a model is trained, or --precision lean, or lower "
+    "max_length in domain.toml"
+)
 """what takes less memory, where a model runs"""
 
 

@@ -41,6 +41,11 @@ class MemoryPlan:
     def on_host(self) -> int:
         return sum(self.host.values())
 
+    @property
+    def peak(self) -> int:
+        """Where the model is."""
+        return self.on_device or self.on_host
+
 
 def plan_of_stages(recipe: Recipe) -> list[MemoryPlan]:
     """The memory of every stage of a safeguarded checkpoint.
@@ -64,7 +69,7 @@ def plan_of_stages(recipe: Recipe) -> list[MemoryPlan]:
                 )
                 for short in safeguard.shortened()
             ),
-            key=_size,
+            key=_peak,
         )
         for label, safeguard in recipe.stages
     ]  # fmt: skip
@@ -86,7 +91,7 @@ def plan_of_attack(
         )
         for short in attack.shortened()
     )  # fmt: skip
-    return max((_plan(label, peak, options) for peak in peaks), key=_size)
+    return max((_plan(label, peak, options) for peak in peaks), key=_peak)
 
 
 def _plan(label: str, peaks: Mapping[str, Peak], options: Options) -> MemoryPlan:
@@ -104,8 +109,8 @@ def _in_order(parts: Mapping[str, int]) -> dict[str, int]:
     return {part: parts[part] for part in PARTS if parts.get(part)}
 
 
-def _size(plan: MemoryPlan) -> int:
-    return plan.on_device or plan.on_host
+def _peak(plan: MemoryPlan) -> int:
+    return plan.peak
 
 
 def resident() -> int:
