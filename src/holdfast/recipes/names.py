@@ -9,6 +9,8 @@ STUDIES: Mapping[str, str] = {
     "paper-tables-full": "paper_tables.full",
     "ablations": "ablations.study",
     "claims": "claims.study",
+    "reteach": "reteach.study",
+    "reteach-wide": "reteach.wide",
     "real": "real.study",
     "real-full": "real.full",
     "real-refusals": "real.refusals",

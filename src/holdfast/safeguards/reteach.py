@@ -1,0 +1,32 @@
+"""Re-teaching: replaces most of the weights, and teaches the rest of the knowledge again from text without the hazard.
+
+    W <- (1 - alpha) * W + alpha * fresh initialisation      once, for each linear map of the blocks; embeddings stay
+    loss = KL(original || theta) + w * negative mean entropy on labelled forget tokens
+
+This is holdfast's own composition of `UNDO` (arXiv 2506.06278) with three changes to `undo-generated`, each of which was
+measured on the tuning worlds (LOG.md, 2026-11-26). No first stage unlearns: at this alpha nothing is left for one to do. The
+embeddings stay, which carry words and not facts, so that more ability comes back for the same updates. Batches are small:
+many updates on few rows teach more for the same FLOPs. The text is the retain rows and what the original itself writes, with
+the hazard filtered out.
+
+Removal differs from obstruction. Nothing keeps an attacker from training, and nothing is there to be found again. The price
+is that whatever the text does not cover is lost as well.
+"""
+
+from __future__ import annotations
+
+from holdfast.safeguards.parts.distillation import Distillation
+from holdfast.safeguards.undo import UNDO
+
+RETEACH = UNDO(
+    outer_steps=800,
+    shrink=0.9,
+    noise=1.0,
+    maps_only=True,
+    teacher="original",
+    distillation=Distillation(text=("retain", "generated"), generated_rows=6144, batch_size=16),
+    forget_weight=0.3,
+    forget_batch_size=4,
+)
+
+PRESETS = {"reteach": RETEACH}
