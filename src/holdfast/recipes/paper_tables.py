@@ -126,6 +126,12 @@ BEYOND_KNOWLEDGE = (
         shorter={"outer_steps": 250},
         size=60,
     ),
+    Method(
+        label="reteach",
+        stages=("reteach",),
+        space={"shrink": (0.6, 0.7, 0.8, 0.9), "forget_weight": (0.0, 0.3, 1.0), "learning_rate": (2e-3, 3e-3, 4e-3)},
+        size=25,
+    ),
     Method(label="rmu-tar", stages=("rmu", "tar"), space=_OUTER, shorter=_THIRD, size=160),
     Method(label="undo-tar", stages=("random-mapping", "undo", "tar"), space=_OUTER, shorter=_THIRD, size=200),
     Method(label="tar-distilled", stages=("random-mapping", "tar-distilled"), space=_OUTER, shorter=_THIRD, size=180),
