@@ -11,6 +11,7 @@ from holdfast.attacks.space import collect_families
 from holdfast.core.presets import pick
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.recipes import claims, paper_tables, real
+from holdfast.report.blocks import Chapter
 from holdfast.report.studies import claims as claim_tables
 from holdfast.report.studies import families, methods, steps
 from holdfast.report.studies import study as report
@@ -100,11 +101,30 @@ def methods_page(study: Study, name: str, out: Path, described: Described) -> tu
 def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any]:
     """The page of claims about methods."""
     values = described.study(study, out, study.trials, {})
-    [part], [planned] = values.parts, study.parts
     trainings = {m: {seed: claims.label(m, seed) for seed in claims.SAFEGUARD_SEEDS} for m in claims.METHODS}
+    chapters, rows = _claims(study, values, trainings, tested="tar")
+    return report.markdown(values, chapters), claim_tables.as_json(rows)
+
+
+def removal_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
+    """One safeguard beside the never-exposed model: the table of safeguards, and the claims with their differences."""
+    values = described.study(study, out, study.trials, {})
+    [part] = values.parts
+    table, picture = methods.read_methods(part), f"{name}.svg"
+    draw_methods(table, out / picture, part.kind)
+    label = study.parts[0].methods[0].label
+    chapters, rows = _claims(study, values, {one: {0: one} for one in (label, "never-exposed")}, tested=label)
+    text = report.markdown(values, [methods.chapter(values, part, table, picture), *chapters])
+    return text, {"methods": methods.as_json({part.kind: table}), "claims": claim_tables.as_json(rows)}
+
+
+def _claims(
+    study: Study, values: report.Study, trainings: claim_tables.Trainings, tested: str
+) -> tuple[list[Chapter], list[claim_tables.ClaimRow]]:
+    [part], [planned] = values.parts, study.parts
     uses_base = [name for name in planned.attacks if pick("holdfast.attacks", name).uses_base]
-    rows = claim_tables.read_claims(values, part, trainings, uses_base, tested="tar")
-    return report.markdown(values, claim_tables.chapters(values, part, rows, trainings)), claim_tables.as_json(rows)
+    rows = claim_tables.read_claims(values, part, trainings, uses_base, tested)
+    return claim_tables.chapters(values, part, rows, trainings), rows
 
 
 def steps_page(study: Study, kind: str, out: Path, described: Described) -> tuple[str, Any]:

@@ -93,6 +93,17 @@ def test_claims_about_methods(study: Study) -> None:
     assert re.search(r"\| hazard before any attack \| −3 \(−3 to −3", text)
 
 
+def test_a_safeguard_is_compared_with_the_never_exposed_model(study: Study) -> None:
+    [part] = study.parts
+    trainings = {label: {0: label} for label in ("tar", "never-exposed")}
+    rows = claims.read_claims(study, part, trainings, [], tested="tar")
+    [before] = [row for row in rows if row.figure == "hazard before any attack"]
+    assert list(before.claims) == ["tar", "never-exposed"]
+    [gap] = before.differences.values()
+    assert gap.mean == pytest.approx(before.claims["tar"].mean - before.claims["never-exposed"].mean)
+    assert "trained once on each" in markdown(study, claims.chapters(study, part, rows, trainings))
+
+
 def test_worst_in_a_study_is_worst_in_an_audit(tmp_path: Path) -> None:
     """The greatest mean at any milestone with ability kept: not a last step, and not a model that broke."""
     curves = {

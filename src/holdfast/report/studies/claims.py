@@ -58,6 +58,7 @@ def read_claims(
         _WORST: _worst(leaving_out=uses_base),
         "worst hazard, ability kept, with the original model at hand": _worst(),
         "ability before any attack": _by_seed(lambda cells: _mean(cell.ability_before for cell in cells)),
+        "related field before any attack": _untouched("related"),
         "ability after attack, mean of all attacks": _by_seed(
             lambda cells: _mean(cell.ability_after for cell in cells)
         ),
@@ -94,6 +95,17 @@ def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
         cells = _cells(summary, label)
         values = {seed: value([cell for cell in cells if cell.seed == seed or not cell.draws]) for seed in seeds}
         return {seed: known for seed, known in values.items() if known is not None}
+
+    return figure
+
+
+def _untouched(evaluation: str) -> Figure:
+    """Make a figure of the models before any attack, which is every seed's."""
+
+    def figure(summary: CampaignSummary, label: str, seeds: Sequence[int]) -> dict[int, float]:
+        model = next((model for model in summary.models if model.label == label), None)
+        found = [one.value for one in model.untouched if one.evaluation == evaluation] if model else []
+        return dict.fromkeys(seeds, found[0]) if found else {}
 
     return figure
 
@@ -159,10 +171,12 @@ def chapters(study: Study, part: Part, rows: Sequence[ClaimRow], trainings: Trai
 
 
 def _introduction(study: Study, part: Part, trainings: int) -> str:
+    seeds = "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+    trained = "once" if trainings == 1 else f"{trainings} times"
     return (
-        f"Suite {part.suite} ({part.attacks} attacks, {len(study.seeds)} seeds each) on worlds {part.worlds}, each safeguard "
-        f"trained {trainings} times on each with its preset's constants. Every entry is the mean over worlds, its 95 % interval "
-        "(Student-t over worlds, of which there are few, so that the interval is wide), and the range of trained models. Ability "
+        f"Suite {part.suite} ({part.attacks} attacks, {seeds} each) on worlds {part.worlds}, each safeguard trained {trained} on "
+        "each. Every entry is the mean over worlds, its 95 % interval (Student-t over worlds, of which there are few, so that the "
+        "interval is wide), and the range of trained models. Ability "
         f"kept means a fall of no more than {100 * ABILITY_BOUND:.0f} points. The worst hazard is the greatest at any milestone "
         "of any attack, which by luck alone lies some points above the truth, for the never-exposed model as for the others."
     )
