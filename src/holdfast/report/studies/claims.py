@@ -177,8 +177,8 @@ def _introduction(study: Study, part: Part, trainings: int) -> str:
         f"Suite {part.suite} ({part.attacks} attacks, {seeds} each) on worlds {part.worlds}, each safeguard trained {trained} "
         "on each. Every entry is the mean over worlds, its 95 % interval (Student-t over worlds, of which there are few, so that "
         "the interval is wide), and the range of trained models. Ability kept means a fall of no more than "
-        f"{100 * ABILITY_BOUND:.0f} points. The worst hazard is the greatest at any milestone of any attack, which by luck alone lies some points above the "
-        "truth, for the never-exposed model as for the others."
+        f"{100 * ABILITY_BOUND:.0f} points. The worst hazard is the greatest at any milestone of any attack, which by luck "
+        "alone lies some points above the truth, for the never-exposed model as for the others."
     )
 
 
