@@ -19,7 +19,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-_PRELOADED = ("tests.many_processes", "holdfast.cli.app", "holdfast.engine.session", "holdfast.runs.stages", "peft")
+PRELOADED = (
+    "tests.many_processes", "tests.shared_model", "holdfast.cli.app", "holdfast.engine.session", "holdfast.runs.stages",
+    "peft",
+)  # fmt: skip
+"""what every process needs"""
 
 _PATIENCE = 900
 """seconds after which processes that wait for each other for ever are ended"""
@@ -65,7 +69,7 @@ def run(commands: Sequence[Command], processes: int, folder: Path, cache: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(list(_PRELOADED))
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
     arguments = (processes, port, commands, folder, cache)
     started = mp.start_processes(_process, arguments, processes, join=False, start_method="forkserver")  # type: ignore[no-untyped-call]
     deadline = time.monotonic() + _PATIENCE

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from holdfast.campaign.on_ranks import on_ranks
+from holdfast.cli.app import main
 from holdfast.core.presets import collect
 from holdfast.core.profiling import profile_folder
-from holdfast.core.records import read_campaign
-from holdfast.core.types import HoldfastError
+from holdfast.core.records import CampaignPlan, read_campaign
+from holdfast.core.stopping import Stopped, listening
+from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.engine.splitting import load
 from holdfast.engine.state import read_state, write_state
 from holdfast.runs.named import named_evaluations
+from tests import shared_model
 from tests.conftest import SmallTestbed
-from tests.many_processes import Command, Ended, run, run_here
+from tests.many_processes import PRELOADED, Command, Ended, run, run_here
 
 PAGE = Path(__file__).parent.parent / "docs" / "many-devices.md"
 
@@ -365,6 +376,14 @@ def test_one_process_goes_on_where_two_were_stopped(
     check("random-mapping", benches, tmp_path / "random-mapping", usual.out / who / "random-mapping")
 
 
+def test_more_processes_than_gpus_is_a_sentence(benches: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.engine.splitting.rank_of", lambda: (0, 2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(HoldfastError, match="split over 2 processes of a machine that shows them 1 GPUs"):
+        load(Checkpoint(str(benches.knowledge / "model")), "cuda", "float32", False)
+
+
 def test_a_rank_that_finds_another_state_than_rank_0_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_state(tmp_path / "state", {"weight": torch.ones(2)})
     monkeypatch.setattr("holdfast.engine.state.agreed", lambda value: bytes(32))
@@ -375,7 +394,7 @@ def test_a_rank_that_finds_another_state_than_rank_0_says_so(tmp_path: Path, mon
 def test_no_judge_is_asked_by_several_processes(benches: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(HoldfastError, match="each process of torchrun would ask"):
+    with pytest.raises(HoldfastError, match="each process that shares the model would ask"):
         named_evaluations(["compliance_rubric"], benches.refusal)
 
 
@@ -424,3 +443,169 @@ def test_the_table_has_every_family_and_the_page_shows_the_table() -> None:
         assert split == {type(presets[name]) for name in tested}
     shown = re.findall(r"^\| `([\w-]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert shown == [*SAFEGUARDS, *ATTACKS]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of `on_ranks` start from one that has loaded torch."""
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    monkeypatch.setattr("holdfast.campaign.on_ranks._FRESH", multiprocessing.get_context("forkserver"))
+    monkeypatch.setattr("holdfast.campaign.on_ranks._GRACE", 0.5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_all_processes_call_the_function_and_rank_0_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int]] = []
+    result = on_ranks(3, shared_model.add, {"on_step": lambda done, total: told.append((done, total))}, number=3)
+    assert result == (3 + 4 + 5, 1, "3")
+    assert {done / total for done, total in told} - {0.0} == {0.5}
+
+
+def test_one_process_calls_the_function_itself() -> None:
+    assert on_ranks(1, os.getpid) == os.getpid()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (shared_model.refuse, HoldfastError, "no 2"),
+        (shared_model.diverge, NonFinite, "the loss became nan"),
+        (shared_model.stumble_on_second, HoldfastError, "ValueError: only here"),
+    ],
+)
+def test_what_fails_comes_back_as_it_is(call: Callable[..., Any], kind: type[Exception], said: str) -> None:
+    with pytest.raises(HoldfastError, match=f"^{said}$") as caught:
+        on_ranks(2, call)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_twice_is_one_sentence(rank: int, tmp_path: Path) -> None:
+    said = f"process {rank + 1} of the 2 that share the model died (signal 9), perhaps for lack of memory: give more --ranks"
+    with pytest.raises(HoldfastError, match=re.escape(said)):
+        on_ranks(2, shared_model.die, rank=rank, folder=tmp_path)
+    assert len([*tmp_path.glob(f"*-{rank}")]) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_process_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    assert on_ranks(2, shared_model.die_at_first, folder=tmp_path) == 2.0
+
+
+@pytest.fixture
+def stopper(tmp_path: Path) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Call something when both processes are at work."""
+
+    def stop_when_at_work(stop: Callable[[], None]) -> None:
+        def wait() -> None:
+            while len([*tmp_path.glob("at-work-*")]) < 2:
+                time.sleep(0.05)
+            stop()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        threads.append(thread)
+
+    threads: list[threading.Thread] = []
+    yield stop_when_at_work
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_system_stops_the_worker_and_all_save(
+    stopper: Callable[[Callable[[], None]], None], tmp_path: Path
+) -> None:
+    stopper(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with listening(), pytest.raises(Stopped):
+        on_ranks(2, shared_model.until_asked, folder=tmp_path)
+    assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0", "saved-1"}
+    for path in tmp_path.glob("at-work-*"):
+        assert not Path(f"/proc/{path.read_text()}/status").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cell_may_be_a_run_of_several_processes(alone: Alone, benches: Benches, tmp_path: Path) -> None:
+    name = "lora-r4-adamw-5e-3"
+    with caching_in(tmp_path / "cache"):
+        assert run_here(Command([*benches.words(name, tmp_path), "--ranks", "2"])) == 0
+    check(name, benches, alone(name), tmp_path / name)
+    assert CampaignPlan.read(tmp_path / name).cells == CampaignPlan.read(alone(name)).cells
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["full-adamw-1e-3", "--precision", "lean"],
+            "--precision lean does not go with --ranks 2; give float32 or mixed",
+        ),
+        (
+            ["full-adamw-1e-3", "--plan"],
+            "--memory and --plan look at a model that is not split over several processes; leave them out with --ranks",
+        ),
+        (
+            ["full-adamw-1e-3", "--evaluation", "compliance_rubric", "--judge-url", "http://x", "--judge-model", "x"],
+            "compliance_rubric asks a language model for its verdict, and each process that shares the model would ask",
+        ),
+    ],
+)
+def test_what_cannot_share_a_model_says_so(
+    words: list[str], said: str, benches: Benches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", str(benches.refusal / "model"), "--domain", str(benches.refusal)]
+    assert run_here(Command(["attack", *words, *given, "--ranks", "2", "--out", str(tmp_path / "out")])) != 0
+    shown = capsys.readouterr()
+    assert said in " ".join((shown.out + shown.err).split())
+
+
+DIES = """
+import os, signal
+from dataclasses import dataclass
+from holdfast.attacks.finetune import FineTune
+from holdfast.engine.ranks import rank_of
+
+@dataclass(frozen=True, kw_only=True)
+class Dies(FineTune):
+    def steps(self, model, data, run):
+        for step, loss in enumerate(super().steps(model, data, run)):
+            if step == 1 and rank_of() == (1, 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield loss
+
+PRESETS = {"dies": Dies(max_steps=4)}
+"""
+
+
+@pytest.mark.slow
+def test_an_audit_of_shared_models_has_the_records_of_one_process_and_a_killed_rank_costs_its_cell(
+    benches: Benches, tmp_path: Path
+) -> None:
+    """Through the command, with workers of its own."""
+    (tmp_path / "dies.py").write_text(DIES)
+    (tmp_path / "suite.toml").write_text(
+        '[[attacks]]\npreset = "full-adamw-1e-3"\nmax_steps = 4\n[[attacks]]\npreset = "dies"\n'
+    )
+    model, base = benches.given("")[0], benches.knowledge / "never_exposed"
+    words = [
+        "audit", "--model", str(model), "--undefended", str(base), "--domain", str(benches.knowledge), "--seeds", "1",
+        "--suite", str(tmp_path / "suite.toml"), "--plugins", str(tmp_path / "dies.py"), "--workers", "1",
+    ]  # fmt: skip
+    with caching_in(tmp_path / "cache"):
+        assert main([*words, "--out", str(tmp_path / "one")]) == 0
+        assert main([*words, "--ranks", "2", "--out", str(tmp_path / "two")]) != 0
+    one, two = ({c.cell: c for c in read_campaign(tmp_path / name)[1]} for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, cell in two.items():
+        if cell.attack == "dies":
+            assert cell.status == "failed"
+            assert cell.reason.startswith("process 2 of the 2 that share the model died (signal 9)")
+            continue
+        assert cell.status == "finished"
+        assert [loss for _, loss in cell.losses] == pytest.approx([loss for _, loss in one[key].losses], rel=1e-4)
+        for record, same in zip(one[key].records, cell.records, strict=True):
+            assert (same.evaluation, same.metric, same.step) == (record.evaluation, record.metric, record.step)
+            if record.metric == "nats":
+                assert same.value == pytest.approx(record.value, rel=1e-3, abs=1e-5)

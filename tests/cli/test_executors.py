@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,25 @@ def test_settings_become_what_the_executor_has(installed: None, tmp_path: Path) 
         host="login1",
     )  # fmt: skip
     assert workers_of("ray", ["gpus=0.25", "address=auto"], 5, tmp_path) == Ray(workers=5, gpus=0.25, address="auto")
+
+
+def test_a_worker_has_a_processor_and_a_gpu_for_each_process_that_shares_a_model(
+    installed: None, tmp_path: Path
+) -> None:
+    slurm = Slurm(folder=tmp_path / "slurm", workers=2, cpus=4)
+    assert workers_of("slurm", None, 2, tmp_path, ranks=4) == slurm
+    assert workers_of("slurm", None, 2, tmp_path, ranks=4, device="cuda") == replace(slurm, gpus=4)
+    assert workers_of("ray", ["cpus=8", "gpus=3"], 2, tmp_path, ranks=2, device="cuda") == Ray(cpus=8, gpus=3)
+    assert workers_of("ray", ["gpus=0.5"], 2, tmp_path, device="cuda") == Ray(gpus=0.5)
+    with pytest.raises(HoldfastError, match="gpus=1 is too few for --ranks 2: each process takes a GPU of its own"):
+        workers_of("slurm", ["gpus=1"], 2, tmp_path, ranks=2, device="cuda")
+
+
+def test_torchrun_says_itself_how_many_processes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(HoldfastError, match="--ranks does not go with torchrun"):
+        workers_of("local", None, 1, tmp_path, ranks=2)
 
 
 @pytest.mark.situation("hostile input", "a setting of a cluster")

@@ -27,8 +27,6 @@ def run_on_all_ranks(
     Raises:
         HoldfastError: a job failed. The others would wait for processes that may wait in it.
     """
-    from holdfast.engine.ranks import together
-
     graph = Graph(jobs, on_outcome)
     while (job := graph.start()) is not None:
         started = time.monotonic()
@@ -37,7 +35,7 @@ def run_on_all_ranks(
             on_progress(graph.progress({job: done / total if total else 0.0}))
 
         try:
-            result = together(job.call, mine={"on_step": on_step}, **job.arguments)
+            result = job.call(**job.arguments, on_step=on_step)
         except HoldfastError as error:
             graph.end(Outcome(job=job, error=str(error), seconds=time.monotonic() - started))
             raise

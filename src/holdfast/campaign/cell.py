@@ -11,6 +11,7 @@ from holdfast.campaign.cells import Cell
 from holdfast.campaign.exposure import family_in_training, seen_in_training
 from holdfast.campaign.kept import check_keepable, keep, kept_folder
 from holdfast.campaign.measuring import Measuring
+from holdfast.campaign.on_ranks import on_ranks
 from holdfast.core.domain import Domain
 from holdfast.core.files import digest, environment
 from holdfast.core.presets import describe
@@ -22,13 +23,19 @@ from holdfast.core.types import NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 
 
+def _unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
 def run_cell(
     cell: Cell,
     out: Path,
     undefended: Cell | None = None,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: Callable[[int, int], None] = _unseen,
 ) -> str:
     """Run one cell, unless its record is there already, and write its record; return its identity.
+
+    The processes that share the model all run the cell (`campaign.on_ranks`), and rank 0 writes.
 
     Args:
         cell: what to run.
@@ -36,7 +43,14 @@ def run_cell(
         undefended: the cell of the undefended model as it is: half of its hazard above chance is a breach, at which
             everything is measured. None: half of what is possible.
         on_step: called with steps done and steps in all.
+
+    Raises:
+        HoldfastError: the attack, the model or the data are refused, or a process that shares the model died.
     """
+    return on_ranks(cell.options.ranks, _run_cell, {"on_step": on_step}, cell=cell, out=out, undefended=undefended)
+
+
+def _run_cell(cell: Cell, out: Path, undefended: Cell | None, on_step: Callable[[int, int], None] = _unseen) -> str:
     from holdfast.engine.costs import Memory, Meter, update
     from holdfast.engine.ranks import agreed, check_splits, is_first
     from holdfast.engine.session import open_session

@@ -27,7 +27,7 @@ FAILED_ON = 3
 
 CARRIED = (
     "plugins", "track", "device", "precision", "micro_batch", "matmul", "checkpointing", "trust_remote_code", "threads",
-    "executor", "workers", "cluster",
+    "executor", "workers", "cluster", "ranks",
 )  # fmt: skip
 """options that the next command takes over: they belong to the machine and the model"""
 

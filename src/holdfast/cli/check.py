@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from holdfast.cli.answer import JsonOption, command_of, end
-from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
+from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
 from holdfast.cli.options import PluginsOption, WorkersOption, model_label
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.outside import load_plugins
@@ -80,6 +80,7 @@ def reproduce(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu, cuda or cuda:N; default: as in FILE.")] = None,
     plugins: PluginsOption = None,
     as_json: JsonOption = False,
@@ -116,7 +117,7 @@ def reproduce(
     check_device("cpu" if executor != "local" else device or first.device)
     audit = audit_again(
         first, model=model, undefended=undefended, domain=domain, reference=reference, never_exposed=never_exposed,
-        sibling=sibling, peers=tuple(peer or ()), device=device,
+        sibling=sibling, peers=tuple(peer or ()), device=device, ranks=ranks,
     )  # fmt: skip
     others = [words.other_input(o.kind, o.name, o.there, o.here) for o in other_inputs(first, audit)]
     tell(*words.versions(other_versions(first)))
@@ -135,7 +136,7 @@ def reproduce(
     from holdfast.stats.reproduction import compare
     from holdfast.stats.summary import summarise
 
-    where = workers_of(executor, cluster, workers, out)
+    where = workers_of(executor, cluster, workers, out, ranks, audit.options.device)
     title = f"Audit of {model_label(model)}, made again"
     with show_jobs(console, title) as on_progress:
         audit.run(out, where, title=title, suite=first.suite, command=command_of(context), on_progress=on_progress)

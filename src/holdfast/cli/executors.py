@@ -13,6 +13,9 @@ from holdfast.core.processes import started_by_torchrun
 if TYPE_CHECKING:
     from holdfast.jobs.executor import Workers
 
+_MOST_RANKS = 64
+"""More GPUs than a machine has."""
+
 Kind = Literal["local", "slurm", "ray"]
 
 ExecutorOption = Annotated[
@@ -35,11 +38,24 @@ ClusterOption = Annotated[
     ),
 ]
 
+RanksOption = Annotated[
+    int,
+    typer.Option(
+        "--ranks",
+        min=1,
+        max=_MOST_RANKS,
+        help="Processes of one machine that share the model of a cell, as under torchrun; each has a part of the model and, with "
+        "--device cuda, a GPU of its own.",
+    ),
+]
+
 _NOT_SET_SO = ("workers", "folder")
 """fields that have options of their own"""
 
 
-def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Path) -> Workers:
+def workers_of(
+    executor: Kind, cluster: list[str] | None, workers: int, out: Path, ranks: int = 1, device: str = "cpu"
+) -> Workers:
     """Where the jobs of a verb run.
 
     Args:
@@ -47,6 +63,8 @@ def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Pat
         cluster: the pairs of `--cluster`.
         workers: of `--workers`.
         out: the folder of the run, in which SLURM's jobs leave what they print.
+        ranks: of `--ranks`: a worker has a processor for each and, on GPUs, a GPU for each, unless the user says otherwise.
+        device: of the cells.
 
     Raises:
         HoldfastError: a setting is unknown or of another type, or what the executor needs is missing.
@@ -55,6 +73,8 @@ def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Pat
         fail(
             f"--executor {executor} does not go with torchrun, whose processes run every cell together; leave one of them out"
         )
+    if ranks > 1 and started_by_torchrun():
+        fail("--ranks does not go with torchrun, which says itself how many processes there are; leave one of them out")
     if executor == "local":
         if cluster:
             fail("--cluster is for --executor slurm or ray; leave --cluster out, or name the executor")
@@ -62,13 +82,14 @@ def workers_of(executor: Kind, cluster: list[str] | None, workers: int, out: Pat
     if executor == "slurm":
         from holdfast.jobs.slurm import Slurm
 
-        return Slurm(workers=workers, folder=out.resolve() / "slurm", **_read(Slurm, cluster or ()))
+        folder = out.resolve() / "slurm"
+        return Slurm(workers=workers, folder=folder, **_read(Slurm, cluster or (), ranks, device))
     from holdfast.jobs.ray import Ray
 
-    return Ray(workers=workers, **_read(Ray, cluster or ()))
+    return Ray(workers=workers, **_read(Ray, cluster or (), ranks, device))
 
 
-def _read(kind: type, cluster: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def _read(kind: type, cluster: list[str] | tuple[str, ...], ranks: int, device: str) -> dict[str, Any]:
     """The settings as the fields hold them: a text is what it looks like in its field's type."""
     import dataclasses
     from typing import get_type_hints
@@ -95,4 +116,7 @@ def _read(kind: type, cluster: list[str] | tuple[str, ...]) -> dict[str, Any]:
         least = 1 if known[name] else 0  # 0 stands for the cluster's own number, where that is the default
         if not isinstance(values[name], str) and not least <= values[name] < 1e9:
             fail(f"--cluster {name}: {short(text)} is no number that a worker can have; give one from {least} on")
-    return values
+    on_gpus = device.startswith("cuda")
+    if on_gpus and ranks > 1 and values.get("gpus", ranks) < ranks:
+        fail(f"--cluster gpus={values['gpus']} is too few for --ranks {ranks}: each process takes a GPU of its own")
+    return {"cpus": ranks, **({"gpus": ranks} if on_gpus else {}), **values}

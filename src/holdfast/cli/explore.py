@@ -11,7 +11,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
-from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
+from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
@@ -64,6 +64,7 @@ def study(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     device: DeviceOption = "cpu",
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long the study would take.")] = False,
     status: StatusOption = None,
@@ -80,7 +81,7 @@ def study(
     chosen = pick_study(name, only or ())
     if device != "cpu":  # asking for a GPU loads torch
         check_device(device)
-    chosen = replace(chosen, options=replace(chosen.options, device=device))
+    chosen = replace(chosen, options=replace(chosen.options, device=device, ranks=ranks))
     hours = chosen.core_seconds / workers / 3600
     say(console, f"{name}: about {hours:.1f} hours with {workers} processes, from nothing")
     if estimate:
@@ -89,7 +90,7 @@ def study(
         end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
     with show_jobs(console, name) as on_progress:
-        where = workers_of(executor, cluster, workers, out)
+        where = workers_of(executor, cluster, workers, out, ranks, device)
         outcomes = run_study(name, chosen, out, where, command_of(context), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
         say(console, line)
@@ -146,6 +147,7 @@ def search(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     status: StatusOption = None,
     plugins: PluginsOption = None,
     seed: SeedOption = 0,
@@ -190,9 +192,10 @@ def search(
             matmul=matmul,
             checkpointing=checkpointing,
             elsewhere=executor != "local",
+            ranks=ranks,
         ),
     )
-    where = workers_of(executor, cluster, workers, out)
+    where = workers_of(executor, cluster, workers, out, ranks, device)
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
             chosen, out, models_of(model, undefended, reference, never_exposed), label=model_label(model),

@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
-from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
+from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.memory import Planned, settle_memory
 from holdfast.cli.options import (
@@ -57,6 +57,7 @@ def demo(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     precision: PrecisionOption = "float32",
     status: StatusOption = None,
     plugins: PluginsOption = None,
@@ -72,9 +73,10 @@ def demo(
     from holdfast.cli.display import show_jobs
     from holdfast.recipes.run import run_demo
 
-    where = workers_of(executor, cluster, workers, out)
+    where = workers_of(executor, cluster, workers, out, ranks)
+    options = run_options("cpu", precision, False, ranks=ranks)
     with show_jobs(console, "demo") as on_progress:
-        run_demo(out, seed, where, command_of(context), kind, run_options("cpu", precision, False), on_progress)
+        run_demo(out, seed, where, command_of(context), kind, options, on_progress)
     document = finish(console, out)
     models, testbed_folder = out / "models", out / "testbed"
     controls = f"--undefended {quoted(testbed_folder / 'model')} --reference {quoted(models / 'random-mapping')} "

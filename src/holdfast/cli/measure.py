@@ -9,7 +9,7 @@ import typer
 
 from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
-from holdfast.cli.executors import ClusterOption, ExecutorOption, workers_of
+from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
 from holdfast.cli.fit import warn_of_size
 from holdfast.cli.memory import Planned, settle_memory
 from holdfast.cli.options import (
@@ -79,6 +79,7 @@ def attack(
     seed: SeedOption = 0,
     executor: ExecutorOption = "local",
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     milestones: MilestonesOption = None,
     evaluations: EvaluationsOption = None,
     judge_url: JudgeUrlOption = None,
@@ -114,9 +115,9 @@ def attack(
     from holdfast.runs.named import named_evaluations
 
     judge = judge_at(judge_url, judge_model)
-    asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge)}
+    asked: dict[str, Any] = {**named_evaluations(evaluations or [], domain, judge, ranks)}
     (name, chosen), *also = with_settings({preset: pick("holdfast.attacks", preset), **asked}, settings or []).items()
-    where = workers_of(executor, cluster, 1, out)
+    where = workers_of(executor, cluster, 1, out, ranks, device)
     options = run_options(
         device,
         precision,
@@ -129,12 +130,17 @@ def attack(
         profile,
         checkpointing=checkpointing,
         elsewhere=executor != "local",
+        ranks=ranks,
     )
     warn_of_size(console, model, "attacks", [name])
     original = original_of(chosen, model, base)
     if original.path:
         say(console, f"The original model is {original.path}: {original.source}.")
-    if executor == "local":
+    if (memory or plan) and ranks > 1:
+        fail(
+            "--memory and --plan look at a model that is not split over several processes; leave them out with --ranks"
+        )
+    if executor == "local" and ranks == 1:
         foretold = Planned(
             verb="attack",
             model=model,
@@ -305,6 +311,7 @@ def audit(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 2,
     cluster: ClusterOption = None,
+    ranks: RanksOption = 1,
     milestones: MilestonesOption = None,
     evaluations: EvaluationsOption = None,
     judge_url: JudgeUrlOption = None,
@@ -340,7 +347,7 @@ def audit(
 
     suite = suite or suite_for(model)
     judge = judge_at(judge_url, judge_model)
-    named: dict[str, Any] = {**attacks_of(suite), **named_evaluations(evaluations or [], domain, judge)}
+    named: dict[str, Any] = {**attacks_of(suite), **named_evaluations(evaluations or [], domain, judge, ranks)}
     changed = with_settings(named, settings or [])
     also = {name: plugin for name, plugin in changed.items() if isinstance(plugin, Evaluation)}
     chosen = {name: plugin for name, plugin in changed.items() if name not in also}
@@ -371,9 +378,10 @@ def audit(
             matmul,
             checkpointing=checkpointing,
             elsewhere=executor != "local",
+            ranks=ranks,
         ),
     )
-    where = workers_of(executor, cluster, workers, out)
+    where = workers_of(executor, cluster, workers, out, ranks, device)
     if release is not None:
         read_release(release).check([held.label for held in audited.models()])
     title = f"Audit of {model_label(model)}"

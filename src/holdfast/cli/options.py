@@ -291,6 +291,7 @@ def run_options(
     profile: bool = False,
     checkpointing: bool = False,
     elsewhere: bool = False,
+    ranks: int = 1,
 ) -> Options:
     """The options of a run; a device that only other machines need is not looked for on this one (`elsewhere`)."""
     from holdfast.core.options import Options
@@ -308,6 +309,7 @@ def run_options(
         micro_batch=micro_batch,
         matmul=matmul,  # type: ignore[arg-type]
         checkpointing=checkpointing,
+        ranks=ranks,
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,

@@ -22,6 +22,9 @@ class Options:
     """which library multiplies the float32 matrices of linear layers on a CPU; `torch` is what torch takes by itself"""
     checkpointing: bool = False
     """keep only what enters the layers between a forward and a backward pass, and compute the rest again"""
+    ranks: int = 1
+    """processes that share the model of a job, each on a device of its own (`campaign.on_ranks`); sums of their shares are
+    rounded otherwise than those of one process"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""
@@ -36,6 +39,12 @@ class Options:
         check_precision(self.precision)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise HoldfastError(f"micro_batch must be at least 1, not {self.micro_batch}")
+        if self.ranks < 1:
+            raise HoldfastError(f"ranks must be at least 1, not {self.ranks}")
+        if self.ranks > 1 and self.precision == "lean":
+            raise HoldfastError(f"--precision lean does not go with --ranks {self.ranks}; give float32 or mixed")
+        if self.ranks > 1 and self.device.startswith("cuda:"):
+            raise HoldfastError(f"each process of --ranks {self.ranks} takes a GPU of its own; give --device cuda")
         if self.matmul not in get_args(Matmul):
             raise HoldfastError(f"--matmul {line(self.matmul)} is not known; give torch or onednn")
         if self.matmul == "onednn" and (self.device != "cpu" or self.precision != "float32"):

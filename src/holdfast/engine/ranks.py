@@ -175,20 +175,21 @@ def _is_first_to_end() -> bool:
         return False
 
 
-def check_splits(name: str, on_one_device: str) -> None:
+def check_splits(name: str, on_one_device: str, ranks: int = 1) -> None:
     """Refuse a plug-in that needs the whole model on one device, where the model is split over several.
 
     Args:
         name: of the plug-in's preset.
         on_one_device: what the plug-in says of itself.
+        ranks: how many there will be, where they are not there yet.
 
     Raises:
         HoldfastError: there are several ranks, and the plug-in has a reason.
     """
-    if on_one_device and rank_of()[1] > 1:
+    if on_one_device and max(ranks, rank_of()[1]) > 1:
         raise HoldfastError(
             f"{name} cannot run on a model that is split over several devices, because {on_one_device}; run the command without "
-            "torchrun"
+            "torchrun and without --ranks"
         )
 
 

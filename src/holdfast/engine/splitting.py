@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ def load(
         NonFinite: a weight is not finite.
     """
     alone = rank_of()[1] == 1
+    if not alone and device.startswith("cuda"):
+        _check_gpus()
     if not alone and precision == "lean":
         raise HoldfastError(
             "lean precision does not run on a model that is split over several devices; give --precision float32 or mixed"
@@ -76,7 +79,8 @@ def split(model: PreTrainedModel, device: str) -> PreTrainedModel:
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
     except (ValueError, NotImplementedError) as error:
         raise HoldfastError(
-            f"a {type(model).__name__} cannot be split over several devices ({error}); run the command without torchrun"
+            f"a {type(model).__name__} cannot be split over several devices ({error}); run the command without torchrun and "
+            "without --ranks"
         ) from error
     if not is_first():
         model.to_empty(device=device)
@@ -94,6 +98,18 @@ def split(model: PreTrainedModel, device: str) -> PreTrainedModel:
     return model
 
 
+def _check_gpus() -> None:
+    """Raises:
+    HoldfastError: the processes of this machine are more than its GPUs; nccl has no words for that.
+    """
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > gpus:
+        raise HoldfastError(
+            f"the model is split over {here} processes of a machine that shows them {gpus} GPUs, and each process takes one; "
+            "start fewer processes, or give the workers of a cluster more --cluster gpus"
+        )
+
+
 def _check_alike(model: PreTrainedModel, weights: dict[str, nn.Parameter]) -> None:
     """Give the weights on the meta device the types and the gradients' marks of rank 0's."""
     first = agreed([(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()])
@@ -108,7 +124,7 @@ def _check_alike(model: PreTrainedModel, weights: dict[str, nn.Parameter]) -> No
             return
     raise HoldfastError(
         f"a {type(model).__name__} that is made from its config has other weights than one that is loaded, so it cannot be split "
-        "over several devices; run the command without torchrun"
+        "over several devices; run the command without torchrun and without --ranks"
     )
 
 

@@ -45,7 +45,8 @@ class _Processes:
         context = multiprocessing.get_context("spawn")
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs,), daemon=True)
+            # No daemon, which could have no processes of its own (`campaign.on_ranks`); a worker ends with its connection.
+            process = context.Process(target=serve, args=(theirs,))
             with _one_thread():
                 process.start()
             theirs.close()

@@ -90,7 +90,7 @@ def serve(connection: Connection) -> None:
         return
     jobs: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, jobs), daemon=True).start()
-    missing = _prepare(given)
+    missing = prepare(given)
     last = 0.0
 
     def say(*message: object) -> None:
@@ -114,7 +114,7 @@ def serve(connection: Connection) -> None:
     sys.exit(STATUS)
 
 
-def _prepare(given: Setting) -> str:
+def prepare(given: Setting) -> str:
     """Become like the coordinator; say why no job can be run here, empty where each can."""
     os.environ.update(given.environment)
     os.environ.update(
@@ -173,12 +173,16 @@ def _work(job: bytes, missing: str, say: Callable[..., None], on_step: Callable[
             ) from error
         say("result", call(**arguments, on_step=on_step))
     except Exception as error:  # a job's bug must not take the other jobs down
-        if short := shortage(error):
-            say("error", f"{short}; give fewer --workers, or {LESS}", "")
-        elif isinstance(error, HoldfastError):
-            say("error", str(error), "")
-        elif isinstance(error, OSError) and error.errno is not None:
-            say("error", refused(error), "")
-        else:
-            message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-            say("error", message, traceback.format_exc())
+        say("error", *failure(error))
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """An error in one sentence, and its traceback where the error was unexpected; to be called where it is handled."""
+    if short := shortage(error):
+        return f"{short}; give fewer --workers, or {LESS}", ""
+    if isinstance(error, HoldfastError):
+        return str(error), ""
+    if isinstance(error, OSError) and error.errno is not None:
+        return refused(error), ""
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    return f"{type(error).__name__}: {message}", traceback.format_exc()

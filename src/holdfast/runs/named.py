@@ -20,13 +20,16 @@ HARNESS = "lm-eval:"
 """Begins the name of a task of the harness, or of a folder of the user's tasks."""
 
 
-def named_evaluations(names: Sequence[str], domain: Path, judge: Endpoint | None = None) -> Mapping[str, Evaluation]:
+def named_evaluations(
+    names: Sequence[str], domain: Path, judge: Endpoint | None = None, ranks: int = 1
+) -> Mapping[str, Evaluation]:
     """The evaluations of these names, by the label that their records get.
 
     Args:
         names: presets; `lm-eval:TASK`, several tasks with commas between them; `lm-eval:FOLDER` for every task in a folder.
         domain: which asks some evaluations anyway.
         judge: the language model that evaluations with judges ask.
+        ranks: how many processes will share the model.
 
     Raises:
         HoldfastError: there is no such evaluation, the domain lacks what it needs, it is asked twice, or a judge would be asked
@@ -44,10 +47,10 @@ def named_evaluations(names: Sequence[str], domain: Path, judge: Endpoint | None
                 f"{domain} lacks what the evaluation {name} needs; holdfast list {name} shows its fields"
             )
         if isinstance(evaluation, Judged) and evaluation.asks:
-            if started_by_torchrun():
+            if started_by_torchrun() or ranks > 1:
                 raise HoldfastError(
-                    f"{name} asks a language model for its verdict, and each process of torchrun would ask; run the command "
-                    "without torchrun"
+                    f"{name} asks a language model for its verdict, and each process that shares the model would ask; run the "
+                    "command without torchrun and without --ranks"
                 )
             evaluation = replace(evaluation, endpoint=judge or _missing(name))
         found[label] = evaluation

@@ -52,6 +52,7 @@ def audit_again(
     sibling: str | None = None,
     peers: Sequence[str] = (),
     device: str | None = None,
+    ranks: int = 1,
 ) -> Audit:
     """The first audit, of models and a domain of this machine.
 
@@ -95,6 +96,7 @@ def audit_again(
             precision=first.precision,  # type: ignore[arg-type]
             micro_batch=first.micro_batch,
             matmul=first.matmul,
+            ranks=ranks,
             trust_remote_code=first.trust_remote_code,
         ),
     )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.campaign.cells import milestones_up_to
 from holdfast.campaign.exposure import TRAINED_AGAINST
 from holdfast.campaign.milestones import Milestones
+from holdfast.campaign.on_ranks import on_ranks
 from holdfast.core.cache import copy_entry, has_entry, new_entry
 from holdfast.core.converted import Converted
 from holdfast.core.domain import DEFENDER_ROLES, Domain
@@ -196,10 +197,10 @@ def build(
 
 def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLosses) -> Path:
     """The last stage's folder in the cache, trained if it is not there."""
-    from holdfast.engine.ranks import check_splits, together
+    from holdfast.engine.ranks import check_splits
 
     for name, safeguard in recipe.stages:
-        check_splits(name, safeguard.on_one_device)
+        check_splits(name, safeguard.on_one_device, recipe.options.ranks)
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
@@ -216,9 +217,11 @@ def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLoss
             state, losses = beside(folders[i])
             try:
                 if not has_entry(folders[i]):  # another process may have made it meanwhile
-                    together(
+                    size = recipe.stages[i][1].outer_steps
+                    on_ranks(
+                        recipe.options.ranks,
                         _train,
-                        mine={"on_step": partial(_report, on_step, before, total), "on_losses": on_losses},
+                        mine={"on_step": partial(_report, on_step, before, size, total), "on_losses": on_losses},
                         recipe=recipe, index=i, source=source, base=recipe.original(), key=keys[i], folder=folders[i],
                         out=out,
                     )  # fmt: skip
@@ -232,8 +235,9 @@ def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLoss
     return folders[-1]
 
 
-def _report(on_step: OnStep, before: int, total: int, step: int) -> None:
-    on_step(before + step, total)
+def _report(on_step: OnStep, before: int, size: int, total: int, done: int, of: int) -> None:
+    """Report the progress of a stage of `size` steps, of which the share `done / of` is done."""
+    on_step(before + round(size * done / of), total)
 
 
 def is_built(recipe: Recipe, out: Path) -> bool:
@@ -268,7 +272,7 @@ def _train(
     key: str,
     folder: Path,
     out: Path | None,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: OnStep = lambda step, total: None,
     on_losses: OnLosses = lambda losses: None,
 ) -> None:
     from holdfast.engine.costs import Meter
@@ -289,7 +293,7 @@ def _train(
 
     def report(step: int, total: int) -> None:
         on_losses(last.losses)
-        on_step(step)
+        on_step(step, total)
 
     reporting = Reporting(on_step=report, total=safeguard.outer_steps)
     tracked: tuple[Observer, ...] = ()

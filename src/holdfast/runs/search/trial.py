@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, with_config
 from holdfast.attacks.base import Attack
 from holdfast.campaign.cells import asked_by, milestones_up_to
 from holdfast.campaign.milestones import Milestones
+from holdfast.campaign.on_ranks import on_ranks
 from holdfast.core.converted import Converted, as_text
 from holdfast.core.domain import Domain
 from holdfast.core.files import digest, write_text
@@ -174,14 +175,32 @@ def run_trial(
     file: Path,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Run one attack and write its result, unless the result exists; the weights are thrown away."""
+    """Run one attack and write its result, unless the result exists; the weights are thrown away.
+
+    The processes that share the model all run the trial (`campaign.on_ranks`), and rank 0 writes.
+    """
+    known = Trial.read(file)
+    if known is None or known.key != key:
+        given: dict[str, Any] = {"target": target, "family": family, "settings": settings, "attack": attack}
+        mine = {"on_step": on_step}
+        on_ranks(target.options.ranks, _run_trial, mine, **given, limits=limits, key=key, file=file)
+
+
+def _run_trial(
+    target: Target,
+    family: str,
+    settings: Mapping[str, Any],
+    attack: Attack,
+    limits: tuple[float, ...],
+    key: str,
+    file: Path,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     from holdfast.engine.costs import Meter
+    from holdfast.engine.ranks import is_first
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Observer, Reporting, walk
 
-    known = Trial.read(file)
-    if known is not None and known.key == key:
-        return
     started, domain, checkpoint = time.monotonic(), Domain.open(target.domain), Checkpoint(target.model)
     trial = Trial(key=key, family=family, settings=dict(settings), attack=describe(attack))
     [(_, hazard)] = asked_by(attack, ((_HAZARD, selection(domain)),), domain)
@@ -214,7 +233,8 @@ def run_trial(
         trial, curve=curve.points, halfway=curve.halfway, steps=curve.step, tokens=meter.tokens, flops=meter.flops,
         seconds=round(time.monotonic() - started, 3),
     )  # fmt: skip
-    write_text(file, json.dumps(asdict(trial), indent=2, allow_nan=False) + "\n")
+    if is_first():
+        write_text(file, json.dumps(asdict(trial), indent=2, allow_nan=False) + "\n")
 
 
 class Curve:

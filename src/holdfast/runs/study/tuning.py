@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, with_config
 
 from holdfast.attacks.base import Attack
 from holdfast.campaign.milestones import Milestones
+from holdfast.campaign.on_ranks import on_ranks
 from holdfast.core.domain import OUTSIDE_RETAIN, Domain
 from holdfast.core.files import digest, write_text
 from holdfast.core.options import Options
@@ -125,26 +126,30 @@ def run_trial(
         return
     started = time.monotonic()
     trial = Trial(key=key, settings=dict(settings))
-    asking = (domain, selection, seed, options)
+    asking: dict[str, Any] = {"domain": domain, "selection": selection, "seed": seed, "options": options}
     try:
         checkpoint = Checkpoint(str(build(recipe, None, on_step)))
-        untouched = _scores(checkpoint, None, *asking)
-        hazard = {name: _scores(checkpoint, pick("holdfast.attacks", name), *asking)[selection] for name in attacks}
+        untouched = _scores(checkpoint, None, **asking)
+        hazard = {name: _scores(checkpoint, pick("holdfast.attacks", name), **asking)[selection] for name in attacks}
         trial = replace(
             trial,
             hazard={"none": untouched[selection], **hazard},
             ability=untouched[OUTSIDE_RETAIN],
-            ability_of_original=_scores(recipe.model, None, *asking)[OUTSIDE_RETAIN],
+            ability_of_original=_scores(recipe.model, None, **asking)[OUTSIDE_RETAIN],
         )
     except NonFinite as error:
         trial = replace(trial, failed=str(error))
     write_text(file, json.dumps(asdict(replace(trial, seconds=time.monotonic() - started)), indent=2) + "\n")
 
 
-def _scores(
+def _scores(checkpoint: Checkpoint, attack: Attack | None, options: Options, **asking: Any) -> dict[str, float]:
+    """The first score of the selection questions and of ability outside the retain set, after an attack or without one."""
+    return on_ranks(options.ranks, _scores_here, checkpoint=checkpoint, attack=attack, options=options, **asking)
+
+
+def _scores_here(
     checkpoint: Checkpoint, attack: Attack | None, domain: Path, selection: str, seed: int, options: Options
 ) -> dict[str, float]:
-    """The first score of the selection questions and of ability outside the retain set, after an attack or without one."""
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Untouched, walk
 
