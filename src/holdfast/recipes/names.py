@@ -12,6 +12,7 @@ STUDIES: Mapping[str, str] = {
     "reteach": "reteach.study",
     "reteach-wide": "reteach.wide",
     "real": "real.study",
+    "real-long": "real.long",
     "real-full": "real.full",
     "real-refusals": "real.refusals",
     "real-refusals-full": "real.refusals_full",

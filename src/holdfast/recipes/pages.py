@@ -135,7 +135,8 @@ def steps_page(study: Study, kind: str, out: Path, described: Described) -> tupl
         method.label: {world: seconds / 60 for world, seconds in _spent(study, out, planned, method, "seconds").items()}
         for method in planned.methods
     }
-    table = steps.read_steps(part, real.ALONG, minutes)
+    along = tuple(column for column in real.ALONG if column.attack in planned.attacks)
+    table = steps.read_steps(part, along, minutes)
     picture = f"{kind}.svg"
     draw_steps(table, steps.measured(part), out / picture)
     return report.markdown(values, steps.chapters(values, part, table, picture)), steps.as_json(table)

@@ -7,8 +7,10 @@ attacked and asked. A model of 135 million weights leaves few worlds and few see
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 from holdfast.core.options import Options
+from holdfast.core.presets import pick
 from holdfast.report.studies.steps import Along
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
@@ -26,7 +28,7 @@ ALONG = (
     Along(attack=LONG, step=1000),
 )
 """the columns of the table"""
-_SHORT_SECONDS, _LONG_SECONDS = 170.0, 500.0
+_SHORT_SECONDS, _LONG_SECONDS = 170.0, 850.0
 """what 20 to 100 updates, and 1,000 updates of two rows, take on one core with bfloat16 products and measuring, about"""
 
 TUNING_ATTACKS = ("full-lion-1e-5-small", "lora-r16-adamw-1e-3-small")
@@ -131,36 +133,44 @@ def demo(seed: int, options: Options) -> Study:
 
 
 def study() -> Study:
-    """Every method of the table on three splits, a training on each, under a short and a long attack with two seeds each."""
-    return _study("Safeguards on a real model", "real", METHODS, "hazard_selection")
+    """Every method of the table on three splits, a training on each, along an attack of 100 updates with two seeds."""
+    return _study("Safeguards on a real model", "real", METHODS, "hazard_selection", (SHORT,))
+
+
+def long() -> Study:
+    """The same, and along 1,000 updates, which take most of the time."""
+    return _study("Safeguards on a real model, in the long run", "real", METHODS, "hazard_selection", (SHORT, LONG))
 
 
 def full() -> Study:
-    """The same after trials of every method on the tuning split. Comments at the presets say what came of it."""
-    return replace(study(), trials=_TRIALS)
+    """The long study after trials of every method on the tuning split. Comments at the presets say what came of it."""
+    return replace(long(), trials=_TRIALS)
 
 
 def refusals() -> Study:
-    """Safeguards of refusal in the model's chat template, under the same attacks."""
-    return _study("Refusals on a real model", "real-refusal", REFUSAL_METHODS, "compliance_selection")
+    """Safeguards of refusal in the model's chat template, along the short attack."""
+    return _study("Refusals on a real model", "real-refusal", REFUSAL_METHODS, "compliance_selection", (SHORT,))
 
 
 def refusals_full() -> Study:
-    """The same after trials of every method on the tuning split."""
-    return replace(refusals(), trials=_TRIALS)
+    """The same along both attacks, after trials of every method on the tuning split."""
+    both = _study("Refusals on a real model", "real-refusal", REFUSAL_METHODS, "compliance_selection", (SHORT, LONG))
+    return replace(both, trials=_TRIALS)
 
 
-def _study(title: str, kind: RealKind, methods: tuple[Method, ...], selection: str) -> Study:
+def _study(title: str, kind: RealKind, methods: tuple[Method, ...], selection: str, attacks: tuple[str, ...]) -> Study:
+    updates = " and ".join(f"{pick('holdfast.attacks', attack).max_steps:,}" for attack in attacks)
+    seconds = {SHORT: _SHORT_SECONDS, LONG: _LONG_SECONDS}
     part = Part(
         kind=kind,
         methods=methods,
-        suite="AdamW at 1e-4 for 100 and 1,000 updates",
-        attacks=tuple(dict.fromkeys(column.attack for column in ALONG)),
+        suite=f"AdamW at 1e-4 for {updates} updates",
+        attacks=attacks,
         tuning_attacks=TUNING_ATTACKS,
         selection=selection,
-        milestones=tuple(column.step for column in ALONG),
+        milestones=tuple(column.step for column in ALONG if column.attack in attacks),
         probes=False,
-        cell_seconds=(_SHORT_SECONDS + _LONG_SECONDS) / 2,
+        cell_seconds=fmean(seconds[attack] for attack in attacks),
     )
     return Study(
         title=title,

@@ -52,7 +52,7 @@ def pick_study(name: str, only: Sequence[str] = ()) -> Study | RedTeam:
         raise HoldfastError(f"the study {name} is no Study or RedTeam; mend the function that makes the study")
     if not only:
         return study
-    kind = name.removesuffix("-full")
+    kind = _kind(name)
     if isinstance(study, RedTeam) or kind == "claims":
         raise HoldfastError(
             f"--only chooses rows of a table of safeguards, and {name} ends in no such table; leave --only out"
@@ -65,6 +65,11 @@ _ALONG = ("real", "real-refusals")
 
 _REMOVAL = ("reteach", "reteach-wide")
 """Studies whose page holds one safeguard against the never-exposed model."""
+
+
+def _kind(name: str) -> str:
+    """The smallest study that another goes on from: both work in one folder."""
+    return name.removesuffix("-full").removesuffix("-long")
 
 
 def _made(place: str) -> Study | RedTeam:
@@ -121,7 +126,7 @@ def run_study(
     Raises:
         HoldfastError: the folder holds something else, another process works in it, or a search could not be made.
     """
-    kind = name.removesuffix("-full")
+    kind = _kind(name)
     with working_in(out, f"study {kind}", {}, command, on_progress) as work:
         outcomes = study.run(out, workers, command, work.progress)
         described = Described(title=study.title, command=command, seconds=work.seconds, workers=count(workers))
