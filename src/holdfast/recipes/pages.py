@@ -15,6 +15,7 @@ from holdfast.report.blocks import Chapter
 from holdfast.report.studies import claims as claim_tables
 from holdfast.report.studies import families, methods, steps
 from holdfast.report.studies import study as report
+from holdfast.report.studies.cost_plot import draw_costs, has_costs
 from holdfast.report.studies.family_plot import draw_families
 from holdfast.report.studies.method_plot import draw_methods
 from holdfast.report.studies.step_plot import draw_steps
@@ -92,9 +93,13 @@ def methods_page(study: Study, name: str, out: Path, described: Described) -> tu
     """Safeguards beside each other: the page as text, the figures as JSON, the pictures beside them."""
     values = described.study(study, out, study.trials, paper_tables.not_run(study) if name == "paper-tables" else {})
     tables = {part.kind: methods.read_methods(part) for part in values.parts}
-    for kind, table in tables.items():
-        draw_methods(table, out / f"{kind}.svg", kind)
-    chapters = [methods.chapter(values, part, tables[part.kind], f"{part.kind}.svg") for part in values.parts]
+    chapters = []
+    for part in values.parts:
+        table, picture, costs = tables[part.kind], f"{part.kind}.svg", ""
+        draw_methods(table, out / picture, part.kind)
+        if has_costs(table):
+            draw_costs(table, out / (costs := f"{part.kind}-costs.svg"))
+        chapters.append(methods.chapter(values, part, table, picture, costs))
     return report.markdown(values, chapters), methods.as_json(tables)
 
 

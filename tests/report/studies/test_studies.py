@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from holdfast.report.studies import claims, families, methods
+from holdfast.report.studies.cost_plot import draw_costs, has_costs
 from holdfast.report.studies.family_plot import draw_families
 from holdfast.report.studies.method_plot import draw_methods
 from holdfast.report.studies.study import Method, Part, Study, markdown
@@ -51,7 +52,12 @@ def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
     table = methods.read_methods(part)
     assert [row.label for row in table.rows] == ["base", "never-exposed", "tar", "random-mapping"]
     assert table.chance == 0.25
-    text = markdown(study, [methods.chapter(study, part, table, "knowledge.svg")])
+    assert has_costs(table)
+    draw_costs(table, tmp_path / "costs.svg")
+    drawn = (tmp_path / "costs.svg").read_text(encoding="utf-8")
+    assert all(word in drawn for word in ("tar", "random-mapping", "never-exposed", "FLOPs, % of pretraining"))
+    text = markdown(study, [methods.chapter(study, part, table, "knowledge.svg", "costs.svg")])
+    assert "(costs.svg)" in text
     assert "# A \\*study\\*" in text
     assert "| random-mapping | 30 (30 / 30 / 30) |" in text
     assert "| rmu | not run |" in text

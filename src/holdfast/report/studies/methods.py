@@ -114,8 +114,16 @@ def read_methods(part: Part) -> MethodTable:
     )
 
 
-def chapter(study: Study, part: Part, table: MethodTable, picture: str) -> Chapter:
-    """The table, its meaning, the settings that trials chose, and the models that could not be built."""
+def chapter(study: Study, part: Part, table: MethodTable, picture: str, costs: str = "") -> Chapter:
+    """The table, its meaning, the settings that trials chose, and the models that could not be built.
+
+    Args:
+        study: that was run.
+        part: the domain.
+        table: its rows.
+        picture: file of hazard and ability by safeguard.
+        costs: file of hazard against cost; empty: there is none.
+    """
     refusal = part.kind == "refusal"
     columns = (
         "safeguard",
@@ -137,6 +145,7 @@ def chapter(study: Study, part: Part, table: MethodTable, picture: str) -> Chapt
         blocks=(
             Text(text=_introduction(study, part, table.chance)),
             Image(alt="Hazard and ability by safeguard", file=picture),
+            *([Image(alt="Worst hazard against cost, by safeguard", file=costs)] if costs else []),
             Table(
                 caption="Every safeguard over its worlds, in percent",
                 columns=columns,
