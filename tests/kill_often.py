@@ -3,6 +3,7 @@
     python -m tests.kill_often FOLDER VERB KILLS SEED
 
 This process has loaded everything, so that a child begins at once: it is a fork that runs the command line, and its jobs itself.
+The verb `shared` is a safeguard whose model two such forks share, as under torchrun. One of them is killed, or both.
 Half of the kills fall anywhere in a run; the others fall a moment after a temporary file or folder has appeared, which is while
 something is written.
 """
@@ -13,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +31,7 @@ def words(verb: str, folder: Path, out: Path) -> list[str]:
     match verb:
         case "testbed":
             return ["testbed", str(out), "--seed", "5", "--benign", "8"]
-        case "safeguard":
+        case "safeguard" | "shared":
             tar = [f"tar.{setting}" for setting in ("outer_steps=3", "inner_steps=2", "every=1")]
             settings = [word for setting in ("random-mapping.outer_steps=4", *tar) for word in ("--set", setting)]
             return ["safeguard", "random-mapping", "tar", *given, *settings]
@@ -91,12 +93,22 @@ def prepare() -> None:
     patched.recipes.demo.study = study
 
 
-def started(arguments: list[str], cache: Path, log: Path) -> int:
-    """A child that runs the command line."""
+def started(arguments: list[str], cache: Path, log: Path, ranks: int) -> list[int]:
+    """Children that run the command line together."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return [_started(arguments, cache, log, rank, ranks, port) for rank in range(ranks)]
+
+
+def _started(arguments: list[str], cache: Path, log: Path, rank: int, ranks: int, port: int) -> int:
     child = os.fork()
     if child:
         return child
     status = 1
+    if ranks > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
@@ -118,8 +130,10 @@ def temporaries(*folders: Path) -> set[str]:
     return found
 
 
-def kill(child: int, draw: random.Random, length: float, watched: tuple[Path, ...]) -> bool:
-    """Kill a child somewhere in its run; whether it was still running."""
+def kill(children: list[int], draw: random.Random, length: float, watched: tuple[Path, ...]) -> bool:
+    """Kill a child somewhere in the run, or all; whether the child was still running. The others end by themselves."""
+    victims = children if len(children) == 1 else draw.choice([children, *([child] for child in children)])
+    child = victims[0]
     begun, moment = time.monotonic(), draw.uniform(0, length)
     if draw.random() < 0.5:
         known = temporaries(*watched)
@@ -131,34 +145,43 @@ def kill(child: int, draw: random.Random, length: float, watched: tuple[Path, ..
     while time.monotonic() - begun < moment and os.waitid(os.P_PID, child, _STILL) is None:
         time.sleep(0.001)
     running = os.waitid(os.P_PID, child, _STILL) is None
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + _PATIENCE
+    for child in children:
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            assert time.monotonic() < deadline, "a process waits for one that was killed"
+            time.sleep(0.01)
     return running
 
+
+_PATIENCE = 120
+"""seconds that a process may need to see that another is gone"""
 
 _STILL = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
-def ended(arguments: list[str], cache: Path, log: Path) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(started(arguments, cache, log), 0)[1])
+def ended(arguments: list[str], cache: Path, log: Path, ranks: int) -> int:
+    statuses = [os.waitpid(child, 0)[1] for child in started(arguments, cache, log, ranks)]
+    return max(map(os.waitstatus_to_exitcode, statuses))
 
 
 def main(folder: Path, verb: str, kills: int, seed: int) -> None:
     """Leave `whole`, undisturbed, and `killed`, killed so often, beside each other in the current folder."""
     prepare()
-    begun = time.monotonic()
+    begun, ranks = time.monotonic(), 2 if verb == "shared" else 1
     out, cache, log = Path("whole"), Path("whole-cache"), Path("whole.log")
-    assert ended(words(verb, folder, out), cache, log) == 0, log.read_text()
+    assert ended(words(verb, folder, out), cache, log, ranks) == 0, log.read_text()
     length, draw, done = time.monotonic() - begun, random.Random(seed), 0
     out, cache, log = Path("killed"), Path("killed-cache"), Path("killed.log")
     while done < kills:
-        killed = kill(started(words(verb, folder, out), cache, log), draw, length, (out, cache, Path()))
+        killed = kill(started(words(verb, folder, out), cache, log, ranks), draw, length, (out, cache, Path()))
         done += killed
         # What has ended, and now and then what has not, begins anew.
         if not killed or draw.random() < 0.1:
             shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
-    assert ended(words(verb, folder, out), cache, log) == 0
+    assert ended(words(verb, folder, out), cache, log, ranks) == 0
     print(f"{done} kills")
 
 

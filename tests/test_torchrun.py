@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from holdfast.cli.app import main
+from holdfast.core.files import only_writer
 from tests.conftest import SmallTestbed
 from tests.test_many_processes import CLOSE, apart
 
@@ -32,6 +34,44 @@ from holdfast.cli.app import entry
 entry()
 """
 """The command, whose rank sends a signal after its second saved state: to itself, or to the launcher."""
+
+FULL = """
+import errno, os
+from contextlib import contextmanager
+from holdfast.engine import state, walk
+
+walk.SAVE_EVERY, atomic_file, states = 0.0, state.atomic_file, []
+
+class Full:
+    def __init__(self, file):
+        self.file, self.left = file, 100_000
+    def write(self, part):
+        self.left -= len(part)
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(part)
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+
+class Place:
+    def __init__(self, path):
+        self.path = path
+    def open(self, mode):
+        return Full(self.path.open(mode))
+
+@contextmanager
+def filling(path, mode):
+    states.append(path)
+    with atomic_file(path, mode=mode) as temporary:
+        yield temporary if len(states) == 1 else Place(temporary)
+
+state.atomic_file = filling
+from holdfast.cli.app import entry
+entry()
+"""
+"""The command, whose disk is full in the middle of the second state."""
 
 ENDED = "holdfast: a process of this run has ended; run the same command again to go on from what was saved last"
 SYSTEM = "holdfast: stopped by the system; run the same command again to go on"
@@ -117,3 +157,33 @@ def test_torchrun_ends_its_own_report_with_the_sentence(tiny_testbed: SmallTestb
     assert said.startswith("holdfast: missing option '--out'")
     assert said in "".join(ended.stderr.splitlines()[-20:])
     assert ended.returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.situation(
+    "interruption", "a model that several processes share: a full disk, a second command, a damaged state"
+)
+def test_a_full_disk_a_second_command_and_a_damaged_state_are_a_sentence_each(
+    tiny_testbed: SmallTestbed, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("situations", 3)
+    script, out, cache = tmp_path / "full.py", tmp_path / "out", tmp_path / "cache"
+    script.write_text(FULL)
+    ended = torchrun([str(script), *words(tiny_testbed, out)], cache)
+    assert ended.returncode != 0
+    [said] = sentences(ended)
+    assert said.startswith("holdfast: the disk is full (")
+    [state] = (cache / "stages").glob("*.part")
+    kept = state.read_bytes()
+    assert not [*tmp_path.rglob(".*.holdfast")]
+    with only_writer(out):
+        ended = torchrun(["-m", "holdfast", *words(tiny_testbed, out)], cache)
+    assert ended.returncode != 0
+    [said] = sentences(ended)
+    assert "another holdfast" in said
+    assert state.read_bytes() == kept
+    state.write_bytes(kept[:-100] + bytes([kept[-100] ^ 1]) + kept[-99:])
+    ended = torchrun(["-m", "holdfast", *words(tiny_testbed, out)], cache)
+    assert ended.returncode == 0, ended.stderr
+    assert "is damaged or of another version; its run begins anew" in ended.stderr
+    check(tiny_testbed, out, tmp_path)
