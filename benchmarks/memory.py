@@ -4,7 +4,8 @@
 
 The model has the shape of SmolLM2-135M and random weights; batches are of two rows, so that weights outweigh activations.
 Measured is the peak of the resident set over two short outer steps, over what stood before the model was loaded. Each line is a
-process of its own. The parts are those that are held at the foretold peak.
+process of its own. The parts are those that are held at the foretold peak. With `--offload` the plan counts what waits on the
+host apart, as it does for a GPU; the resident set has both.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ CASES = {
     "full-parameter, float32": (_TAR, Options()),
     "full-parameter, mixed": (_TAR, Options(precision="mixed")),
     "full-parameter, lean": (_TAR, Options(precision="lean")),
+    "full-parameter, float32, offload": (_TAR, Options(offload=True)),
+    "full-parameter, lean, offload": (_TAR, Options(precision="lean", offload=True)),
+    "low-rank, lean, offload": (
+        replace(_TAR, adversaries=(Adversary(attack=_LOW),)),
+        Options(precision="lean", offload=True),
+    ),
     "low-rank, float32": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options()),
     "low-rank, lean": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options(precision="lean")),
 }
@@ -55,12 +62,15 @@ def main() -> None:
             print(line(name, *(apart(what, name, folder) for what in ("measured", "foretold"))), flush=True)
 
 
-def line(name: str, measured: dict[str, int], foretold: dict[str, int]) -> str:
+def line(name: str, measured: dict[str, int], foretold: dict[str, Any]) -> str:
     """A row of the table, in bytes a weight."""
     weights = foretold.pop("count")
-    parts = ", ".join(f"{part} {size / weights:.1f}" for part, size in foretold.items() if size / weights >= 0.05)
-    total = sum(foretold.values()) / weights
-    return f"| {name} | {measured['peak'] / weights:.1f} | {total:.1f} | {parts} |"
+    here, waiting = ({p: size / weights for p, size in foretold[where].items()} for where in ("cpu", "away"))
+    parts = ", ".join(f"{part} {size:.1f}" for part, size in here.items() if size >= 0.05)
+    if waiting:
+        parts += f"; on the host {sum(waiting.values()):.1f}: "
+        parts += ", ".join(f"{part} {size:.1f}" for part, size in waiting.items() if size >= 0.05)
+    return f"| {name} | {measured['peak'] / weights:.1f} | {sum(here.values()):.1f} | {parts} |"
 
 
 def apart(what: str, name: str, folder: str) -> dict[str, Any]:
@@ -106,24 +116,34 @@ def measured(name: str, folder: Path) -> dict[str, int]:
     return {"peak": (memory.peak() or 0) - before}
 
 
-def foretold(name: str, folder: Path) -> dict[str, int]:
-    """The parts of the foretold peak without the process itself, and the number of weights."""
+class _Apart(Options):
+    """What is offloaded is on a device of torch's for tests, so that it is counted apart."""
+
+    @property
+    def aside(self) -> str | None:
+        return "away" if self.offload else None
+
+
+def foretold(name: str, folder: Path) -> dict[str, Any]:
+    """The parts of the foretold peak without the process itself, and of what waits aside, and the number of weights."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     from holdfast.core.domain import Domain
     from holdfast.core.model_size import count_weights
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.engine.rehearsal import rehearse
 
+    _setup_privateuseone_for_python_backend("away")
     safeguard, options = CASES[name]
-    checkpoint = Checkpoint(str(folder / "model"))
-    peaks = rehearse(
-        safeguard, checkpoint, Domain.open(folder), "defender", options, base=checkpoint, initial=checkpoint
-    )
-    return {"count": count_weights(folder / "model"), **peaks["cpu"].parts}
+    checkpoint, apart = Checkpoint(str(folder / "model")), _Apart(**vars(options))
+    peaks = rehearse(safeguard, checkpoint, Domain.open(folder), "defender", apart, base=checkpoint, initial=checkpoint)
+    parts = {where: dict(peaks[where].parts) if where in peaks else {} for where in ("cpu", "away")}
+    return {"count": count_weights(folder / "model"), **parts}
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         what, name, folder = sys.argv[1:]
-        print(json.dumps((measured if what == "measured" else foretold)(name, Path(folder))))
+        print(json.dumps({"measured": measured, "foretold": foretold}[what](name, Path(folder))))
     else:
         main()

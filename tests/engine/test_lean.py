@@ -341,7 +341,7 @@ def test_the_check_on_updates_fires_where_they_are_lost(
         for weight in session.model.parameters():
             weight.grad_dtype = torch.bfloat16
         monkeypatch.setattr(
-            "holdfast.engine.lean.LeanOptimizer", lambda name, weights, make: torch.optim.AdamW(weights, 2e-6)
+            "holdfast.engine.lean.LeanOptimizer", lambda name, weights, make, aside: torch.optim.AdamW(weights, 2e-6)
         )
     walk(session, FineTune(learning_rate=2e-6, max_steps=STEPS, batch_size=4))
     share = update(session.model, tiny_testbed.model.folder).share  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ from holdfast.cli.options import (
     MemoryPlanOption,
     MicroBatchOption,
     ModelOption,
+    OffloadOption,
     OutOption,
     PluginsOption,
     PrecisionOption,
@@ -202,6 +203,7 @@ def safeguard(
     micro_batch: MicroBatchOption = None,
     matmul: MatmulOption = "torch",
     checkpointing: CheckpointingOption = False,
+    offload: OffloadOption = False,
     save_dtype: SavedPrecisionOption = None,
     memory: MemoryOption = None,
     plan: MemoryPlanOption = False,
@@ -245,6 +247,7 @@ def safeguard(
             matmul=matmul,
             profile=profile,
             checkpointing=checkpointing,
+            offload=offload,
         ),
         saved_as=saved_precision(save_dtype),
     )

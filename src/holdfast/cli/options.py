@@ -129,6 +129,16 @@ CheckpointingOption = Annotated[
 ]
 
 
+OffloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Keep on the host what only the outer loop needs (weights before the inner loop, sum of gradients, outer optimizer, "
+        "original model): less memory on a GPU, the same numbers.",
+    ),
+]
+
+
 MemoryPlanOption = Annotated[
     bool, typer.Option("--plan", help="Only say what memory it will take, by part; no model is loaded.")
 ]
@@ -139,8 +149,8 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         metavar="auto|SIZE",
-        help="Turn --checkpointing and then --micro-batch as far as the run needs it to fit into the memory that is free "
-        "(auto), or into a size such as 24GB; say what was turned.",
+        help="Turn --offload, --checkpointing and then --micro-batch as far as needed to fit into what is free (auto) "
+        "or into a size such as 24GB; say what was turned.",
     ),
 ]
 
@@ -290,6 +300,7 @@ def run_options(
     matmul: str = "torch",
     profile: bool = False,
     checkpointing: bool = False,
+    offload: bool = False,
     elsewhere: bool = False,
     ranks: int = 1,
 ) -> Options:
@@ -310,6 +321,7 @@ def run_options(
         matmul=matmul,  # type: ignore[arg-type]
         checkpointing=checkpointing,
         ranks=ranks,
+        offload=offload,
         trust_remote_code=trust_remote_code,
         keep_attacked_weights=keep,
         resumable_attacks=resumable,

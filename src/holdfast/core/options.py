@@ -25,6 +25,8 @@ class Options:
     ranks: int = 1
     """processes that share the model of a job, each on a device of its own (`campaign.on_ranks`); sums of their shares are
     rounded otherwise than those of one process"""
+    offload: bool = False
+    """keep what only the outer loop of a safeguard needs on the host"""
     trust_remote_code: bool = False
     keep_attacked_weights: bool = False
     """write the attacked model of each cell into a folder named TAMPERED-…"""
@@ -49,6 +51,11 @@ class Options:
             raise HoldfastError(f"--matmul {line(self.matmul)} is not known; give torch or onednn")
         if self.matmul == "onednn" and (self.device != "cpu" or self.precision != "float32"):
             raise HoldfastError("--matmul onednn is for --device cpu and --precision float32; leave it out here")
+
+    @property
+    def aside(self) -> str | None:
+        """The device for what an inner loop does not need; None: that of the model."""
+        return "cpu" if self.offload else None
 
     @property
     def arithmetic(self) -> dict[str, Any]:

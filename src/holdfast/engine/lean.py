@@ -8,6 +8,7 @@ either.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from holdfast.core.types import HoldfastError
+from holdfast.engine.aside import carry
 from holdfast.engine.optimizers import Optimizer, OptimizerName, Together, published_point, training_point
 from holdfast.engine.packed import Packed
 from holdfast.engine.rounding import rounded
@@ -47,13 +49,18 @@ class LeanOptimizer:
     """
 
     def __init__(
-        self, name: OptimizerName, weights: Sequence[torch.Tensor], make: Callable[[list[torch.Tensor]], Optimizer]
+        self,
+        name: OptimizerName,
+        weights: Sequence[torch.Tensor],
+        make: Callable[[list[torch.Tensor]], Optimizer],
+        aside: str | None = None,
     ) -> None:
         """
         Args:
             name: of the optimizer.
             weights: what is updated.
             make: a fresh optimizer over float32 weights.
+            aside: the device that the states of a part wait on until the part is updated; None: that of the weights.
 
         Raises:
             HoldfastError: muon, which needs whole matrices, would update a sharded one.
@@ -63,7 +70,7 @@ class LeanOptimizer:
         # A stream of its own: the run's draws are those of the same run in float32.
         self._generator = torch.Generator(weights[0].device).manual_seed(int(torch.randint(2**62, ())))
         kept = name == "schedule-free-adamw"
-        self._parts = [_Part(pieces, make, kept) for pieces in _parts(weights, whole=name == "muon")]
+        self._parts = [_Part(pieces, make, kept, aside) for pieces in _parts(weights, whole=name == "muon")]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -71,15 +78,18 @@ class LeanOptimizer:
 
     def step(self) -> None:
         for part in self._parts:
-            part.step(self._generator)
+            with part.here():
+                part.step(self._generator)
 
     def train(self) -> None:
         for part in self._parts:
-            part.turn(training_point, self._generator)
+            with part.here():
+                part.turn(training_point, self._generator)
 
     def eval(self) -> None:
         for part in self._parts:
-            part.turn(published_point, self._generator)
+            with part.here():
+                part.turn(published_point, self._generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state(), "parts": [part.state_dict() for part in self._parts]}
@@ -127,8 +137,14 @@ def _parts(weights: Sequence[torch.Tensor], whole: bool) -> Iterator[list[_Piece
 class _Part:
     """Pieces that are in float32 at once, and the optimizer over them."""
 
-    def __init__(self, pieces: Sequence[_Piece], make: Callable[[list[torch.Tensor]], Optimizer], kept: bool) -> None:
-        self._pieces, self._kept = pieces, kept
+    def __init__(
+        self,
+        pieces: Sequence[_Piece],
+        make: Callable[[list[torch.Tensor]], Optimizer],
+        kept: bool,
+        aside: str | None,
+    ) -> None:
+        self._pieces, self._kept, self._aside = pieces, kept, aside
         self._points: list[torch.Tensor] = [nn.Parameter(self._nothing(piece)) for piece in pieces]
         self._packed: list[dict[str, Packed]] = [{} for _ in pieces]
         self.optimizer = make(self._points)
@@ -138,6 +154,37 @@ class _Part:
             if kept:
                 point.data = piece.of(piece.weight).to(torch.float32, copy=True)
             self._pack(point, packed, None)  # some begin with a state
+        self._waiting: list[torch.Tensor] = []
+        """the float32 points while they are aside; a point then takes no memory on the device"""
+        self._leave()
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Within the block the states are where the weights are."""
+        device = self._points[0].device
+        if self._aside is not None:
+            self._carry(device)
+            for point, value in zip(self._points, self._waiting, strict=False):
+                point.data = value.to(device)
+        yield
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._aside is None:
+            return
+        self._carry(self._aside)
+        if self._kept:
+            self._waiting = [point.data.to(self._aside) for point in self._points]
+            for piece, point in zip(self._pieces, self._points, strict=True):
+                point.data = self._nothing(piece)
+
+    def _carry(self, device: str | torch.device) -> None:
+        for kind in {id(kind): kind for kind in self._kind.values()}.values():
+            carry(kind.state, device)
+        self._packed = [
+            {name: Packed(p.codes.to(device), p.scales.to(device)) for name, p in packed.items()}
+            for packed in self._packed
+        ]
 
     def step(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -174,7 +221,7 @@ class _Part:
         return {
             "optimizer": self.optimizer.state_dict(),
             "packed": [{name: (p.codes, p.scales) for name, p in packed.items()} for packed in self._packed],
-            "points": [point.detach() for point in self._points] if self._kept else [],
+            "points": self._waiting or ([point.detach() for point in self._points] if self._kept else []),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,8 +231,10 @@ class _Part:
             {name: Packed(codes.to(device), scales.to(device)) for name, (codes, scales) in packed.items()}
             for packed in state["packed"]
         ]
-        for point, saved in zip(self._points, state["points"], strict=False):
+        for point, saved in zip(self._waiting or self._points, state["points"], strict=False):
             point.data.copy_(saved)
+        if self._aside is not None:
+            self._carry(self._aside)
 
     def _write(self, piece: _Piece, point: torch.Tensor, generator: torch.Generator) -> None:
         piece.of(piece.weight).copy_(rounded(point.detach(), piece.weight.dtype, generator))

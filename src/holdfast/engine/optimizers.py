@@ -35,6 +35,7 @@ def make_optimizer(
     *,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
+    aside: str | None = None,
 ) -> Optimizer:
     """A fresh optimizer over `parameters`.
 
@@ -42,15 +43,21 @@ def make_optimizer(
     `schedule-free-adamw`, `lion` and `muon`, an L2 penalty for the rest, as in torch. `lion` (arXiv 2302.06675) steps by the
     sign of a momentum, by the whole rate in every weight. `muon` orthogonalises the momentum of matrices, embeddings too, in
     steps that are as long as AdamW's (arXiv 2502.16982); vectors follow AdamW at the same rate. Weights in bfloat16 get an
-    optimizer of `engine.lean`.
+    optimizer of `engine.lean`. States wait on the device `aside` between steps (`engine.aside`); None: where the weights are.
 
     Raises:
         HoldfastError: the name is unknown, or weights are float16, in which small updates are lost.
     """
-    optimizer: Any = _fresh(name, list(parameters), learning_rate, weight_decay, betas)
-    for one in optimizer.kinds if isinstance(optimizer, Together) else [optimizer]:
+    optimizer: Any = _fresh(name, list(parameters), learning_rate, weight_decay, betas, aside)
+    kinds: list[Any] = list(optimizer.kinds) if isinstance(optimizer, Together) else [optimizer]
+    for one in kinds:
         if hasattr(one, "register_load_state_dict_pre_hook"):
             one.register_load_state_dict_pre_hook(_own_parts)
+    if aside is not None and all(hasattr(one, "state") for one in kinds):
+        from holdfast.engine.aside import AsideOptimizer
+
+        apart = [AsideOptimizer(one, aside) for one in kinds]
+        optimizer = Together(apart) if isinstance(optimizer, Together) else apart[0]
     return cast(Optimizer, optimizer)
 
 
@@ -79,6 +86,7 @@ def _fresh(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
+    aside: str | None,
 ) -> Any:
     import torch
 
@@ -91,6 +99,7 @@ def _fresh(
             name,
             weights,
             lambda points: make_optimizer(name, points, learning_rate, weight_decay=weight_decay, betas=betas),
+            aside,
         )
     match name:
         case "adamw":
@@ -133,7 +142,7 @@ def _fresh(
 class Together:
     """Several optimizers, each over other weights, that act as one."""
 
-    def __init__(self, kinds: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, kinds: Sequence[Any]) -> None:
         self.kinds = list(kinds)
 
     @property

@@ -30,6 +30,7 @@ from holdfast.core.folder import read_config
 from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError, weights_of
 from holdfast.engine import lean
+from holdfast.engine.aside import AsideOptimizer, carry, send
 from holdfast.engine.attention import chosen_attention, named_attention
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data, Encoded
@@ -114,8 +115,14 @@ _CALLS: Mapping[Any, str] = {
     Snapshot.difference.__code__: "copies of weights",
     LowRankOptimizer.__init__.__code__: "copies of weights",
     GradientSum.take.__code__: "sum of gradients",
+    GradientSum.give.__code__: "gradients",
+    send.__code__: "references",
+    carry.__code__: "optimizers",
+    AsideOptimizer._one_by_one.__code__: "optimizers",
     LeanOptimizer.__init__.__code__: "optimizers",
     LeanOptimizer.step.__code__: "optimizers",
+    LeanOptimizer.train.__code__: "optimizers",
+    LeanOptimizer.eval.__code__: "optimizers",
 }
 _FILES = ("/torch/optim/", "/schedulefree/", "/lion_pytorch/")
 
@@ -228,7 +235,7 @@ def rehearse(
             None if source is None else partial(_weightless, source, options, ledger, "references")
             for source in (base, initial)
         )
-        run = Run(0, load_base, load_initial, options.micro_batch)
+        run = Run(0, load_base, load_initial, options.micro_batch, options.aside)
         session = Session(model=model, tokenizer=tokenizer, data=data, run=run)
         try:
             with _in_large_parts(sum(weight.numel() for weight in model.parameters())):
@@ -261,15 +268,24 @@ def _converting_in_place() -> Iterator[None]:
     before = nn.Module._apply
 
     def apply(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        convert(module, fn, recurse, {})
+        return module
+
+    def convert(
+        module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool, made: dict[int, Any]
+    ) -> None:
         for child in module.children() if recurse else ():
-            child._apply(fn)  # type: ignore[no-untyped-call]
+            convert(child, fn, recurse, made)
         for name, weight in module._parameters.items():
-            if weight is not None and (changed := fn(weight)) is not weight:
-                module._parameters[name] = nn.Parameter(changed.detach(), weight.requires_grad)
+            if weight is None:
+                continue
+            if id(weight) not in made:  # tied weights stay tied
+                changed = fn(weight)
+                made[id(weight)] = weight if changed is weight else nn.Parameter(changed.detach(), weight.requires_grad)
+            module._parameters[name] = made[id(weight)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fn(buffer)
-        return module
 
     nn.Module._apply = apply  # type: ignore[method-assign]
     try:

@@ -34,6 +34,7 @@ class Run:
         generator: an equally seeded CPU generator on every rank; take every random decision from it.
         start: how many steps were done before a resume; count on from there.
         micro_batch: rows that go through the model at once, for `Batch.split`; None: the whole batch.
+        aside: the device for what an inner loop does not need; None: where the weights are. A run inside this one has none.
         seconds_before: what earlier processes spent on it, up to the state that it goes on from.
     """
 
@@ -43,9 +44,11 @@ class Run:
         load_base: Callable[[], PreTrainedModel] | None = None,
         load_initial: Callable[[], PreTrainedModel] | None = None,
         micro_batch: int | None = None,
+        aside: str | None = None,
     ) -> None:
         self.seed = seed
         self.micro_batch = micro_batch
+        self.aside = aside
         self.generator = torch.Generator().manual_seed(seed)
         self.start = 0
         self.seconds_before = 0.0

@@ -79,7 +79,7 @@ def open_session(
         model=model,
         tokenizer=words,
         data=_VIEWS[view](domain, words, options.device),
-        run=Run(seed, _loader(base, options), _loader(initial, options), options.micro_batch),
+        run=Run(seed, _loader(base, options), _loader(initial, options), options.micro_batch, options.aside),
     )
 
 

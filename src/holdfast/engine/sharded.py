@@ -118,17 +118,19 @@ class Snapshot:
     def take(self) -> None:
         """Copy the weights as they are now over the earlier copy."""
         with torch.no_grad():
-            torch._foreach_copy_(self._saved, [local(p.detach()) for p in self._shards()])
+            for saved, weight in zip(self._saved, self._shards(), strict=True):
+                saved.copy_(local(weight.detach()))
 
     def restore(self) -> None:
         with torch.no_grad():
-            torch._foreach_copy_([local(p.detach()) for p in self._shards()], self._saved)
+            for weight, saved in zip(self._shards(), self._saved, strict=True):
+                local(weight.detach()).copy_(saved)
 
     def difference(self) -> list[torch.Tensor]:
-        """How far the weights have moved since the copy; sharded as they are."""
+        """How far the weights have moved since the copy; sharded as they are, and on the device of the copy."""
         with torch.no_grad():
-            moved = torch._foreach_sub([local(p.detach()) for p in self._shards()], self._saved)
-            return placed(self._model, moved)
+            pairs = ((local(p.detach()), saved) for p, saved in zip(self._shards(), self._saved, strict=True))
+            return placed(self._model, [(now - then.to(now.device)).to(then.device) for now, then in pairs])
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved": placed(self._model, self._saved)}
@@ -142,10 +144,13 @@ class Snapshot:
 
 
 class GradientSum:
-    """A weighted sum of gradients, taken at different weights of one model; in float32 where the weights are bfloat16."""
+    """A weighted sum of gradients, taken at different weights of one model; in float32 where the weights are bfloat16.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = trainable(model)
+    The sum is on `device`, by default that of the gradients, and a term is added where the gradients are.
+    """
+
+    def __init__(self, model: nn.Module, device: str | None = None) -> None:
+        self._parameters, self._device = trainable(model), device
         self._sum: list[torch.Tensor] | None = None
 
     def take(self, weight: float = 1.0, *, keep: bool = False) -> None:
@@ -153,8 +158,17 @@ class GradientSum:
         with torch.no_grad():
             gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in self._parameters]
             if self._sum is None:
-                self._sum = [torch.zeros_like(gradient, dtype=wide(gradient.dtype)) for gradient in gradients]
-            torch._foreach_add_(self._sum, gradients, alpha=weight)
+                self._sum = [
+                    torch.zeros_like(gradient, dtype=wide(gradient.dtype), device=self._device or gradient.device)
+                    for gradient in gradients
+                ]
+            if self._device is None:
+                torch._foreach_add_(self._sum, gradients, alpha=weight)
+            else:
+                for total, gradient in zip(self._sum, gradients, strict=True):
+                    here = total.to(gradient.device)
+                    torch._foreach_add_([here], [gradient], alpha=weight)
+                    total.copy_(here)
         if not keep:
             self.clear()
 
@@ -167,7 +181,7 @@ class GradientSum:
         for parameter, total in zip(self._parameters, self._sum, strict=True):
             if parameter.grad_dtype not in (None, total.dtype):
                 parameter.grad_dtype = None  # any
-            parameter.grad = as_sharded(total, parameter)
+            parameter.grad = as_sharded(total.to(local(parameter.detach()).device), parameter)
         self._sum = None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.domain import Domain
 from holdfast.core.options import Options
+from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.rehearsal import PARTS, Peak, rehearse
 
@@ -53,8 +54,9 @@ def plan_of_stages(recipe: Recipe) -> list[MemoryPlan]:
     Raises:
         HoldfastError: a file is missing or malformed, or the memory of a stage cannot be foretold.
     """
-    from holdfast.runs.stages import bounded
+    from holdfast.runs.stages import bounded, check_offload
 
+    check_offload(recipe)
     domain = Domain.open(recipe.domain)
     return [
         max(
@@ -81,8 +83,11 @@ def plan_of_attack(
     """The memory of the updates of an attack; `base` is the model before any safeguard, where the attack needs it.
 
     Raises:
-        HoldfastError: a file is missing or malformed, or the memory of the attack cannot be foretold.
+        HoldfastError: a file is missing or malformed, the memory of the attack cannot be foretold, or it has no outer state
+            that could wait on the host.
     """
+    if options.offload:
+        raise HoldfastError("an attack has no outer loop, so there is nothing that could wait on the host")
     opened, original = Domain.open(domain), Checkpoint(base) if base else None
     peaks = (
         rehearse(

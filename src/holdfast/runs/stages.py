@@ -201,6 +201,9 @@ def _cached(recipe: Recipe, out: Path | None, on_step: OnStep, on_losses: OnLoss
 
     for name, safeguard in recipe.stages:
         check_splits(name, safeguard.on_one_device, recipe.options.ranks)
+    check_offload(recipe)
+    if recipe.options.offload:
+        check_splits("--offload", "parts of a split state stay with the parts of the model", recipe.options.ranks)
     forget_digests()  # files may have changed since they were hashed for another run
     keys = recipe.keys()
     folders = [cache_folder() / "stages" / key for key in keys]
@@ -338,6 +341,16 @@ def _train(
         )
         if is_first():
             copyfile(losses, temporary / LOSSES)
+
+
+def check_offload(recipe: Recipe) -> None:
+    """Raises:
+    HoldfastError: outer state should wait on the host, and no stage has any.
+    """
+    if recipe.options.offload and not any(safeguard.outer_state for _, safeguard in recipe.stages):
+        raise HoldfastError(
+            "--offload is for safeguards with an inner and an outer loop, such as TAR, and no stage has them; leave it out"
+        )
 
 
 def bounded(safeguard: Any, rows: int | None) -> Any:

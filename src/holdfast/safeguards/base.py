@@ -46,6 +46,9 @@ class Safeguard(abc.ABC):
     rate_setting: ClassVar[str] = ""
     """name of the field with the learning rate of the published weights; empty: no such field"""
 
+    outer_state: ClassVar[bool] = False
+    """whether it has an inner loop, during which what only the outer loop needs may wait on the host (`run.aside`)"""
+
     outer_steps: int = 200
     """updates of the published weights"""
 

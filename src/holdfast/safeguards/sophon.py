@@ -51,13 +51,15 @@ class SOPHON(OuterLoop):
     def steps(self, model: PreTrainedModel, data: Data, run: Run) -> Iterator[Mapping[str, float]]:
         from holdfast.engine.sharded import GradientSum, Snapshot
 
-        suppression, training, gradients = self.optimizer(model), self.optimizer(model), GradientSum(model)
+        suppression, training = self.optimizer(model, run), self.optimizer(model, run)
+        gradients = GradientSum(model, run.aside)
         x_tr, adversary_data = self.x_tr(data, run), self.adversary_data(data)
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
         run.track(suppression=suppression, training=training, x_tr=x_tr, retain=retain)
-        base = run.base if self.retain.compares else None
+        base, theta = self.reference(run), Snapshot(model, run.aside)
         for step in range(run.start, self.outer_steps):
-            theta, suppression_loss = Snapshot(model), 0.0
+            theta.take()
+            suppression_loss = 0.0
             for _ in range(self.adversaries_per_step):
                 adversary, batch, loss = self.draw(run.generator), next(x_tr), 0.0
                 for weight in self.attacked(adversary, model, adversary_data, run):

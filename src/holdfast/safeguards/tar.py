@@ -77,16 +77,17 @@ class TAR(OuterLoop):
         from holdfast.engine.optimizers import published_point, training_point
         from holdfast.engine.sharded import GradientSum, Snapshot
 
-        optimizer, gradients = self.optimizer(model), GradientSum(model)
+        optimizer, gradients = self.optimizer(model, run), GradientSum(model, run.aside)
         x_tr, adversary_data = self.x_tr(data, run), self.adversary_data(data)
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed + 1)
         pool = AdversaryPool(self.persistent_adversaries, self.persist_probability, self.persist_steps)
         run.track(optimizer=optimizer, x_tr=x_tr, retain=retain, pool=pool)
         distilled = self.distillation.term(data, run) if self.distillation is not None else None
-        base = run.base if self.retain.compares else None
+        base, theta = self.reference(run), Snapshot(model, run.aside)
         for step in range(run.start, self.outer_steps):
             training_point(optimizer)
-            theta, tamper_resistance_loss = Snapshot(model), 0.0
+            theta.take()
+            tamper_resistance_loss = 0.0
             for _ in range(self.adversaries_per_step):
                 adversary, batch, loss = self.draw(run.generator), next(x_tr), 0.0
                 pool.enter(model, run.generator)

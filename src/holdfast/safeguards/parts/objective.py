@@ -94,7 +94,9 @@ class RetainLoss:
         """Add `weight` times the gradient of the loss to `gradients`; return the loss."""
         from torch.profiler import record_function
 
-        with record_function("retain"):
+        from holdfast.engine.aside import lent
+
+        with record_function("retain"), lent(base, model):
             return take_gradient(gradients, weight, lambda part: self(model, base, part), batch, micro_batch)
 
     def terms(

@@ -39,6 +39,7 @@ class OuterLoop(Safeguard):
     """Base of the safeguards with an inner and an outer loop; a subclass gives the loop itself, `steps`."""
 
     rate_setting: ClassVar[str] = "outer_learning_rate"
+    outer_state: ClassVar[bool] = True
     adversary_roles: ClassVar[tuple[str, ...]] = ("forget",)
     """the defender's rows that the adversaries train on"""
     x_tr_roles: ClassVar[tuple[str, ...]] = ("forget_heldout",)
@@ -147,13 +148,23 @@ class OuterLoop(Safeguard):
             return Pairs(renamed, "x_tr", self.tamper_resistance_batch_size, run.seed, run.initial)
         return renamed.stream("x_tr", batch_size=self.tamper_resistance_batch_size, seed=run.seed)
 
-    def optimizer(self, model: PreTrainedModel) -> Optimizer:
+    def reference(self, run: Run) -> PreTrainedModel | None:
+        """The original model, where the retain loss compares with it; aside, unless an adversary reads it too."""
+        from holdfast.engine.aside import send
+
+        if not self.retain.compares:
+            return None
+        if run.aside is not None and not any(attack.uses_base for attack in self.trains_against()):
+            send(run.base, run.aside)
+        return run.base
+
+    def optimizer(self, model: PreTrainedModel, run: Run) -> Optimizer:
         """A fresh outer optimizer over the trainable weights."""
         from holdfast.engine.optimizers import make_optimizer
         from holdfast.engine.sharded import trainable
 
         rate, decay = self.outer_learning_rate, self.outer_weight_decay
-        return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay)
+        return make_optimizer(self.outer_optimizer, trainable(model), rate, weight_decay=decay, aside=run.aside)
 
     def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
         from holdfast.engine.run import Run as Fresh

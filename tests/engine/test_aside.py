@@ -1,0 +1,143 @@
+"""What waits on another device gives the same numbers, and is where it should be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.attacks.finetune import FineTune
+from holdfast.core.options import Options
+from holdfast.core.types import HoldfastError
+from holdfast.engine.data import Data
+from holdfast.engine.optimizers import OptimizerName, make_optimizer, published_point, training_point
+from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.sharded import GradientSum, Snapshot
+from holdfast.engine.walk import drive
+from holdfast.runs.stages import Recipe, build
+from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.tar import TAR
+from tests.conftest import SmallTestbed
+
+_TAR = TAR(
+    adversaries=(Adversary(attack=FineTune(batch_size=2)),),
+    outer_steps=2,
+    inner_steps=2,
+    every=1,
+    tamper_resistance_batch_size=2,
+    retain_batch_size=2,
+    persistent_adversaries=1,
+    persist_probability=1.0,
+    outer_learning_rate=1e-3,
+    outer_warmup_steps=0,
+)
+
+
+def trained(name: OptimizerName, dtype: torch.dtype, aside: list[str | None]) -> list[torch.Tensor]:
+    """Weights after one step for each entry of `aside`; at each, a fresh optimizer goes on from the state of the one before."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((70, 64), (5,), (8, 12))]
+    state: dict[str, Any] | None = None
+    for step, device in enumerate(aside):
+        drawn = torch.get_rng_state()  # making a lean optimizer draws its seed
+        optimizer = make_optimizer(name, weights, 0.01, weight_decay=0.1, aside=device)
+        torch.set_rng_state(drawn)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        training_point(optimizer)
+        for weight in weights:
+            gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+            weight.grad = gradient.to(dtype)
+        optimizer.step()
+        published_point(optimizer)
+        state = optimizer.state_dict()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_an_optimizer_steps_alike_wherever_its_states_wait_and_goes_on_elsewhere(
+    name: OptimizerName, dtype: torch.dtype
+) -> None:
+    plain = trained(name, dtype, [None] * 4)
+    for aside in (["cpu"] * 4, [None, "cpu", "cpu", None]):
+        for here, there in zip(plain, trained(name, dtype, aside), strict=True):
+            assert torch.equal(here, there)
+
+
+def test_tar_gives_the_same_weights_with_its_outer_state_aside(tiny_testbed: SmallTestbed) -> None:
+    def walked(aside: str | None) -> list[torch.Tensor]:
+        seed_everything(3)
+        model, tokenizer = tiny_testbed.model.load_both()
+        run = Run(3, tiny_testbed.never_exposed.load, aside=aside)
+        for _ in drive(_TAR.steps(model, Data.defender(tiny_testbed.domain, tokenizer), run), run):
+            pass
+        return [weight.detach().clone() for weight in model.parameters()]
+
+    before = tiny_testbed.model.load().parameters()
+    for weight, here, there in zip(before, walked(None), walked("cpu"), strict=True):
+        assert torch.equal(here, there)
+        assert not torch.equal(here, weight)
+
+
+def test_offload_is_in_no_identity_and_is_refused_where_nothing_waits(tiny_testbed: SmallTestbed) -> None:
+    recipe = Recipe(model=tiny_testbed.model, domain=tiny_testbed.folder, stages=[("it", _TAR)])
+    assert replace(recipe, options=Options(offload=True)).keys() == recipe.keys()
+    with pytest.raises(HoldfastError, match="no stage has them; leave it out"):
+        build(replace(recipe, stages=["grad-diff"], options=Options(offload=True)))
+
+
+def test_a_sum_of_gradients_does_not_share_the_gradients_memory() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    sums, weights = GradientSum(model, "cpu"), Snapshot(model, "cpu")
+    for scale in (1.0, 0.5):
+        model.weight.grad = torch.ones(2, 3)
+        sums.take(scale)
+    sums.give()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad, torch.full((2, 3), 1.5))
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    assert torch.allclose(weights.difference()[0], torch.ones(2, 3))
+
+
+def test_what_waits_is_on_the_host_and_comes_to_the_device_for_its_update() -> None:
+    """On a device of torch's own for tests, with tensors without content: an operation on two devices is an error there."""
+    code = """
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+_setup_privateuseone_for_python_backend("away")
+from holdfast.engine.aside import lent, send
+from holdfast.engine.optimizers import make_optimizer, published_point, training_point
+from holdfast.engine.sharded import GradientSum, Snapshot
+with FakeTensorMode(allow_non_fake_inputs=True):
+    for name in ("adamw", "schedule-free-adamw", "sgd-momentum", "muon"):
+        weights = [nn.Parameter(torch.empty(4, 4, device="away")), nn.Parameter(torch.empty(4, device="away"))]
+        model = nn.Module()
+        model.first, model.second = weights
+        optimizer = make_optimizer(name, weights, 0.1, aside="cpu")
+        sums, start = GradientSum(model, "cpu"), Snapshot(model, "cpu")
+        for _ in range(2):
+            training_point(optimizer)
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            sums.take()
+            assert {each.device.type for each in sums._sum} == {"cpu"}
+            sums.give()
+            assert {weight.grad.device.type for weight in weights} == {"away"}
+            optimizer.step()
+            published_point(optimizer)
+        for kind in getattr(optimizer, "kinds", [optimizer]):
+            found = [value for state in kind._optimizer.state.values() for value in state.values()]
+            assert {value.device.type for value in found if isinstance(value, torch.Tensor) and value.ndim} == {"cpu"}, name
+        assert {each.device.type for each in (*start._saved, *start.difference())} == {"cpu"}
+        start.restore()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
