@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from transformers import LlamaForCausalLM
 
 from holdfast.campaign.on_ranks import on_ranks
 from holdfast.cli.app import main
-from holdfast.core.presets import collect
+from holdfast.core.options import Options
+from holdfast.core.presets import collect, pick
 from holdfast.core.profiling import profile_folder
 from holdfast.core.records import CampaignPlan, read_campaign
 from holdfast.core.stopping import Stopped, listening
@@ -32,6 +33,9 @@ from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.splitting import load
 from holdfast.engine.state import read_state, write_state
 from holdfast.runs.named import named_evaluations
+from holdfast.runs.search.trial import Target, Trial, run_trial
+from holdfast.runs.stages import Recipe, build
+from holdfast.runs.study import tuning
 from tests import shared_model
 from tests.conftest import SmallTestbed
 from tests.many_processes import PRELOADED, Command, Ended, run, run_here
@@ -609,3 +613,40 @@ def test_an_audit_of_shared_models_has_the_records_of_one_process_and_a_killed_r
             assert (same.evaluation, same.metric, same.step) == (record.evaluation, record.metric, record.step)
             if record.metric == "nats":
                 assert same.value == pytest.approx(record.value, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_trials_and_safeguards_may_be_shared_by_several_processes(benches: Benches, tmp_path: Path) -> None:
+    bed = benches.knowledge
+    made, tried, tuned = dict[int, Path](), dict[int, Trial | None](), dict[int, tuning.Trial]()
+    attack = replace(pick("holdfast.attacks", "full-adamw-1e-3"), max_steps=4)
+    rmu = replace(pick("holdfast.safeguards", "rmu"), outer_steps=4, forget_batch_size=8, retain_batch_size=8)
+    for ranks in (1, 2):
+        options, out = Options(ranks=ranks), tmp_path / str(ranks)
+        target = Target(model=bed / "model", domain=bed, options=options)
+        recipe = Recipe(model=Checkpoint(str(bed / "model")), domain=bed, stages=(("rmu", rmu),), options=options)
+        told = list[tuple[int, int]]()
+
+        def tell(done: int, total: int, told: list[tuple[int, int]] = told) -> None:
+            told.append((done, total))
+
+        with caching_in(out / "cache"):
+            run_trial(target, "full", {}, attack, (), "key", out / "trial.json")
+            made[ranks] = build(recipe, out / "model", tell)
+            tuning.run_trial(
+                out / "tuned.json", bed, bed / "model", (("rmu", rmu),), {}, ("full-adamw-1e-3",), "hazard_selection", 0,
+                options, lambda done, total: None,
+            )  # fmt: skip
+        tried[ranks], tuned[ranks] = Trial.read(out / "trial.json"), tuning.Trial.read(out / "tuned.json")
+        assert {total for _, total in told} == {4}
+        assert told[-1] == (4, 4)
+    assert apart(bed / "model", made[1], made[2]) <= CLOSE
+    for trial in tried.values():
+        assert trial is not None
+        assert trial.status == "finished"
+        assert [step for step, _, _ in trial.curve] == [0, 4]
+    assert len({trial.tokens for trial in tried.values() if trial}) == 1
+    assert tuned[1].key == tuned[2].key
+    assert tuned[1].failed == tuned[2].failed == ""
+    assert tuned[2].hazard.keys() == tuned[1].hazard.keys()
