@@ -530,6 +530,7 @@ def test_the_system_stops_the_worker_and_all_save(
         assert not Path(f"/proc/{path.read_text()}/status").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_cell_may_be_a_run_of_several_processes(alone: Alone, benches: Benches, tmp_path: Path) -> None:
     name = "lora-r4-adamw-5e-3"

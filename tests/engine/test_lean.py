@@ -191,10 +191,10 @@ def test_changes_outside_of_optimizers_are_not_lost(tiny_testbed: SmallTestbed) 
     model, before = tiny_testbed.model.load(precision="lean"), tiny_testbed.model.load(precision="lean")
     shrink_and_perturb(model, 1e-4, 0.0, 0)
     inner = sum(
-        float((new.float() * old.float()).sum())
+        float((new.detach().float() * old.detach().float()).sum())
         for new, old in zip(model.parameters(), before.parameters(), strict=True)
     )
-    norm = sum(float(old.float().square().sum()) for old in before.parameters())
+    norm = sum(float(old.detach().float().square().sum()) for old in before.parameters())
     assert inner / norm == pytest.approx(1 - 1e-4, abs=5e-5)
 
 
