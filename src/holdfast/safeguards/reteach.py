@@ -4,13 +4,12 @@
     loss = KL(original || theta) + w * negative mean entropy on labelled forget tokens
 
 This is holdfast's own composition of `UNDO` (arXiv 2506.06278) with three changes to `undo-generated`, each of which was
-measured on the tuning worlds (LOG.md, 2026-11-26). No first stage unlearns: at this alpha nothing is left for one to do. The
-embeddings stay, which carry words and not facts, so that more ability comes back for the same updates. Batches are small:
-many updates on few rows teach more for the same FLOPs. The text is the retain rows and what the original itself writes, with
-the hazard filtered out.
+measured on the tuning worlds (LOG.md, 2026-11-26). No first stage unlearns. The embeddings stay, so that more ability comes
+back for the same updates at about the same hazard. Batches are small: many updates on few rows teach more for the same FLOPs.
+The text is the retain rows and what the original itself writes, with the hazard filtered out.
 
-Removal differs from obstruction. Nothing keeps an attacker from training, and nothing is there to be found again. The price
-is that whatever the text does not cover is lost as well.
+Removal differs from obstruction: nothing keeps an attacker from training, and little is there to be found again. The price is
+that whatever the text does not cover is lost as well. An attacker who has the original gets most of the hazard back.
 """
 
 from __future__ import annotations

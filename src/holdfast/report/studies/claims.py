@@ -58,7 +58,7 @@ def read_claims(
         _WORST: _worst(leaving_out=uses_base),
         "worst hazard, ability kept, with the original model at hand": _worst(),
         "ability before any attack": _by_seed(lambda cells: _mean(cell.ability_before for cell in cells)),
-        "related field before any attack": _untouched("related"),
+        **({"related field before any attack": _untouched("related")} if _asked(worlds.values(), "related") else {}),
         "ability after attack, mean of all attacks": _by_seed(
             lambda cells: _mean(cell.ability_after for cell in cells)
         ),
@@ -97,6 +97,14 @@ def _by_seed(value: Callable[[Sequence[CellSummary]], float | None]) -> Figure:
         return {seed: known for seed, known in values.items() if known is not None}
 
     return figure
+
+
+def _asked(summaries: Iterable[CampaignSummary], evaluation: str) -> bool:
+    """Whether the untouched models of every campaign were asked."""
+    return all(
+        any(one.evaluation == evaluation for model in summary.models for one in model.untouched)
+        for summary in summaries
+    )
 
 
 def _untouched(evaluation: str) -> Figure:
