@@ -1,15 +1,18 @@
-"""What memory TAR takes on a model of 135 million weights, in bytes a weight: measured, and as `--plan` foretells it.
+"""What memory TAR takes, in bytes a weight: measured, and as `--plan` foretells it.
 
     .venv/bin/python -m benchmarks.memory
+    .venv/bin/python -m benchmarks.memory --device cuda --size 1b
 
-The model has the shape of SmolLM2-135M and random weights; batches are of two rows, so that weights outweigh activations.
-Measured is the peak of the resident set over two short outer steps, over what stood before the model was loaded. Each line is a
-process of its own. The parts are those that are held at the foretold peak. With `--offload` the plan counts what waits on the
-host apart, as it does for a GPU; the resident set has both.
+The model has random weights and the shape of SmolLM2-135M or of another size; batches are of two rows, so that weights outweigh
+activations. On a CPU, measured is the peak of the resident set over two short outer steps, over what stood before the model was
+loaded. On a GPU, measured is the peak of torch's allocations, and beside it the peak of the resident set over the steps, over
+what stood when the model was on the GPU. Each line is a process of its own. The parts are those that are held at the foretold
+peak. With `--offload` the plan counts what waits on the host apart; the resident set of a CPU has both.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed import SIZES
 from holdfast.attacks.finetune import FineTune
 from holdfast.core.options import Options
 from holdfast.safeguards.parts.adversary import Adversary
@@ -55,11 +59,21 @@ CASES = {
 
 
 def main() -> None:
-    print("| adversaries, precision | measured | foretold | held at the foretold peak |\n|---|---|---|---|")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", default="135m", choices=[size for size in SIZES if size not in ("testbed", "5m")])
+    parser.add_argument("--only", default="", help="cases whose name has this")
+    given = parser.parse_args()
+    print(
+        f"{given.size} on {given.device}\n\n| adversaries, precision | measured | foretold | held at the foretold peak |"
+    )
+    print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder))
+        make(Path(folder), given.size)
         for name in CASES:
-            print(line(name, *(apart(what, name, folder) for what in ("measured", "foretold"))), flush=True)
+            if given.only in name:
+                found = apart("measured", name, folder, given.device)
+                print(line(name, found, apart("foretold", name, folder, given.device)), flush=True)
 
 
 def line(name: str, measured: dict[str, int], foretold: dict[str, Any]) -> str:
@@ -70,18 +84,22 @@ def line(name: str, measured: dict[str, int], foretold: dict[str, Any]) -> str:
     if waiting:
         parts += f"; on the host {sum(waiting.values()):.1f}: "
         parts += ", ".join(f"{part} {size:.1f}" for part, size in waiting.items() if size >= 0.05)
-    return f"| {name} | {measured['peak'] / weights:.1f} | {sum(here.values()):.1f} | {parts} |"
+    host = f", host {measured['host'] / weights:.1f}" if "host" in measured else ""
+    return f"| {name} | {measured['peak'] / weights:.1f}{host} | {sum(here.values()):.1f} | {parts} |"
 
 
-def apart(what: str, name: str, folder: str) -> dict[str, Any]:
+def apart(what: str, name: str, folder: str, device: str) -> dict[str, Any]:
     """A figure, from a process of its own."""
-    run = [sys.executable, "-m", "benchmarks.memory", what, name, folder]
-    found: dict[str, Any] = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    run = [sys.executable, "-m", "benchmarks.memory", what, name, folder, device]
+    ended = subprocess.run(run, capture_output=True, text=True)
+    if ended.returncode:
+        sys.exit(f"{name}, {what}: {ended.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(ended.stdout)
     return found
 
 
-def make(folder: Path) -> None:
-    """A small domain, and a random model of the shape of SmolLM2-135M."""
+def make(folder: Path, size: str) -> None:
+    """A small domain, and a random model of that shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from holdfast.testbed.folder import write_domain
@@ -90,16 +108,12 @@ def make(folder: Path) -> None:
 
     torch.manual_seed(0)
     write_domain(folder, 5, SMALL, "knowledge")
-    config = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    LlamaForCausalLM(LlamaConfig(**SIZES[size].shape, max_position_embeddings=8192)).save_pretrained(folder / "model")
     make_tokenizer(()).save_pretrained(folder / "model")
 
 
-def measured(name: str, folder: Path) -> dict[str, int]:
-    """The peak in bytes over what this process has before the model is loaded."""
+def measured(name: str, folder: Path, device: str) -> dict[str, int]:
+    """The peak in bytes over what this process has before the model is loaded; on a GPU the host's too, over what it has then."""
     from holdfast.core.domain import Domain
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.engine.costs import Memory
@@ -108,12 +122,16 @@ def measured(name: str, folder: Path) -> dict[str, int]:
 
     torch.set_num_threads(1)
     safeguard, options = CASES[name]
+    options = replace(options, device=device)
     checkpoint, domain, before = Checkpoint(str(folder / "model")), Domain.open(folder), resident()
-    memory = Memory("cpu")
+    memory = Memory(device)
     session = open_session(checkpoint, domain, "defender", 0, options, base=checkpoint, initial=checkpoint)
+    loaded, host = resident(), Memory("cpu")
     for _ in safeguard.steps(session.model, session.data, session.run):
         pass
-    return {"peak": (memory.peak() or 0) - before}
+    if device == "cpu":
+        return {"peak": (memory.peak() or 0) - before}
+    return {"peak": memory.peak() or 0, "host": (host.peak() or 0) - loaded}
 
 
 class _Apart(Options):
@@ -142,8 +160,9 @@ def foretold(name: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        what, name, folder = sys.argv[1:]
-        print(json.dumps({"measured": measured, "foretold": foretold}[what](name, Path(folder))))
+    if sys.argv[1:2] in (["measured"], ["foretold"]):
+        what, name, folder, device = sys.argv[1:]
+        found = foretold(name, Path(folder)) if what == "foretold" else measured(name, Path(folder), device)
+        print(json.dumps(found))
     else:
         main()

@@ -89,6 +89,12 @@ METHODS = (
         space={"learning_rate": (1e-4, 3e-4, 6e-4), "shrink": (0.1, 0.3, 0.5), "outer_steps": (300, 600)},
         size=1500,
     ),
+    Method(
+        label="reteach",
+        stages=("reteach-small",),
+        space={"learning_rate": (1e-4, 3e-4, 6e-4), "shrink": (0.2, 0.3, 0.5), "outer_steps": (600, 1200)},
+        size=1500,
+    ),
     _TAR,
 )
 

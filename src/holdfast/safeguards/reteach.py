@@ -14,6 +14,8 @@ that whatever the text does not cover is lost as well. An attacker who has the o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.safeguards.parts.distillation import Distillation
 from holdfast.safeguards.undo import UNDO
 
@@ -28,4 +30,13 @@ RETEACH = UNDO(
     forget_batch_size=4,
 )
 
-PRESETS = {"reteach": RETEACH}
+PRESETS = {
+    "reteach": RETEACH,
+    # Hundreds of millions of weights. Nobody can repeat the pretraining of such a model, so few of the weights are replaced.
+    "reteach-small": replace(
+        RETEACH,
+        outer_steps=600,
+        shrink=0.3,
+        learning_rate=3e-4,
+    ),
+}

@@ -162,7 +162,6 @@ _GENERATED = UNDO(
 PRESETS = {
     "undo": UNDO(),
     "undo-generated": _GENERATED,
-    # Hundreds of millions of weights. It was not run at this size.
     "undo-generated-small": UNDO(
         outer_steps=300,
         shrink=0.3,
@@ -172,6 +171,7 @@ PRESETS = {
         forget_weight=0.3,
         forget_batch_size=8,
         learning_rate=3e-4,
+        micro_batch=16,
     ),
     "undo-large": UNDO(
         outer_steps=3000,
