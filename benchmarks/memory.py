@@ -142,15 +142,18 @@ class _Apart(Options):
         return "away" if self.offload else None
 
 
-def foretold(name: str, folder: Path) -> dict[str, Any]:
+def foretold(name: str, folder: Path, device: str) -> dict[str, Any]:
     """The parts of the foretold peak without the process itself, and of what waits aside, and the number of weights."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     from holdfast.core.domain import Domain
     from holdfast.core.model_size import count_weights
+    from holdfast.engine import lean
     from holdfast.engine.checkpoint import Checkpoint
     from holdfast.engine.rehearsal import rehearse
 
+    if device != "cpu":
+        lean._PARTS.clear()  # lean optimizers step in larger parts on a GPU
     _setup_privateuseone_for_python_backend("away")
     safeguard, options = CASES[name]
     checkpoint, apart = Checkpoint(str(folder / "model")), _Apart(**vars(options))
@@ -162,7 +165,6 @@ def foretold(name: str, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:2] in (["measured"], ["foretold"]):
         what, name, folder, device = sys.argv[1:]
-        found = foretold(name, Path(folder)) if what == "foretold" else measured(name, Path(folder), device)
-        print(json.dumps(found))
+        print(json.dumps({"measured": measured, "foretold": foretold}[what](name, Path(folder), device)))
     else:
         main()

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import pytest
 
 from holdfast.attacks.base import Attack
-from holdfast.core.memory import LESS
 from holdfast.core.outside import load_plugins
 from holdfast.core.presets import collect, describe
 from holdfast.core.reuse import hearing, say_reused
@@ -64,14 +63,6 @@ def refuse(on_step: OnStep) -> NoReturn:
 
 def stumble(on_step: OnStep) -> NoReturn:
     raise ValueError("the first line\nthe second line")
-
-
-def run_out(where: str, on_step: OnStep) -> NoReturn:
-    if where == "host":
-        raise HoldfastError("the model cannot be loaded") from MemoryError()
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def hand_over_what_cannot_be_sent(on_step: OnStep) -> Any:
@@ -180,7 +171,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             after_refused,
             Job(name="after that", call=trace, after=(first, after_refused)),
             Job(name="stumbles", call=stumble),
-            *(Job(name=where, call=run_out, arguments={"where": where}) for where in ("host", "device")),
             Job(name="cannot be sent", call=hand_over_what_cannot_be_sent),
             Job(name="steps", call=four_steps, size=5.0),
             dies,
@@ -240,17 +230,6 @@ def test_a_bug_arrives_in_one_line_with_its_traceback_beside(seen: Seen) -> None
     assert unsent.error is not None
     assert "lambda" in unsent.error
     assert "Traceback" in unsent.details
-
-
-@pytest.mark.parametrize(
-    ("name", "start"), [("host", "memory ran out"), ("device", "the device's memory ran out")], ids=["host", "device"]
-)
-def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_less(
-    name: str, start: str, seen: Seen
-) -> None:
-    outcome = seen.outcomes[name]
-    assert (outcome.error or "") == f"{start}; give fewer --workers, or {LESS}"
-    assert outcome.details == ""
 
 
 def test_a_killed_worker_takes_only_its_own_job(seen: Seen) -> None:

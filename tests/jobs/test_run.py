@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.core.memory import LESS
+from holdfast.core.reuse import hearing
 from holdfast.core.stopping import Stopped, listening
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.door import Door, work_at
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.jobs.run import run_jobs
 from tests.clusters import wait_until
-from tests.jobs.plain import Nearby, be_stopped, count, die, where
+from tests.jobs.plain import Nearby, be_stopped, count, crowd, die, run_out, where
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,45 @@ def test_a_job_whose_worker_is_stopped_again_and_again_fails_in_the_end(monkeypa
     job = Job(name="stops", call=be_stopped)
     error = run_jobs([job], Nearby(1))[job].error or ""
     assert error.startswith("the system stopped its process 3 times; give more time")
+
+
+def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_less() -> None:
+    starts = {"host": "memory ran out", "device": "the device's memory ran out"}
+    jobs = {Job(name=where, call=run_out, arguments={"where": where}): start for where, start in starts.items()}
+    outcomes = run_jobs(list(jobs), 1)
+    assert {job: outcomes[job].error for job in jobs} == {
+        job: f"{start}; give fewer --workers, or {LESS}" for job, start in jobs.items()
+    }
+    assert [outcomes[job].details for job in jobs] == ["", ""]
+
+
+def test_a_job_for_which_memory_ran_out_begins_again_beside_fewer(tmp_path: Path) -> None:
+    jobs = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 2}) for n in range(6)]
+    said: list[str] = []
+    with hearing(said.append):
+        outcomes = run_jobs(jobs, 4)
+    assert [outcomes[job].error for job in jobs] == [None] * 6
+    assert said
+    assert said[0].startswith("memory ran out in ")
+    assert said[-1].endswith("from now on at most 2 at a time run here")
+
+
+def test_a_job_that_needs_more_memory_than_there_is_fails_and_the_others_end(tmp_path: Path) -> None:
+    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0})
+    small = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 9}) for n in range(6)]
+    with hearing(lambda sentence: None):
+        outcomes = run_jobs([large, *small], 4)
+    assert (outcomes[large].error or "").startswith("memory ran out; give fewer --workers")
+    assert [outcomes[job].error for job in small] == [None] * 6
+
+
+def test_where_every_worker_has_memory_of_its_own_a_shortage_ends_the_job(tmp_path: Path) -> None:
+    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0})
+    said: list[str] = []
+    with hearing(said.append):
+        outcomes = run_jobs([large, Job(name="beside", call=where)], Nearby())
+    assert (outcomes[large].error or "").startswith("memory ran out")
+    assert said == []
 
 
 def test_a_coordinator_that_the_system_stops_lets_its_workers_save(tmp_path: Path) -> None:

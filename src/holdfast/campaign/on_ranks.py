@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from holdfast.core.stopping import STATUS, Stopped, listening
 from holdfast.core.types import HoldfastError, NonFinite
@@ -84,6 +84,8 @@ def on_ranks(
 @dataclass(frozen=True)
 class _Ranks:
     """One worker that is as many processes."""
+
+    shares_memory: ClassVar[bool] = False
 
     ranks: int
     workers: int = 1

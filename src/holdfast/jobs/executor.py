@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Place(Protocol):
 
 class Executor(Protocol):
     """A kind of place, with its settings."""
+
+    shares_memory: ClassVar[bool]
+    """whether all workers take from the memory of one machine, or of one device, so that fewer workers leave more for each"""
 
     @property
     def workers(self) -> int:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from typing import ClassVar
 
 from holdfast.core.memory import LESS
 from holdfast.jobs.executor import Arrival, Place
@@ -20,6 +21,8 @@ from holdfast.jobs.worker import serve
 @dataclass(frozen=True)
 class Local:
     """Processes of this machine."""
+
+    shares_memory: ClassVar[bool] = True
 
     workers: int = 2
     """processes at a time"""

@@ -10,7 +10,7 @@ import logging
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 from holdfast.core.reuse import tell
 from holdfast.core.types import HoldfastError
@@ -27,6 +27,8 @@ _SAYS_AFTER = 30.0
 @dataclass(frozen=True, kw_only=True)
 class Ray:
     """Tasks of Ray."""
+
+    shares_memory: ClassVar[bool] = False
 
     workers: int = 2
     """the most workers at a time"""

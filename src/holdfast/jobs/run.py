@@ -1,7 +1,8 @@
 """The coordinator: hands the jobs of a graph to workers, wherever the workers are.
 
 A worker that dies takes only its own job with it and is replaced. A job whose worker died is begun once more; what the job had
-finished is on disk. All workers end with the coordinator.
+finished is on disk. A job for which memory ran out beside others is begun again beside fewer. All workers end with the
+coordinator.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _SHOW_EVERY = 0.1
 
 _STOPS = 10
 """how often a job is begun again because the system stopped its worker: each time it may get as far as before, and no further"""
+
+
+_SHORTAGES = 3
+"""how often a job is begun again because memory ran out, each time beside fewer others; one that is too large alone fails then"""
 
 
 def run_jobs(
@@ -105,10 +110,13 @@ class _Crew:
         self._busy: dict[Job, _Worker] = {}
         self._died: set[Job] = set()
         self._stopped = Counter[Job]()
+        self._short = Counter[Job]()
+        self._most = executor.workers
+        """workers at a time; fewer, once memory ran out"""
 
     def hire(self) -> None:
         """Begin the workers that have something to do, and welcome those that have come."""
-        wanted = min(self._executor.workers, len(self._busy) + self._graph.ready)
+        wanted = min(self._most, len(self._busy) + self._graph.ready)
         missing = wanted - len(self._busy) - len(self._idle)
         if missing > 0 and (missing := missing - self._place.coming()) > 0:
             self._place.begin(missing)
@@ -183,16 +191,32 @@ class _Crew:
                 self._graph.again(job)
             else:
                 self._graph.end(Outcome(job=job, error=error, seconds=worker.seconds))
+        elif kind == "short" and job is not None and self._may_try_again(job):
+            self._try_beside_fewer(worker, job, content[0].partition(";")[0])
         else:
             assert job is not None
             del self._busy[job]
             worker.job = None
             self._idle.append(worker)
+            if kind == "short":
+                self._most = self._executor.workers  # the job was too large, and not the crowd
             if kind == "result":
                 outcome = Outcome(job=job, result=content[0], seconds=worker.seconds)
             else:
                 outcome = Outcome(job=job, error=content[0], details=content[1], seconds=worker.seconds)
             self._graph.end(outcome)
+
+    def _may_try_again(self, job: Job) -> bool:
+        return self._executor.shares_memory and len(self._busy) > 1 and self._short[job] < _SHORTAGES
+
+    def _try_beside_fewer(self, worker: _Worker, job: Job, what: str) -> None:
+        """Begin a job again once another has ended, with one worker less. Workers without a job go: they keep memory too."""
+        self._short[job] += 1
+        self._most = len(self._busy) - 1
+        for each in (worker, *self._idle):
+            self._leave(each)
+        self._graph.again(job)
+        tell(f"{what} in {job.name}, which begins again; from now on at most {self._most} at a time run here")
 
     def _leave(self, worker: _Worker) -> None:
         self._selector.unregister(worker.connection)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from holdfast.core.reuse import tell
 from holdfast.core.types import HoldfastError
@@ -45,6 +45,8 @@ _LIVING = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "RESIZING", "SIGNAL
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
     """Jobs of SLURM. What has no field here can be given in SLURM's own environment variables, such as SBATCH_RESERVATION."""
+
+    shares_memory: ClassVar[bool] = False
 
     folder: Path
     """for what SLURM's jobs are made of and for their output; all machines must see the folder"""

@@ -78,7 +78,8 @@ def packed(call: Callable[..., Any], arguments: Mapping[str, Any]) -> bytes:
 def serve(connection: Connection) -> None:
     """Take jobs until the coordinator is gone, or until the system stops this process.
 
-    Every message to the coordinator is a tuple that begins with its kind: `said`, `step`, `result`, `error` or `stopped`.
+    Every message to the coordinator is a tuple that begins with its kind: `said`, `step`, `result`, `error`, `short` (an error
+    too, of memory) or `stopped`.
 
     Args:
         connection: to the coordinator, which sends a `Setting` first.
@@ -173,7 +174,7 @@ def _work(job: bytes, missing: str, say: Callable[..., None], on_step: Callable[
             ) from error
         say("result", call(**arguments, on_step=on_step))
     except Exception as error:  # a job's bug must not take the other jobs down
-        say("error", *failure(error))
+        say("short" if shortage(error) else "error", *failure(error))
 
 
 def failure(error: Exception) -> tuple[str, str]:
