@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from holdfast.core.types import HoldfastError
 from holdfast.engine.aside import carry
+from holdfast.engine.heap import give_back
 from holdfast.engine.optimizers import Optimizer, OptimizerName, Together, published_point, training_point
 from holdfast.engine.packed import Packed
 from holdfast.engine.rounding import rounded
@@ -26,6 +27,8 @@ from holdfast.engine.sharded import local
 _PARTS, _PART = {"cpu": 2**18}, 2**24
 """values that are in float32 at once, with their states: few on a CPU, whose cache holds them, many elsewhere, where a call costs
 more than the values; a matrix of muon is never cut"""
+_SWEEP = 16
+"""parts after which the heap is swept: without it lean TAR takes a quarter more on a CPU, and more often costs more time"""
 _SMALL = 4096
 """a state of fewer values stays in float32, as in bitsandbytes: norms and biases weigh nothing and matter"""
 _ROOTS = {"exp_avg_sq", "square_avg", "acc_delta", "sum"}
@@ -77,19 +80,25 @@ class LeanOptimizer:
         return [group for part in self._parts for group in part.optimizer.param_groups]
 
     def step(self) -> None:
-        for part in self._parts:
-            with part.here():
-                part.step(self._generator)
+        for part in self._one_by_one():
+            part.step(self._generator)
 
     def train(self) -> None:
-        for part in self._parts:
-            with part.here():
-                part.turn(training_point, self._generator)
+        for part in self._one_by_one():
+            part.turn(training_point, self._generator)
 
     def eval(self) -> None:
-        for part in self._parts:
+        for part in self._one_by_one():
+            part.turn(published_point, self._generator)
+
+    def _one_by_one(self) -> Iterator[_Part]:
+        """The parts, each with its states beside the weights; what they leave in the heap of a CPU is given back now and then."""
+        for index, part in enumerate(self._parts):
             with part.here():
-                part.turn(published_point, self._generator)
+                yield part
+            if index % _SWEEP == 0:
+                give_back()
+        give_back()
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state(), "parts": [part.state_dict() for part in self._parts]}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from holdfast.engine.heap import give_back
 from holdfast.engine.rounding import rounded, shift, wide
 
 
@@ -125,6 +126,7 @@ class Snapshot:
         with torch.no_grad():
             for weight, saved in zip(self._shards(), self._saved, strict=True):
                 local(weight.detach()).copy_(saved)
+        give_back()
 
     def difference(self) -> list[torch.Tensor]:
         """How far the weights have moved since the copy; sharded as they are, and on the device of the copy."""
