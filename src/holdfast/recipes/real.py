@@ -1,7 +1,7 @@
 """The real testbed: the demo on a released model, and the table of safeguards on it.
 
 The presets in `-small` were fixed on the split of seed 7. The table's splits are others: other countries are forgotten, held out,
-attacked and asked. A model of 135 million weights leaves few worlds and few seeds within reach of two cores.
+attacked and asked. A model of 135 million weights leaves few worlds, and one attack seed on each, within reach of two cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from holdfast.testbed.real.folder import RealKind
 
 TUNING_SPLIT = 7
 SPLITS = (8, 9, 10)
-SEEDS = (0, 1)
+SEEDS = (0,)
 SHORT, LONG = "full-adamw-1e-4-small", "full-adamw-1e-4-1000-small"
 ALONG = (
     Along(attack=SHORT, step=10),
@@ -139,7 +139,7 @@ def demo(seed: int, options: Options) -> Study:
 
 
 def study() -> Study:
-    """Every method of the table on three splits, a training on each, along an attack of 100 updates with two seeds."""
+    """Every method of the table on three splits, a training on each, along an attack of 100 updates."""
     return _study("Safeguards on a real model", "real", METHODS, "hazard_selection", (SHORT,))
 
 

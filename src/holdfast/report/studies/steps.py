@@ -11,7 +11,7 @@ from holdfast.core.records import CampaignPlan, CellResult, read_campaign
 from holdfast.report.blocks import Chapter, Image, Text, bullets
 from holdfast.report.studies.study import Method, Part, Study, settings
 from holdfast.report.table import Entry, Table
-from holdfast.report.words.numbers import NOTHING, written
+from holdfast.report.words.numbers import NOTHING, count, written
 from holdfast.stats.cells import NO_ATTACK, CellSummary
 from holdfast.stats.figures import CampaignSummary
 from holdfast.stats.method import MethodClaim, Nested, difference, method_claim
@@ -254,7 +254,7 @@ def _introduction(study: Study, part: Part, table: StepTable) -> str:
         else f"Settings were fixed on split {study.tuning_world}"
     )
     return (
-        f"Splits {part.worlds}, one training of each safeguard on each, {len(study.seeds)} attack seeds ({attacks}). {chosen}. "
+        f"Splits {part.worlds}, one training of each safeguard on each, {count(len(study.seeds), 'attack seed')} ({attacks}). {chosen}. "
         "Entries are means over splits with a 95 % interval (Student-t over splits, of which there are few, so that the interval "
         f"is wide) and the range of trained models. Chance is {100 * table.chance:.0f}. {_WORDS[part.kind].control}"
     )
