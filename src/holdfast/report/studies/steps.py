@@ -253,8 +253,9 @@ def _introduction(study: Study, part: Part, table: StepTable) -> str:
         if study.trials
         else f"Settings were fixed on split {study.tuning_world}"
     )
+    seeds = count(len(study.seeds), "attack seed")
     return (
-        f"Splits {part.worlds}, one training of each safeguard on each, {count(len(study.seeds), 'attack seed')} ({attacks}). {chosen}. "
+        f"Splits {part.worlds}, one training of each safeguard on each, {seeds} ({attacks}). {chosen}. "
         "Entries are means over splits with a 95 % interval (Student-t over splits, of which there are few, so that the interval "
         f"is wide) and the range of trained models. Chance is {100 * table.chance:.0f}. {_WORDS[part.kind].control}"
     )
