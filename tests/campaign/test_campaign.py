@@ -723,6 +723,18 @@ def test_attacks_on_safeguarded_models_wait_for_the_undefended_one_and_the_long_
     assert again.arguments["undefended"] is control
 
 
+def test_where_an_attack_takes_minutes_the_estimate_counts_minutes(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+    long = replace(ATTACK, max_steps=60)
+    campaign = campaign_of(tiny_testbed, attacks=(("full", ATTACK), ("long", long)), seeds=(0,))
+    jobs = cell_jobs(list(campaign.cells()), tmp_path, None, typical=170.0)
+    attacks, others = (
+        [job.size for job in jobs if bool(job.arguments["cell"].attack) is is_one] for is_one in (True, False)
+    )
+    assert sum(attacks) / len(attacks) == pytest.approx(170.0)
+    assert max(attacks) > min(attacks)
+    assert 0 < min(others) <= max(others) <= 170 / 3
+
+
 # Kills
 
 

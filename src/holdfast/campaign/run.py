@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from holdfast.attacks.base import Attack
@@ -168,6 +169,7 @@ def cell_jobs(
     control: Cell | None,
     after: Mapping[str, tuple[Job, ...]] | None = None,
     title: str = "",
+    typical: float | None = None,
 ) -> list[Job]:
     """A job a cell: untouched models first, then long jobs before short ones. No job waits for a probe.
 
@@ -177,7 +179,14 @@ def cell_jobs(
         control: the cell of the undefended model as it is, which tells where a breach begins.
         after: by model label, the jobs that make the model.
         title: stands before the names of the jobs.
+        typical: seconds that an attack takes on one core, about; None: as on the testbed.
     """
+    attacks = [_seconds(cell) for cell in cells if cell.attack is not None]
+    scale = typical / fmean(attacks) if typical and attacks else 1.0
+
+    def size(cell: Cell) -> float:
+        scaled = scale * _seconds(cell)
+        return min(scaled, typical / 3) if typical and cell.attack is None else scaled
 
     def job(cell: Cell, *needs: Job, compares: bool = False) -> Job:
         return Job(
@@ -185,7 +194,7 @@ def cell_jobs(
             call=run_cell,
             arguments={"cell": cell, "out": out, "undefended": control if compares else None},
             after=(*(after or {}).get(cell.model.label, ()), *needs),
-            size=_seconds(cell),
+            size=size(cell),
         )
 
     first = {cell.name: job(cell) for cell in cells if cell.attack is None and not cell.probe}

@@ -135,7 +135,7 @@ class Study:
                 training = world.training()
                 making = world.making(part.methods, training.get("model"), trials, trying)
                 campaign = self.campaign(out, part, seed)
-                attacking = world.attacking(campaign, training, making)
+                attacking = world.attacking(campaign, training, making, part.cell_seconds)
                 jobs += [*training.values(), *making.values()]
                 places.append(_Place(part, world, campaign, making, attacking))
         # What others wait for comes first, and attacks when their model is there.

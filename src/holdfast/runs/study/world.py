@@ -140,14 +140,16 @@ class World:
             jobs.append(Job(name=name, call=run_trial, arguments=arguments, after=(start,) if start else (), size=size))
         return jobs
 
-    def attacking(self, campaign: Campaign, training: Mapping[str, Job], making: Mapping[str, Job]) -> list[Job]:
-        """The jobs of a campaign's cells, each after the model that it attacks."""
+    def attacking(
+        self, campaign: Campaign, training: Mapping[str, Job], making: Mapping[str, Job], typical: float
+    ) -> list[Job]:
+        """The jobs of a campaign's cells, each after the model that it attacks; `typical` seconds an attack, about."""
         after = {label: (job,) for label, job in making.items()}
         if training:
             after |= {"undefended": (training["model"],), "destroyed": (training["model"],)}
             after |= {"never-exposed": (training["never_exposed"],)}
         cells = list(campaign.cells())
-        return cell_jobs(cells, self.folder, untouched_undefended(cells), after, title=self.title)
+        return cell_jobs(cells, self.folder, untouched_undefended(cells), after, title=self.title, typical=typical)
 
     def record(
         self,
