@@ -104,15 +104,19 @@ def run_out(where: str, on_step: OnStep) -> None:
     raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def crowd(folder: Path, most: int, on_step: OnStep) -> int:
-    """Take memory that is enough for `most` at a time; return how many took it."""
-    mine = folder / str(os.getpid())
+def crowd(folder: Path, most: int, shortages: int, on_step: OnStep) -> None:
+    """Take memory that is enough for `most` at a time, and keep it until it has run out for `shortages` workers."""
+    mine = folder / "has" / str(os.getpid())
+    for place in (mine.parent, folder / "short"):
+        place.mkdir(exist_ok=True)
     mine.touch()
     try:
-        beside = len(list(folder.iterdir()))
-        if beside > most:
+        if len(list(mine.parent.iterdir())) > most:
+            (folder / "short" / mine.name).touch()
             raise MemoryError
-        time.sleep(0.5)
-        return beside
+        for _ in range(1000):
+            if len(list((folder / "short").iterdir())) >= shortages:
+                return
+            time.sleep(0.02)
     finally:
         mine.unlink()

@@ -78,19 +78,20 @@ def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_le
 
 
 def test_a_job_for_which_memory_ran_out_begins_again_beside_fewer(tmp_path: Path) -> None:
-    jobs = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 2}) for n in range(6)]
+    jobs = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 2, "shortages": 2}) for n in range(6)]
     said: list[str] = []
     with hearing(said.append):
         outcomes = run_jobs(jobs, 4)
     assert [outcomes[job].error for job in jobs] == [None] * 6
-    assert said
+    assert [sentence.rpartition("; ")[2] for sentence in said] == [
+        f"from now on at most {most} at a time run here" for most in (3, 2)
+    ]
     assert said[0].startswith("memory ran out in ")
-    assert said[-1].endswith("from now on at most 2 at a time run here")
 
 
 def test_a_job_that_needs_more_memory_than_there_is_fails_and_the_others_end(tmp_path: Path) -> None:
-    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0})
-    small = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 9}) for n in range(6)]
+    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0, "shortages": 0})
+    small = [Job(name=f"{n}", call=crowd, arguments={"folder": tmp_path, "most": 9, "shortages": 1}) for n in range(6)]
     with hearing(lambda sentence: None):
         outcomes = run_jobs([large, *small], 4)
     assert (outcomes[large].error or "").startswith("memory ran out; give fewer --workers")
@@ -98,7 +99,7 @@ def test_a_job_that_needs_more_memory_than_there_is_fails_and_the_others_end(tmp
 
 
 def test_where_every_worker_has_memory_of_its_own_a_shortage_ends_the_job(tmp_path: Path) -> None:
-    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0})
+    large = Job(name="large", call=crowd, arguments={"folder": tmp_path, "most": 0, "shortages": 0})
     said: list[str] = []
     with hearing(said.append):
         outcomes = run_jobs([large, Job(name="beside", call=where)], Nearby())

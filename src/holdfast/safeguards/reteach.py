@@ -32,7 +32,8 @@ RETEACH = UNDO(
 
 PRESETS = {
     "reteach": RETEACH,
-    # Hundreds of millions of weights. Nobody can repeat the pretraining of such a model, so few of the weights are replaced.
+    # Hundreds of millions of weights, not tried yet. Nobody can repeat the pretraining of such a model, so few of the weights are
+    # replaced.
     "reteach-small": replace(
         RETEACH,
         outer_steps=600,
