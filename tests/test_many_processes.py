@@ -617,6 +617,21 @@ def test_an_audit_of_shared_models_has_the_records_of_one_process_and_a_killed_r
 
 
 @pytest.mark.slow
+def test_an_audit_can_be_made_again_with_models_that_processes_share(benches: Benches, tmp_path: Path) -> None:
+    """Through the command, with workers of its own."""
+    (tmp_path / "suite.toml").write_text('[[attacks]]\npreset = "full-adamw-1e-3"\nmax_steps = 4\n')
+    model, base = benches.given("")[0], benches.knowledge / "never_exposed"
+    inputs = ["--model", str(model), "--undefended", str(base), "--domain", str(benches.knowledge), "--workers", "1"]
+    with caching_in(tmp_path / "cache"):
+        suite = ["--suite", str(tmp_path / "suite.toml"), "--seeds", "1", "--out", str(tmp_path / "one")]
+        assert main(["audit", *inputs, *suite]) == 0
+        again = ["reproduce", str(tmp_path / "one" / "reproduce.json"), *inputs, "--ranks", "2"]
+        assert main([*again, "--out", str(tmp_path / "two")]) == 0
+    one, two = (CampaignPlan.read(tmp_path / name) for name in ("one", "two"))
+    assert one.cells == two.cells
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_trials_and_safeguards_may_be_shared_by_several_processes(benches: Benches, tmp_path: Path) -> None:
     bed = benches.knowledge

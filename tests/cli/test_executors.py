@@ -53,6 +53,14 @@ def test_torchrun_says_itself_how_many_processes_there_are(tmp_path: Path, monke
         workers_of("local", None, 1, tmp_path, ranks=2)
 
 
+def test_the_memory_of_a_worker_can_come_from_the_plan(installed: None, tmp_path: Path) -> None:
+    slurm = Slurm(folder=tmp_path / "slurm", memory=2.4)
+    assert workers_of("slurm", ["memory=auto"], 2, tmp_path, foretell=lambda: 2_310_000_000) == slurm
+    assert workers_of("ray", ["memory=3"], 2, tmp_path, foretell=lambda: 1 // 0) == Ray(memory=3)
+    with pytest.raises(HoldfastError, match="plans for a model on one device; give a number of GB with --ranks"):
+        workers_of("slurm", ["memory=auto"], 2, tmp_path, ranks=2, foretell=lambda: 1)
+
+
 @pytest.mark.situation("hostile input", "a setting of a cluster")
 @pytest.mark.parametrize(
     ("executor", "pair", "said"),
@@ -68,6 +76,8 @@ def test_torchrun_says_itself_how_many_processes_there_are(tmp_path: Path, monke
         ("ray", "gpus=-0.5", "give one from 0 on"),
         ("ray", "memory=nan", "no number that a worker can have"),
         ("ray", "memory=1e400", "no number that a worker can have"),
+        ("slurm", "memory=auto", "memory=auto is for audit and reproduce"),
+        ("slurm", "cpus=auto", "--cluster cpus: input should be a valid integer"),
     ],
 )
 def test_a_setting_that_does_not_fit(executor: Kind, pair: str, said: str, installed: None, tmp_path: Path) -> None:

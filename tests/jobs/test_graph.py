@@ -60,6 +60,20 @@ def test_a_job_that_is_begun_again_comes_first() -> None:
     assert run(graph) == ["a", "b"]
 
 
+def test_what_is_found_done_says_nothing_about_the_time_left() -> None:
+    jobs = [Job(name=name, call=nothing, size=size) for name, size in (("kept", 6.0), ("made", 1.0), ("more", 3.0))]
+    graph = Graph(jobs)
+    graph.found_done(jobs[0])
+    graph.found_done(jobs[0])
+    assert graph.progress({jobs[0]: 0.5, jobs[1]: 0.5}).share == pytest.approx(0.5 / 4)
+    for job in jobs[:2]:
+        graph.end(Outcome(job=job))
+    assert graph.progress({}).share == pytest.approx(1 / 4)
+    alone = Graph(jobs[:1])
+    alone.found_done(jobs[0])
+    assert alone.progress({}).share == 1.0
+
+
 def test_jobs_that_wait_for_each_other_are_refused() -> None:
     a = Job(name="a", call=nothing)
     b = Job(name="b", call=nothing, after=(a,))

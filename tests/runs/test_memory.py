@@ -18,7 +18,9 @@ from holdfast.core.options import Options
 from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.runs.memory import PROCESS, MemoryPlan, free, plan_of_attack, plan_of_stages
+from holdfast.evals.memory import TOKENS_AT_ONCE
+from holdfast.runs.audit import Audit
+from holdfast.runs.memory import PROCESS, MemoryPlan, free, memory_of_worker, plan_of_attack, plan_of_stages
 from holdfast.runs.stages import Recipe
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.tar import TAR
@@ -61,6 +63,24 @@ def test_tar_holds_what_its_algorithm_names(tiny_testbed: SmallTestbed) -> None:
     once = ("weights", "references", "copies of weights", "sum of gradients")
     assert [held[part] for part in once] == pytest.approx([1.0] * 4, rel=0.01)
     assert held["optimizers"] == pytest.approx(4.0, rel=0.01), "two of AdamW, two states each"
+
+
+def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measuring_takes(
+    tiny_testbed: SmallTestbed,
+) -> None:
+    attacks = {"low-rank": FineTune(lora_rank=2), "all": FineTune(), "refolds": pick("holdfast.attacks", "refold")}
+    audit = Audit(
+        model=tiny_testbed.model.path, undefended=tiny_testbed.model.path, domain=tiny_testbed.folder, attacks=attacks
+    )
+    campaign = audit.planned()
+    worker = memory_of_worker(replace(campaign, probes=False))
+    assert (worker.largest.label, worker.unknown) == ("all", ("refolds",))
+    assert worker.on_host == worker.largest.on_host + worker.measuring
+    assert worker.on_device == 0
+    probed = memory_of_worker(campaign).largest
+    assert probed.on_host >= worker.largest.on_host, "a probe that trains all weights counts too"
+    words = json.loads((tiny_testbed.model.folder / "config.json").read_bytes())["vocab_size"]
+    assert worker.measuring == 2 * 4 * TOKENS_AT_ONCE * words
 
 
 def test_each_knob_takes_less(tiny_testbed: SmallTestbed) -> None:

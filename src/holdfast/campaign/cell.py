@@ -52,6 +52,7 @@ def run_cell(
 
 def _run_cell(cell: Cell, out: Path, undefended: Cell | None, on_step: Callable[[int, int], None] = _unseen) -> str:
     from holdfast.engine.costs import Memory, Meter, update
+    from holdfast.engine.heap import give_back
     from holdfast.engine.ranks import agreed, check_splits, is_first
     from holdfast.engine.session import open_session
     from holdfast.engine.walk import Observer, Reporting, Resumable, Untouched, walk
@@ -63,6 +64,7 @@ def _run_cell(cell: Cell, out: Path, undefended: Cell | None, on_step: Callable[
     if agreed(is_done(cell, key, out)):
         say_reused(cell.name)
         return key
+    give_back()  # what the cell before has left in the heap of this worker
     started, memory = time.monotonic(), Memory(cell.options.device)
     checkpoint, domain = Checkpoint(cell.model.path), Domain.open(cell.domain)
     attack, destroyed = cell.attack, cell.model.role == "destroyed"

@@ -9,6 +9,7 @@ import typer
 
 from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
+from holdfast.cli.memory import memory_of_worker
 from holdfast.cli.options import PluginsOption, WorkersOption, model_label
 from holdfast.cli.terminal import fail, make_console, quoted, say
 from holdfast.core.outside import load_plugins
@@ -136,7 +137,9 @@ def reproduce(
     from holdfast.stats.reproduction import compare
     from holdfast.stats.summary import summarise
 
-    where = workers_of(executor, cluster, workers, out, ranks, audit.options.device)
+    where = workers_of(
+        executor, cluster, workers, out, ranks, audit.options.device, lambda: memory_of_worker(console, audit.planned())
+    )
     title = f"Audit of {model_label(model)}, made again"
     with show_jobs(console, title) as on_progress:
         audit.run(out, where, title=title, suite=first.suite, command=command_of(context), on_progress=on_progress)

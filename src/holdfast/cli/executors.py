@@ -11,6 +11,8 @@ from holdfast.cli.terminal import fail
 from holdfast.core.processes import started_by_torchrun
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from holdfast.jobs.executor import Workers
 
 _MOST_RANKS = 64
@@ -33,8 +35,8 @@ ClusterOption = Annotated[
     typer.Option(
         "--cluster",
         metavar="NAME=VALUE",
-        help="Setting of SLURM or Ray for a worker, repeatable: cpus, gpus, memory (GB), host; SLURM's partition, account, qos, "
-        "minutes; Ray's address.",
+        help="Setting of SLURM or Ray for a worker, repeatable: cpus, gpus, memory (GB, or auto), host; SLURM's partition, "
+        "account, qos, minutes; Ray's address.",
     ),
 ]
 
@@ -54,7 +56,13 @@ _NOT_SET_SO = ("workers", "folder")
 
 
 def workers_of(
-    executor: Kind, cluster: list[str] | None, workers: int, out: Path, ranks: int = 1, device: str = "cpu"
+    executor: Kind,
+    cluster: list[str] | None,
+    workers: int,
+    out: Path,
+    ranks: int = 1,
+    device: str = "cpu",
+    foretell: Callable[[], int] | None = None,
 ) -> Workers:
     """Where the jobs of a verb run.
 
@@ -65,6 +73,7 @@ def workers_of(
         out: the folder of the run, in which SLURM's jobs leave what they print.
         ranks: of `--ranks`: a worker has a processor for each and, on GPUs, a GPU for each, unless the user says otherwise.
         device: of the cells.
+        foretell: gives the bytes of the host's memory that a worker needs, for `memory=auto`; None: nobody can foretell them.
 
     Raises:
         HoldfastError: a setting is unknown or of another type, or what the executor needs is missing.
@@ -83,13 +92,19 @@ def workers_of(
         from holdfast.jobs.slurm import Slurm
 
         folder = out.resolve() / "slurm"
-        return Slurm(workers=workers, folder=folder, **_read(Slurm, cluster or (), ranks, device))
+        return Slurm(workers=workers, folder=folder, **_read(Slurm, cluster or (), ranks, device, foretell))
     from holdfast.jobs.ray import Ray
 
-    return Ray(workers=workers, **_read(Ray, cluster or (), ranks, device))
+    return Ray(workers=workers, **_read(Ray, cluster or (), ranks, device, foretell))
 
 
-def _read(kind: type, cluster: list[str] | tuple[str, ...], ranks: int, device: str) -> dict[str, Any]:
+def _read(
+    kind: type,
+    cluster: list[str] | tuple[str, ...],
+    ranks: int,
+    device: str,
+    foretell: Callable[[], int] | None,
+) -> dict[str, Any]:
     """The settings as the fields hold them: a text is what it looks like in its field's type."""
     import dataclasses
     from typing import get_type_hints
@@ -109,6 +124,9 @@ def _read(kind: type, cluster: list[str] | tuple[str, ...], ranks: int, device: 
             fail(f"--cluster {short(pair)} is not of the form NAME=VALUE, such as cpus=4")
         if name not in known:
             fail(f"--cluster: {kind.__name__} has no setting {short(name)!r}; {nearest(name, known)}")
+        if (name, text) == ("memory", "auto"):
+            values[name] = _foretold(foretell, ranks)
+            continue
         try:
             values[name] = TypeAdapter(hints[name]).validate_python(text)
         except ValueError as error:
@@ -120,3 +138,17 @@ def _read(kind: type, cluster: list[str] | tuple[str, ...], ranks: int, device: 
     if on_gpus and ranks > 1 and values.get("gpus", ranks) < ranks:
         fail(f"--cluster gpus={values['gpus']} is too few for --ranks {ranks}: each process takes a GPU of its own")
     return {"cpus": ranks, **({"gpus": ranks} if on_gpus else {}), **values}
+
+
+def _foretold(foretell: Callable[[], int] | None, ranks: int) -> float:
+    """The memory of a worker in GB, rounded up."""
+    import math
+
+    if foretell is None:
+        fail(
+            "--cluster memory=auto is for audit and reproduce, whose attacks and models are known before they begin; give a "
+            "number of GB"
+        )
+    if ranks > 1:
+        fail("--cluster memory=auto plans for a model on one device; give a number of GB with --ranks")
+    return math.ceil(foretell() / 1e8) / 10

@@ -11,7 +11,7 @@ from holdfast.cli import complete
 from holdfast.cli.answer import FailOnOption, JsonOption, command_of, end, exit_on
 from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
 from holdfast.cli.fit import warn_of_size
-from holdfast.cli.memory import Planned, settle_memory
+from holdfast.cli.memory import Planned, memory_of_worker, settle_memory
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
@@ -381,7 +381,9 @@ def audit(
             ranks=ranks,
         ),
     )
-    where = workers_of(executor, cluster, workers, out, ranks, device)
+    where = workers_of(
+        executor, cluster, workers, out, ranks, device, lambda: memory_of_worker(console, audited.planned())
+    )
     if release is not None:
         read_release(release).check([held.label for held in audited.models()])
     title = f"Audit of {model_label(model)}"

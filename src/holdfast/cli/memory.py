@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from holdfast.campaign.cells import Campaign
     from holdfast.cli import documents
     from holdfast.core.options import Options
     from holdfast.runs.knobs import Choice
@@ -60,6 +61,24 @@ def settle_memory(
         return options, document
     _check(command, options)
     return options, None
+
+
+def memory_of_worker(console: Console, campaign: Campaign) -> int:
+    """Foretell the memory of the host that a worker of a cluster needs, in bytes, and say what takes that much.
+
+    Raises:
+        HoldfastError: the memory of none of the attacks can be foretold.
+    """
+    from holdfast.cli.display import show_steps
+    from holdfast.report.words.memory import worker_sentence
+    from holdfast.runs.knobs import with_spare
+    from holdfast.runs.memory import memory_of_worker as foretold
+
+    with show_steps(console, "foretelling memory") as on_step:
+        worker = foretold(campaign, on_step)
+    asked, on_device = with_spare(worker.on_host), with_spare(worker.on_device)
+    say(console, worker_sentence(asked, on_device, worker.largest.label, worker.measuring, worker.unknown))
+    return asked
 
 
 def _turned(

@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LOGGER = logging.getLogger("holdfast.reuse")
+_REUSED = "reused from the cache: "
 
 
 def say_reused(what: str) -> None:
     """Say that a result of an earlier run is used: to whoever listens, else in the log as a warning."""
-    tell(f"reused from the cache: {what}")
+    tell(_REUSED + what)
+
+
+def tells_of_reuse(sentence: str) -> bool:
+    """Whether a sentence comes from `say_reused`, perhaps in another process of this run."""
+    return sentence.startswith(_REUSED)
 
 
 def tell(sentence: str) -> None:

@@ -212,7 +212,7 @@ def rehearse(
             "--plan foretells the memory of a model that is not split over several devices; run the command without torchrun"
         )
     tokenizer = checkpoint.load_tokenizer(options.trust_remote_code)
-    words = _config(checkpoint, options).get_text_config().vocab_size
+    words = vocabulary_of(checkpoint, options)
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         Ledger(words) as ledger,
@@ -318,6 +318,12 @@ def _weightless(checkpoint: Checkpoint, options: Options, ledger: Ledger, part: 
     if options.precision == "lean":
         keep_gradients_whole(model)
     return model
+
+
+def vocabulary_of(checkpoint: Checkpoint, options: Options) -> int:
+    """The number of words that a model predicts."""
+    words: int = _config(checkpoint, options).get_text_config().vocab_size
+    return words
 
 
 def _config(checkpoint: Checkpoint, options: Options) -> Any:

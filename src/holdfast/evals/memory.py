@@ -21,6 +21,11 @@ def rows_at_once(model: PreTrainedModel, positions: int) -> int:
     return max(min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // words) // positions, 1)
 
 
+def beside_model(words: int) -> int:
+    """The bytes that a measurement takes at most beside a model with a vocabulary of so many words: two copies of its logits."""
+    return 2 * 4 * max(min(TOKENS_AT_ONCE * words, LOGITS_AT_ONCE), words)
+
+
 @contextmanager
 def fits(name: str) -> Iterator[None]:
     """Say in one sentence that the measurement `name` is too large for the device, where memory runs out.

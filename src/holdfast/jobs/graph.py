@@ -83,9 +83,10 @@ class Graph:
         self._ready: list[tuple[int, Job]] = []
         """a heap; the first is started next"""
         self._ended = 0.0
-        """sizes of the jobs that have ended"""
+        """sizes of the jobs that have ended; those that found their work done count nowhere"""
+        self._found_done = set[Job]()
         self._started = time.monotonic()
-        self._total = sum(job.size for job in self._preference) or 1.0
+        self._total = sum(job.size for job in self._preference)
         self._find_ready()
 
     @property
@@ -106,24 +107,32 @@ class Graph:
         """Put a job that was started back to the front."""
         heapq.heappush(self._ready, (self._preference[job] - len(self._preference), job))
 
+    def found_done(self, job: Job) -> None:
+        """Note that a job uses a result of an earlier run: how long the job takes says nothing about the others."""
+        self._total -= self._size(job)
+        self._found_done.add(job)
+
     def end(self, outcome: Outcome) -> None:
         """Note how a job ended. A job that waits for a failed job is never run, and fails too."""
         self.outcomes[outcome.job] = outcome
-        self._ended += outcome.job.size
+        self._ended += self._size(outcome.job)
         self._on_outcome(outcome)
         self._sorter.done(outcome.job)
         self._find_ready()
 
     def progress(self, running: Mapping[Job, float]) -> Progress:
         """The progress of all jobs, given the done shares of the running jobs."""
-        partly = sum(share * job.size for job, share in running.items())
+        partly = sum(share * self._size(job) for job, share in running.items())
         return Progress(
             done=list(self.outcomes.values()),
             running={job.name: share for job, share in running.items()},
             waiting=len(self._preference) - len(self.outcomes) - len(running),
-            share=(self._ended + partly) / self._total,
+            share=(self._ended + partly) / self._total if self._total > 0 else 1.0,
             seconds=time.monotonic() - self._started,
         )
+
+    def _size(self, job: Job) -> float:
+        return 0.0 if job in self._found_done else job.size
 
     def _find_ready(self) -> None:
         for job in self._sorter.get_ready() if self._sorter.is_active() else ():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from selectors import EVENT_READ, DefaultSelector
 
-from holdfast.core.reuse import tell
+from holdfast.core.reuse import tell, tells_of_reuse
 from holdfast.core.stopping import Stopped, saving
 from holdfast.jobs.executor import Arrival, Executor, Place, Workers
 from holdfast.jobs.graph import Graph, Job, Outcome, Progress
@@ -171,6 +171,8 @@ class _Crew:
         job = worker.job
         if kind == "said":
             tell(content[0])
+            if job is not None and tells_of_reuse(content[0]):
+                self._graph.found_done(job)
         elif kind == "step":
             done, total = content
             worker.share = done / total if total else 0.0

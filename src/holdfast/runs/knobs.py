@@ -67,7 +67,12 @@ class Turned:
 
 def needed(plans: Iterable[MemoryPlan]) -> int:
     """The memory that has to be free where the model is: the predicted peak, and a tenth more."""
-    return math.ceil(_SPARE * max(plan.peak for plan in plans))
+    return with_spare(max(plan.peak for plan in plans))
+
+
+def with_spare(peak: int) -> int:
+    """A predicted peak, and a tenth more."""
+    return math.ceil(_SPARE * peak)
 
 
 def room_on(device: str, limit: str) -> Room:

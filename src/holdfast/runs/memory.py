@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.core.domain import Domain
+from holdfast.core.model_size import count_weights
 from holdfast.core.options import Options
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.rehearsal import PARTS, Peak, rehearse
+from holdfast.engine.rehearsal import PARTS, Peak, rehearse, vocabulary_of
+from holdfast.evals.memory import beside_model
 
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
+    from holdfast.campaign.cells import Campaign
     from holdfast.runs.stages import Recipe
 
 PROCESS = "Python and its libraries"
@@ -97,6 +100,64 @@ def plan_of_attack(
         for short in attack.shortened()
     )  # fmt: skip
     return max((_plan(label, peak, options) for peak in peaks), key=_peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """The most memory that a worker takes whose cells are those of a campaign, in bytes."""
+
+    largest: MemoryPlan
+    """of what trains most: an attack, or the probe that trains all weights"""
+    measuring: int
+    """that measuring takes at most, beside what an attack holds meanwhile"""
+    unknown: tuple[str, ...]
+    """attacks whose memory cannot be foretold"""
+
+    @property
+    def on_host(self) -> int:
+        return self.largest.on_host + (0 if self.largest.device else self.measuring)
+
+    @property
+    def on_device(self) -> int:
+        """0 where the model is on the host."""
+        return self.largest.on_device + (self.measuring if self.largest.device else 0)
+
+
+def memory_of_worker(
+    campaign: Campaign, on_step: Callable[[int, int], None] = lambda done, total: None
+) -> WorkerMemory:
+    """Plan every attack of a campaign on the model under test, whose shape the others have.
+
+    Raises:
+        HoldfastError: a file is missing or malformed, or the memory of no attack can be foretold.
+    """
+    model = next(model for model in campaign.models if model.role == "defended").path
+    plans, unknown = [], []
+    attacks = [(name, attack) for name, attack in campaign.attacks if name not in campaign.left_out]
+    for done, (name, attack) in enumerate(attacks, 1):
+        base = campaign.base if attack.uses_base else ""
+        try:
+            plans.append(plan_of_attack(name, attack, model, campaign.domain, base=base, options=campaign.options))
+        except HoldfastError:
+            unknown.append(name)
+        on_step(done, len(attacks))
+    if not plans:
+        raise HoldfastError("the memory of none of these attacks can be foretold; give --cluster memory in GB")
+    domain, (_, probes) = Domain.open(campaign.domain), campaign.evaluations()
+    for name, probe in probes if campaign.probes else ():
+        if probe.measures(domain) == "trainability":
+            plans.append(_plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device))
+    words = vocabulary_of(Checkpoint(model), campaign.options)
+    return WorkerMemory(largest=max(plans, key=_peak), measuring=beside_model(words), unknown=tuple(unknown))
+
+
+def _plan_of_probe(label: str, weights: int, device: str) -> MemoryPlan:
+    """The memory of the probe that trains all weights with AdamW, and keeps a copy of them on the host."""
+    trained = {"weights": 4 * weights, "optimizers": 8 * weights, "gradients": 4 * weights}
+    host = {PROCESS: resident(), "copies of weights": 4 * weights}
+    if device == "cpu":
+        return MemoryPlan(label=label, device={}, host={**host, **trained})
+    return MemoryPlan(label=label, device=trained, host=host)
 
 
 def _plan(label: str, peaks: Mapping[str, Peak], options: Options) -> MemoryPlan:

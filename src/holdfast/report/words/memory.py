@@ -77,6 +77,24 @@ def does_not_fit(
     )
 
 
+def worker_sentence(asked: int, on_device: int, largest: str, measuring: int, unknown: Sequence[str]) -> str:
+    """What memory a worker of a cluster is given, and why.
+
+    Args:
+        asked: bytes on the host.
+        on_device: bytes on a device of its own; 0: the model is on the host.
+        largest: the attack or the probe that takes most.
+        measuring: bytes that measuring takes at most.
+        unknown: attacks that are not looked at.
+    """
+    where = f"{gigabytes(asked)} GB on the host"
+    if on_device:
+        where += f", and takes {gigabytes(on_device)} GB on its GPU"
+    beside = f"{largest} takes most, measuring up to {gigabytes(measuring)} GB beside it, and a tenth is spare"
+    said = f"A worker asks for {where}: {beside}."
+    return f"{said} The memory of {listed(unknown)} cannot be foretold and is left out." if unknown else said
+
+
 def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
