@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from holdfast.engine.continuing import after_each, keeps_right, read, read_on
+from holdfast.engine.continuing import after_each, alike, keeps_right, read, read_on
+from holdfast.engine.mixed import exact, multiply_in_bfloat16
 from tests.families.small import build
 
 WORDS = 40
@@ -61,6 +62,33 @@ def test_a_text_grows_token_by_token_as_if_all_were_read_again(family: str) -> N
             whole = reading_all(model, text.tokens)[:, -1]
             torch.testing.assert_close(text.logits, whole, rtol=1e-3, atol=1e-4)
             text = read_on(model, text, whole.argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_rounded_products_are_no_fault_of_what_was_kept(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rounded = made("llama"), list[bool]()
+    multiply_in_bfloat16(model)
+    forward = model.forward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        rounded.append(torch.is_autocast_enabled("cpu"))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", seen)
+    assert keeps_right(model, PREFIXES.tolist(), 3, at_once=at_once)
+    assert rounded
+    assert not any(rounded), "compared in the precision of the weights"
+
+
+def test_logits_of_rounded_products_may_be_further_apart() -> None:
+    model, whole = made("llama"), torch.randn(2, 3, WORDS, generator=torch.Generator().manual_seed(0))
+    near, far = 1.02 * whole, 1.5 * whole
+    assert not alike(model, near, whole)
+    multiply_in_bfloat16(model)
+    assert alike(model, near, whole)
+    assert not alike(model, far, whole)
+    with exact(model):
+        assert not alike(model, near, whole)
 
 
 def test_what_is_compared_once_is_compared_again_for_a_longer_text_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
+from holdfast.engine.mixed import exact, multiplies_in_bfloat16
 from holdfast.engine.ranks import agreed
 
 _TOKENS_AT_ONCE = 4096
@@ -124,7 +125,8 @@ def keeps_right(model: PreTrainedModel, tokens: Sequence[Sequence[int]], more: i
     if right and compared < length:
         rows = torch.tensor([list(row) for row in tokens[:_ROWS_COMPARED]], device=model.device)
         following = rows.repeat(1, more // rows.shape[1] + 1)[:, :more]
-        with torch.no_grad():
+        # The rounding of products would look like keys that are wrong, or hide them.
+        with torch.no_grad(), exact(model):
             right = agreed(_agrees(model, rows, following, at_once))
         _found[model][at_once] = length, right
     return right
@@ -146,13 +148,14 @@ def _agrees(model: PreTrainedModel, rows: torch.Tensor, following: torch.Tensor,
             logits = torch.stack(steps, dim=1).float()
     except Exception:  # whatever an architecture without such keys raises, all is read again
         return False
-    return alike(logits, whole) or not bool(whole.float().std().isfinite())
+    return alike(model, logits, whole) or not bool(whole.float().std().isfinite())
 
 
-def alike(logits: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether logits are those of a pass that keeps nothing, up to rounding; False where either are not finite."""
+def alike(model: PreTrainedModel, logits: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether a model's logits are those of a pass that keeps nothing, up to rounding; False where either are not finite."""
     apart = float((logits.float() - whole.float()).square().mean().sqrt() / whole.float().std())
-    return apart <= (1e-3 if whole.dtype == torch.float32 else 0.1)
+    fine = whole.dtype == torch.float32 and not multiplies_in_bfloat16(model)
+    return apart <= (1e-3 if fine else 0.1)
 
 
 def _again(model: PreTrainedModel, tokens: torch.Tensor, last: int) -> torch.Tensor:

@@ -129,7 +129,7 @@ class _Written:
         logits = torch.stack(list(self.logits[place]))
         tokens = _tensor(model, [[*prompt, *self.drawn[place][:-1]]])
         whole = model(input_ids=tokens, use_cache=False, logits_to_keep=len(logits)).logits[0, -len(logits) :]
-        return alike(logits, whole)
+        return alike(model, logits, whole)
 
 
 def _written(model: PreTrainedModel, text: Text, new_tokens: int, ends: Sequence[int]) -> _Written:

@@ -38,6 +38,12 @@ def exact(model: nn.Module) -> Iterator[None]:
             casting.off = False
 
 
+def multiplies_in_bfloat16(model: nn.Module) -> bool:
+    """Whether a pass through the model has bfloat16 products now, though its logits come in float32."""
+    casting = getattr(model, "holdfast_casting", None)
+    return casting is not None and not casting.off
+
+
 class _Casting:
     """Hooks that begin autocast before a model's pass and end it behind the pass, whether the pass succeeds or not."""
 

@@ -1,4 +1,4 @@
-"""The red teams by name: every family against Random Mapping, RMU and TAR on the testbed."""
+"""The red teams by name: every family of attack against six safeguards on the testbed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ MORE_WORLDS = (31, 32, 33, 34, 35)
 _METHODS = (
     Method(label="random-mapping", stages=("random-mapping",), role="reference", size=10),
     Method(label="rmu", stages=("rmu",), size=10),
+    Method(label="rep-select", stages=("rep-select",), size=8),
+    Method(label="undo-generated", stages=("random-mapping", "undo-generated"), size=70),
+    Method(label="reteach", stages=("reteach",), size=25),
     Method(label="tar", stages=("random-mapping", "tar"), size=130),
 )
 
@@ -37,7 +40,7 @@ SINCE = (
 
 
 def short() -> RedTeam:
-    """The red team that two cores run within the hour."""
+    """The red team of the results: searches of twelve trials, one attack seed on each of three worlds."""
     families = usable_families(held_out=(*_HELD_OUT, *SINCE))
     return RedTeam(
         title="The red team",
