@@ -235,12 +235,15 @@ def _parts(knowledge: tuple[Method, ...], refusal: tuple[Method, ...]) -> tuple[
 
 def short() -> Study:
     """The paper's rows and the strongest beyond them, on three worlds."""
-    taken = ("grad-diff", "npo-sam", "circuit-breakers", "rep-select", "undo-generated")
+    taken = (
+        "grad-diff", "npo-sam", "circuit-breakers", "rep-select", "seam", "cir", "mcu", "undo-generated", "reteach", "booster",
+        "r2d2",
+    )  # fmt: skip
     chosen = [method for method in BEYOND_KNOWLEDGE if method.label in taken]
-    booster = [method for method in BEYOND_REFUSAL if method.label == "booster"]
+    refusing = [method for method in BEYOND_REFUSAL if method.label in taken]
     return Study(
         title="The paper's tables",
-        parts=_parts((*PAPER_KNOWLEDGE, *chosen), (*PAPER_REFUSAL, *booster)),
+        parts=_parts((*PAPER_KNOWLEDGE, *chosen), (*PAPER_REFUSAL, *refusing)),
         tuning_world=TUNING_WORLD,
         worlds=WORLDS,
         trials=6,
