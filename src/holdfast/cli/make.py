@@ -168,8 +168,12 @@ def testbed(
             sizes = Sizes(benign=benign or Sizes().benign)
             make_testbed(folder, seed, sizes, kind, siblings, on_progress, masked)
     say(console, f"The testbed is in {folder}")
-    stages = {"knowledge": "random-mapping tar", "refusal": "refusal-sft refusal-dpo", "real": "random-mapping-small"}
-    stages["real-refusal"] = "refusal-sft-large"
+    stages = {
+        "knowledge": "random-mapping tar",
+        "refusal": "refusal-sft refusal-dpo",
+        "real": "random-mapping-small",
+        "real-refusal": "refusal-sft-small refusal-dpo-small",
+    }
     end(
         context,
         console,
