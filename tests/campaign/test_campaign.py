@@ -52,7 +52,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.locks import LOCK
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
-from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
+from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path, read_campaign
 from holdfast.core.types import HoldfastError, Measure, NonFinite, Score
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
@@ -686,6 +686,21 @@ def test_finished_cells_are_left_alone_and_failed_ones_run_again(
     assert plan.cells == [cell.id for cell in campaign.cells()]
     assert (plan.title, plan.suite, plan.details["command"], plan.models) == ("T", "s", "c", {"model": "undefended"})
     assert (plan.attacks, plan.seeds, plan.domain) == (["full", "fails"], [0], "testbed-5")
+
+
+def test_a_model_or_an_attack_that_was_renamed_is_found_under_its_new_name(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdfast.campaign.run, "run_jobs", serially)
+    models = (model_of(tiny_testbed),)
+    first = campaign_of(tiny_testbed, models=models, attacks=(("full", ATTACK),), seeds=(0,), probes=False)
+    run_campaign(first, tmp_path, 1)
+    again = replace(
+        first, models=(replace(first.models[0], label="released"),), attacks=(("strong", ATTACK), ("twice", ATTACK))
+    )
+    assert run_campaign(again, tmp_path, 1) == []
+    _, results = read_campaign(tmp_path)
+    assert [(result.model, result.attack) for result in results] == [("released", "none"), ("released", "strong")]
 
 
 def test_a_record_of_a_failure_is_no_obstacle_to_the_cell_itself(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:

@@ -134,3 +134,13 @@ def test_two_searches_that_find_the_same_are_one_attack(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "best_of", lambda folder: pick("holdfast.attacks", "prune-50"))
     assert list(TEAM.found(tmp_path)["pruning"]) == ["pruning-on-all"]
     assert describe(TEAM.found(tmp_path)["pruning"]["pruning-on-all"])["class"] == "Prune"
+
+
+def test_an_attack_that_some_searches_chose_is_named_after_their_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        module, "best_of", lambda folder: pick("holdfast.attacks", "int4" if folder.name.endswith("deep") else "int8")
+    )
+    team = replace(TEAM, methods=(SHALLOW, DEEP, replace(DEEP, label="third")), targets=("shallow", "deep", "third"))
+    assert list(team.found(tmp_path)["pruning"]) == ["pruning-on-shallow-and-third", "pruning-on-deep"]

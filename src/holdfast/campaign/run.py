@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +29,7 @@ from holdfast.core.losses import LOSSES, POINTS, read_lines, traces
 from holdfast.core.presets import describe
 from holdfast.core.processes import started_by_torchrun
 from holdfast.core.reading import excerpt
-from holdfast.core.records import PLAN, CampaignPlan
+from holdfast.core.records import PLAN, CampaignPlan, CellResult, cell_path
 from holdfast.core.reuse import say_reused
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
@@ -211,7 +211,8 @@ def cell_jobs(
 def write_plan(
     campaign: Campaign, out: Path, ids: Sequence[str], *, title: str, suite: str, command: str, **details: Any
 ) -> None:
-    """Write `campaign.json`: the cells and the sources of the models."""
+    """Write `campaign.json`: the cells, by their identities in their order, and the sources of the models."""
+    _rename(campaign, out, ids)
     CampaignPlan(
         title=title,
         domain=Domain.open(campaign.domain).name,
@@ -233,6 +234,20 @@ def write_plan(
             **details,
         },
     ).write(out)
+
+
+def _rename(campaign: Campaign, out: Path, ids: Sequence[str]) -> None:
+    """Give records of an earlier run the names that their models and attacks have now: a name is no part of an identity."""
+    names: dict[str, list[tuple[str, str]]] = {}
+    for cell, key in zip(campaign.cells(), ids, strict=False):
+        names.setdefault(key, []).append((cell.model.label, cell.attack_name))
+    for key, now in names.items():
+        if not (path := cell_path(out, key)).is_file():
+            continue
+        recorded = CellResult.read(path)
+        if (recorded.model, recorded.attack) not in now:
+            model, attack = now[0]
+            replace(recorded, model=model, attack=attack).write(path)
 
 
 def _provenance(model: Model) -> dict[str, Any]:

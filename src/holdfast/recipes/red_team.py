@@ -45,7 +45,7 @@ def short() -> RedTeam:
     return RedTeam(
         title="The red team",
         methods=_METHODS,
-        targets=("random-mapping", "tar"),
+        targets=("random-mapping", "tar", "reteach"),
         families=families,
         held_out=_HELD_OUT,
         trials=12,

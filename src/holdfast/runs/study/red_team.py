@@ -127,14 +127,20 @@ class RedTeam:
         return [*outcomes, *self._study(self.found(out)).run(out, workers, command, on_progress)]
 
     def found(self, out: Path) -> dict[str, dict[str, Attack]]:
-        """The attacks of the claims by family and name: the best of each search, and held-out families' presets."""
+        """The attacks of the claims by family and name: the best of each search, and held-out families' presets.
+
+        An attack that several searches chose is one attack, which is named after their targets.
+        """
         attacks: dict[str, dict[str, Attack]] = {}
         for family in self.families:
             best = {target: best_of(self._searched(out, family, target)) for target in self.targets}
-            if len({str(describe(attack)) for attack in best.values()}) == 1:
-                attacks[family] = {f"{family}-on-all": next(iter(best.values()))}
-            else:
-                attacks[family] = {f"{family}-on-{target}": attack for target, attack in best.items()}
+            chosen_on: dict[str, list[str]] = {}
+            for target, attack in best.items():
+                chosen_on.setdefault(str(describe(attack)), []).append(target)
+            attacks[family] = {
+                f"{family}-on-{'all' if len(targets) == len(best) else '-and-'.join(targets)}": best[targets[0]]
+                for targets in chosen_on.values()
+            }
         return {**attacks, **self._held_out()}
 
     def study(self, out: Path) -> Study:
