@@ -189,12 +189,12 @@ def climbing(truth: float) -> list[float]:
 
 @five_ten
 def test_a_truth_on_the_threshold_is_rarely_called_not_recovered(seeds: int) -> None:
-    assert verdicts(climbing(THRESHOLD), seeds).get("not recovered", 0.0) <= 0.05
+    assert verdicts(climbing(THRESHOLD), seeds, audits=AUDITS // 2).get("not recovered", 0.0) <= 0.05
 
 
 @five_ten
 def test_a_truth_on_the_threshold_all_along_is_rarely_called_breached(seeds: int) -> None:
-    found = verdicts([THRESHOLD] * 4, seeds, HARD["runs differ by 17 points"])
+    found = verdicts([THRESHOLD] * 4, seeds, HARD["runs differ by 17 points"], audits=AUDITS // 2)
     assert found.get("breached", 0.0) <= 0.05
     assert found.get("not recovered", 0.0) <= 0.05
 
@@ -203,7 +203,7 @@ def test_a_truth_on_the_threshold_all_along_is_rarely_called_breached(seeds: int
 def test_the_detectable_difference_is_detected(seeds: int) -> None:
     plan_of_it = detectable(QUESTIONS, seeds, 1, seed_spread=spread_of_runs(TYPICAL, THRESHOLD))
     assert plan_of_it is not None
-    found = verdicts(climbing(THRESHOLD + plan_of_it.one), seeds)
+    found = verdicts(climbing(THRESHOLD + plan_of_it.one), seeds, audits=AUDITS // 2)
     assert found["breached"] >= 0.75
     assert found.get("not recovered", 0.0) <= 0.05
 
