@@ -56,6 +56,7 @@ def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
     draw_costs(table, tmp_path / "costs.svg")
     drawn = (tmp_path / "costs.svg").read_text(encoding="utf-8")
     assert all(word in drawn for word in ("tar", "random-mapping", "never-exposed", "FLOPs, % of pretraining"))
+    assert "mathdefault" not in drawn, "ticks are plain numbers, within a decade too"
     text = markdown(study, [methods.chapter(study, part, table, "knowledge.svg", "costs.svg")])
     assert "(costs.svg)" in text
     assert "# A \\*study\\*" in text
