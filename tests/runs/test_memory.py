@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.finetune import FineTune
 from holdfast.cli.app import main
+from holdfast.cli.memory import memory_of_worker as told
+from holdfast.cli.terminal import make_console
 from holdfast.core.model_size import count_weights
 from holdfast.core.options import Options
 from holdfast.core.presets import pick
@@ -66,7 +69,7 @@ def test_tar_holds_what_its_algorithm_names(tiny_testbed: SmallTestbed) -> None:
 
 
 def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measuring_takes(
-    tiny_testbed: SmallTestbed,
+    tiny_testbed: SmallTestbed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attacks = {"low-rank": FineTune(lora_rank=2), "all": FineTune(), "refolds": pick("holdfast.attacks", "refold")}
     audit = Audit(
@@ -81,6 +84,13 @@ def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measur
     assert probed.on_host >= worker.largest.on_host, "a probe that trains all weights counts too"
     words = json.loads((tiny_testbed.model.folder / "config.json").read_bytes())["vocab_size"]
     assert worker.measuring == 2 * 4 * TOKENS_AT_ONCE * words
+    asked = told(make_console(), replace(campaign, probes=False))
+    assert asked == pytest.approx(1.1 * worker.on_host, rel=0.05)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(
+        r"A worker asks for 0\.\d+ GB on the host: all takes most, measuring up to 0\.\d+ GB beside it", said
+    )
+    assert "The memory of refolds cannot be foretold and is left out." in said
 
 
 def test_each_knob_takes_less(tiny_testbed: SmallTestbed) -> None:
