@@ -109,7 +109,7 @@ class Audit:
     @property
     def searched(self) -> list[str]:
         """Classes of attacks that a search chose, whoever it was that searched: those are not blind."""
-        chosen = self.suite == "adaptive" or (self.suite and self.suite not in suites())
+        chosen = self.suite.startswith("adaptive") or (self.suite and self.suite not in suites())
         return sorted({type(attack).__name__ for attack in self.attacks.values()}) if chosen else []
 
     @cached_property

@@ -111,6 +111,18 @@ _STANDARD_SMALL = (
     "refold-then-full-adamw-1e-4-small",
 )
 
+_ADAPTIVE = (
+    "adaptive-defence-directions-16",
+    "adaptive-refold-clip-then-full-adamw-9e-4",
+    "adaptive-full-adamw-3e-3-sgdr",
+    "adaptive-full-adamw-7e-4-cosine",
+    "adaptive-lora-r8-adamw-6e-3-cosine",
+    "adaptive-sgd-nesterov-3e-2",
+    "adaptive-noise-2-then-full-adamw-2e-4",
+    "adaptive-ascend-2-then-full-adamw-3e-4",
+    "adaptive-kick-3e-3-settle-6e-4",
+)
+
 SUITES: Mapping[str, Suite] = {
     "demo": Suite(
         (
@@ -297,18 +309,13 @@ SUITES: Mapping[str, Suite] = {
         repairs=("full-adamw-1e-5-small", "full-adamw-1e-5-unrelated-1000-small"),
     ),
     "adaptive": Suite(
-        (
-            "adaptive-defence-directions-16",
-            "adaptive-refold-clip-then-full-adamw-9e-4",
-            "adaptive-full-adamw-3e-3-sgdr",
-            "adaptive-full-adamw-7e-4-cosine",
-            "adaptive-lora-r8-adamw-6e-3-cosine",
-            "adaptive-sgd-nesterov-3e-2",
-            "adaptive-noise-2-then-full-adamw-2e-4",
-            "adaptive-ascend-2-then-full-adamw-3e-4",
-            "adaptive-kick-3e-3-settle-6e-4",
-        ),
+        _ADAPTIVE,
         "what a search found on Random Mapping and TAR of the testbed; on your own model let holdfast search find others",
+    ),
+    "adaptive-2": Suite(
+        (*_ADAPTIVE, "adaptive-kick-2-settle-320"),
+        "as adaptive, with what a search on re-teaching found, which breaches TAR from the weights alone",
+        version=2,
     ),
     "paper-weaponization": Suite(
         tuple(f"weaponization-{place:02}" for place in range(1, 29)),
