@@ -69,14 +69,16 @@ def on_ranks(
     job = Job(name="", call=_together, arguments={"call": call, "arguments": arguments, "steps": on_step is not None})
 
     def show(progress: Progress) -> None:
-        if on_step is not None and progress.running:
-            on_step(round(_THOUSAND * progress.share), _THOUSAND)
+        for share in progress.running.values() if on_step is not None else ():
+            on_step(round(_THOUSAND * share), _THOUSAND)
 
     [outcome] = run_jobs([job], _Ranks(ranks), on_progress=show).values()
     if outcome.error is not None:
         raise HoldfastError(outcome.error)
     if isinstance(outcome.result, NonFinite):
         raise outcome.result
+    if on_step is not None:  # the last step and the result may have come together
+        on_step(_THOUSAND, _THOUSAND)
     result: Value = outcome.result
     return result
 
