@@ -69,8 +69,9 @@ def on_ranks(
     job = Job(name="", call=_together, arguments={"call": call, "arguments": arguments, "steps": on_step is not None})
 
     def show(progress: Progress) -> None:
-        for share in progress.running.values() if on_step is not None else ():
-            on_step(round(_THOUSAND * share), _THOUSAND)
+        if on_step is not None:
+            for share in progress.running.values():
+                on_step(round(_THOUSAND * share), _THOUSAND)
 
     [outcome] = run_jobs([job], _Ranks(ranks), on_progress=show).values()
     if outcome.error is not None:
