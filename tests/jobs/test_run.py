@@ -153,7 +153,8 @@ def test_who_has_not_the_key_stays_outside() -> None:
 def is_worker(process: Path) -> bool:
     """Whether a process is a worker of this one, and not what multiprocessing keeps beside workers."""
     try:
-        if b"resource_tracker" in (process / "cmdline").read_bytes():
+        command = (process / "cmdline").read_bytes()
+        if b"resource_tracker" in command or b"forkserver" in command:
             return False
         status = (process / "stat").read_text().rpartition(")")[2].split()
         return process.name.isdigit() and int(status[1]) == os.getpid() and status[0] != "Z"

@@ -88,7 +88,7 @@ def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measur
     assert asked == pytest.approx(1.1 * worker.on_host, rel=0.05)
     said = " ".join("".join(capsys.readouterr()).split())
     assert re.search(
-        r"A worker asks for 0\.\d+ GB on the host: all takes most, measuring up to 0\.\d+ GB beside it", said
+        r"A worker asks for \d\.\d+ GB on the host: all takes most, measuring up to 0\.\d+ GB beside it", said
     )
     assert "The memory of refolds cannot be foretold and is left out." in said
 

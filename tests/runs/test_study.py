@@ -198,7 +198,7 @@ def test_what_the_short_table_leaves_out_is_named() -> None:
     left = paper_tables.not_run(paper_tables.short())
     assert "npo" in left["knowledge"]
     assert "npo-sam" not in left["knowledge"]
-    assert "r2d2" in left["refusal"]
+    assert "circuit-breakers-lat" in left["refusal"]
     assert "tar" not in left["knowledge"]
 
 
