@@ -64,7 +64,7 @@ def test_an_attacker_who_holds_the_answers_is_in_the_plan_and_on_the_page(
     asked = questions(tiny_testbed)
     told = [{"text": question["prompt"] + question["choices"][question["answer"]]} for question in asked]
     run = campaign(tiny_testbed, changed({"data/attack": told}))
-    write_plan(run, tmp_path / "plan", [], title="x", suite="x", command="")
+    write_plan(run, tmp_path / "plan", [cell.id for cell in run.cells()], title="x", suite="x", command="")
     findings = read_findings(CampaignPlan.read(tmp_path / "plan").details)
     assert findings is not None
     [given] = [o for o in findings.overlaps if (o.one, o.other) == ("questions hazard", "attack")]

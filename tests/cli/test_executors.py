@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.campaign.cells import Campaign
 from holdfast.cli.app import main
 from holdfast.cli.executors import Kind, workers_of
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.ray import Ray
 from holdfast.jobs.slurm import Slurm
+from tests.conftest import SmallTestbed
 
 
 @pytest.fixture
@@ -59,6 +61,26 @@ def test_the_memory_of_a_worker_can_come_from_the_plan(installed: None, tmp_path
     assert workers_of("ray", ["memory=3"], 2, tmp_path, foretell=lambda: 1 // 0) == Ray(memory=3)
     with pytest.raises(HoldfastError, match="plans for a model on one device; give a number of GB with --ranks"):
         workers_of("slurm", ["memory=auto"], 2, tmp_path, ranks=2, foretell=lambda: 1)
+
+
+def test_an_audit_asks_its_plan(
+    installed: None, tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def foretold(console: object, campaign: Campaign) -> int:
+        raise HoldfastError(f"asked of {len(campaign.attacks)} attacks on {campaign.models[-2].label}")
+
+    monkeypatch.setattr("holdfast.cli.measure.memory_of_worker", foretold)
+    words = [
+        "audit",
+        "--model",
+        str(tiny_testbed.folder / "never_exposed"),
+        "--undefended",
+        str(tiny_testbed.folder / "model"),
+    ]
+    words += ["--domain", str(tiny_testbed.folder), "--out", str(tmp_path / "out"), "--suite", "quick"]
+    assert main([*words, "--executor", "slurm", "--cluster", "memory=auto"]) != 0
+    assert "asked of 8 attacks on never_exposed" in capsys.readouterr().err
 
 
 @pytest.mark.situation("hostile input", "a setting of a cluster")

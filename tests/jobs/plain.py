@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from holdfast.core.reuse import say_reused
 from holdfast.core.stopping import Stopped, saving
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.door import Door
@@ -120,3 +121,16 @@ def crowd(folder: Path, most: int, shortages: int, on_step: OnStep) -> None:
             time.sleep(0.02)
     finally:
         mine.unlink()
+
+
+def reuse(part: bool, on_step: OnStep) -> None:
+    """Use what was there: all of it, or a part, after which steps are left."""
+    say_reused("what was there")
+    if part:
+        on_step(1, 2)
+
+
+def rest(on_step: OnStep) -> None:
+    """Be at work for as long as some displays of progress."""
+    on_step(0, 1)
+    time.sleep(0.5)

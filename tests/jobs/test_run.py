@@ -20,7 +20,7 @@ from holdfast.jobs.door import Door, work_at
 from holdfast.jobs.graph import Job, Outcome, Progress
 from holdfast.jobs.run import run_jobs
 from tests.clusters import wait_until
-from tests.jobs.plain import Nearby, be_stopped, count, crowd, die, run_out, where
+from tests.jobs.plain import Nearby, be_stopped, count, crowd, die, rest, reuse, run_out, where
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,20 @@ def test_a_job_whose_worker_is_stopped_again_and_again_fails_in_the_end(monkeypa
     job = Job(name="stops", call=be_stopped)
     error = run_jobs([job], Nearby(1))[job].error or ""
     assert error.startswith("the system stopped its process 3 times; give more time")
+
+
+@pytest.mark.parametrize(("part", "share"), [(True, 0.75), (False, 0.0)])
+def test_only_a_job_that_reuses_everything_counts_nowhere_in_the_time_left(part: bool, share: float) -> None:
+    first = Job(name="reuses", call=reuse, arguments={"part": part}, size=3.0)
+    shares = set[float]()
+
+    def see(progress: Progress) -> None:
+        if "rest" in progress.running:
+            shares.add(progress.share)
+
+    with hearing(lambda sentence: None):
+        run_jobs([first, Job(name="rest", call=rest, after=(first,), size=1.0)], Nearby(1), on_progress=see)
+    assert shares == {share}
 
 
 def test_memory_that_runs_out_in_a_worker_is_a_sentence_that_names_what_takes_less() -> None:

@@ -22,8 +22,17 @@ from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.evals.memory import TOKENS_AT_ONCE
+from holdfast.report.words.memory import worker_sentence
 from holdfast.runs.audit import Audit
-from holdfast.runs.memory import PROCESS, MemoryPlan, free, memory_of_worker, plan_of_attack, plan_of_stages
+from holdfast.runs.memory import (
+    PROCESS,
+    MemoryPlan,
+    WorkerMemory,
+    free,
+    memory_of_worker,
+    plan_of_attack,
+    plan_of_stages,
+)
 from holdfast.runs.stages import Recipe
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.tar import TAR
@@ -80,8 +89,9 @@ def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measur
     assert (worker.largest.label, worker.unknown) == ("all", ("refolds",))
     assert worker.on_host == worker.largest.on_host + worker.measuring
     assert worker.on_device == 0
-    probed = memory_of_worker(campaign).largest
-    assert probed.on_host >= worker.largest.on_host, "a probe that trains all weights counts too"
+    gentle = replace(campaign, attacks=(("low-rank", attacks["low-rank"]),))
+    assert memory_of_worker(replace(gentle, probes=False)).largest.label == "low-rank"
+    assert memory_of_worker(gentle).largest.label == "benign-learning", "a probe that trains all weights counts too"
     words = json.loads((tiny_testbed.model.folder / "config.json").read_bytes())["vocab_size"]
     assert worker.measuring == 2 * 4 * TOKENS_AT_ONCE * words
     asked = told(make_console(), replace(campaign, probes=False))
@@ -91,6 +101,14 @@ def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measur
         r"A worker asks for \d\.\d+ GB on the host: all takes most, measuring up to 0\.\d+ GB beside it", said
     )
     assert "The memory of refolds cannot be foretold and is left out." in said
+
+
+def test_beside_a_gpu_measuring_counts_where_the_model_is() -> None:
+    plan = MemoryPlan(label="it", device={"weights": 5 * 10**9}, host={PROCESS: 3 * 10**9})
+    worker = WorkerMemory(largest=plan, host=4 * 10**9, measuring=10**9, unknown=())
+    assert (worker.on_host, worker.on_device) == (4 * 10**9, 6 * 10**9)
+    said = worker_sentence(worker.on_host, worker.on_device, "it", worker.measuring, ())
+    assert said.startswith("A worker asks for 4.00 GB on the host, and takes 6.00 GB on its GPU: it takes most")
 
 
 def test_each_knob_takes_less(tiny_testbed: SmallTestbed) -> None:

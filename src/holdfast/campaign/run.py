@@ -239,7 +239,7 @@ def write_plan(
 def _rename(campaign: Campaign, out: Path, ids: Sequence[str]) -> None:
     """Give records of an earlier run the names that their models and attacks have now: a name is no part of an identity."""
     names: dict[str, list[tuple[str, str]]] = {}
-    for cell, key in zip(campaign.cells(), ids, strict=False):
+    for cell, key in zip(campaign.cells(), ids, strict=True):
         names.setdefault(key, []).append((cell.model.label, cell.attack_name))
     for key, now in names.items():
         if not (path := cell_path(out, key)).is_file():

@@ -108,7 +108,7 @@ class Graph:
         heapq.heappush(self._ready, (self._preference[job] - len(self._preference), job))
 
     def found_done(self, job: Job) -> None:
-        """Note that a job uses a result of an earlier run: how long the job takes says nothing about the others."""
+        """Note that all of a job's work was there already: how long the job took says nothing about the others."""
         self._total -= self._size(job)
         self._found_done.add(job)
 

@@ -82,10 +82,12 @@ class _Worker:
         self.name = arrival.name
         self.job: Job | None = None
         self.share = 0.0
+        self.reuses = False
+        """whether the job has said that it uses a result of an earlier run"""
         self._started = 0.0
 
     def start(self, job: Job) -> None:
-        self.job, self.share, self._started = job, 0.0, time.monotonic()
+        self.job, self.share, self.reuses, self._started = job, 0.0, False, time.monotonic()
         self.send(packed(job.call, job.arguments))
 
     def send(self, content: bytes) -> None:
@@ -171,8 +173,7 @@ class _Crew:
         job = worker.job
         if kind == "said":
             tell(content[0])
-            if job is not None and tells_of_reuse(content[0]):
-                self._graph.found_done(job)
+            worker.reuses = worker.reuses or tells_of_reuse(content[0])
         elif kind == "step":
             done, total = content
             worker.share = done / total if total else 0.0
@@ -202,6 +203,8 @@ class _Crew:
             self._idle.append(worker)
             if kind == "short":
                 self._most = self._executor.workers  # the job was too large, and not the crowd
+            if worker.reuses and not worker.share:  # a job that reuses a part reports the steps of the rest
+                self._graph.found_done(job)
             if kind == "result":
                 outcome = Outcome(job=job, result=content[0], seconds=worker.seconds)
             else:

@@ -107,7 +107,9 @@ class WorkerMemory:
     """The most memory that a worker takes whose cells are those of a campaign, in bytes."""
 
     largest: MemoryPlan
-    """of what trains most: an attack, or the probe that trains all weights"""
+    """of what takes most where the model is: an attack, or the probe that trains all weights"""
+    host: int
+    """that any of them takes on the host"""
     measuring: int
     """that measuring takes at most, beside what an attack holds meanwhile"""
     unknown: tuple[str, ...]
@@ -115,7 +117,7 @@ class WorkerMemory:
 
     @property
     def on_host(self) -> int:
-        return self.largest.on_host + (0 if self.largest.device else self.measuring)
+        return self.host + (0 if self.largest.device else self.measuring)
 
     @property
     def on_device(self) -> int:
@@ -148,7 +150,10 @@ def memory_of_worker(
         if probe.measures(domain) == "trainability":
             plans.append(_plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device))
     words = vocabulary_of(Checkpoint(model), campaign.options)
-    return WorkerMemory(largest=max(plans, key=_peak), measuring=beside_model(words), unknown=tuple(unknown))
+    return WorkerMemory(
+        largest=max(plans, key=_peak), host=max(plan.on_host for plan in plans), measuring=beside_model(words),
+        unknown=tuple(unknown),
+    )  # fmt: skip
 
 
 def _plan_of_probe(label: str, weights: int, device: str) -> MemoryPlan:

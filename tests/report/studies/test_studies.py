@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from holdfast.report.studies import claims, families, methods
-from holdfast.report.studies.cost_plot import draw_costs, has_costs
+from holdfast.report.studies.cost_plot import _name, draw_costs, has_costs
 from holdfast.report.studies.family_plot import draw_families
 from holdfast.report.studies.method_plot import draw_methods
 from holdfast.report.studies.study import Method, Part, Study, markdown
@@ -56,7 +58,12 @@ def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
     draw_costs(table, tmp_path / "costs.svg")
     drawn = (tmp_path / "costs.svg").read_text(encoding="utf-8")
     assert all(word in drawn for word in ("tar", "random-mapping", "never-exposed", "FLOPs, % of pretraining"))
-    assert "mathdefault" not in drawn, "ticks are plain numbers, within a decade too"
+    near = [
+        replace(row, worlds=tuple(replace(world, cost=0.08 * place) for world in row.worlds))
+        for place, row in enumerate(table.rows, 1)
+    ]
+    draw_costs(replace(table, rows=tuple(near)), tmp_path / "near.svg")
+    assert "mathdefault" not in (tmp_path / "near.svg").read_text(encoding="utf-8"), "plain ticks, within a decade too"
     text = markdown(study, [methods.chapter(study, part, table, "knowledge.svg", "costs.svg")])
     assert "(costs.svg)" in text
     assert "# A \\*study\\*" in text
@@ -68,6 +75,18 @@ def test_safeguards_beside_each_other(study: Study, tmp_path: Path) -> None:
     assert widths == {9}
     draw_methods(table, tmp_path / "m.svg", "knowledge")
     ElementTree.parse(tmp_path / "m.svg")
+
+
+def test_names_beside_points_cover_no_other_name() -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.6))
+    axes = figure.subplots()
+    axes.set(xscale="log", xlim=(1, 100), ylim=(0, 100))
+    _name(axes, [("max-entropy", 18, 92), ("min-posterior", 18, 95), ("cir", 4, 82), ("mcu", 4.4, 78)])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not [(one, other) for one, other in combinations(boxes, 2) if one.overlaps(other)]
 
 
 def test_families_by_model(study: Study, tmp_path: Path) -> None:
