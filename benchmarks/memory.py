@@ -42,6 +42,7 @@ _TAR = TAR(
     outer_warmup_steps=0,
     retain=RetainLoss(representations="relative"),
 )
+_BOTH = replace(_TAR, lora_rank=8)
 CASES = {
     "full-parameter, float32": (_TAR, Options()),
     "full-parameter, mixed": (_TAR, Options(precision="mixed")),
@@ -54,8 +55,11 @@ CASES = {
     ),
     "low-rank, float32": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options()),
     "low-rank, lean": (replace(_TAR, adversaries=(Adversary(attack=_LOW),)), Options(precision="lean")),
+    "low-rank both, float32": (_BOTH, Options()),
+    "low-rank both, lean": (_BOTH, Options(precision="lean")),
+    "low-rank both, lean, offload": (_BOTH, Options(precision="lean", offload=True)),
 }
-"""adversaries and precision -> the safeguard, which trains all weights, and how it is run"""
+"""adversaries and precision -> the safeguard, which trains all weights but where both are low-rank, and how it is run"""
 
 
 def main() -> None:
@@ -125,7 +129,9 @@ def measured(name: str, folder: Path, device: str) -> dict[str, int]:
     options = replace(options, device=device)
     checkpoint, domain, before = Checkpoint(str(folder / "model")), Domain.open(folder), resident()
     memory = Memory(device)
-    session = open_session(checkpoint, domain, "defender", 0, options, base=checkpoint, initial=checkpoint)
+    session = open_session(
+        checkpoint, domain, "defender", 0, options, prepare=[safeguard.prepare], base=checkpoint, initial=checkpoint
+    )
     loaded, host = resident(), Memory("cpu")
     for _ in safeguard.steps(session.model, session.data, session.run):
         pass
@@ -157,7 +163,10 @@ def foretold(name: str, folder: Path, device: str) -> dict[str, Any]:
     _setup_privateuseone_for_python_backend("away")
     safeguard, options = CASES[name]
     checkpoint, apart = Checkpoint(str(folder / "model")), _Apart(**vars(options))
-    peaks = rehearse(safeguard, checkpoint, Domain.open(folder), "defender", apart, base=checkpoint, initial=checkpoint)
+    peaks = rehearse(
+        safeguard, checkpoint, Domain.open(folder), "defender", apart,
+        prepare=[safeguard.prepare], base=checkpoint, initial=checkpoint,
+    )  # fmt: skip
     parts = {where: dict(peaks[where].parts) if where in peaks else {} for where in ("cpu", "away")}
     return {"count": count_weights(folder / "model"), **parts}
 

@@ -17,7 +17,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.engine.data import Data
 from holdfast.engine.optimizers import OptimizerName, make_optimizer, published_point, training_point
 from holdfast.engine.run import Run, seed_everything
-from holdfast.engine.sharded import GradientSum, Snapshot
+from holdfast.engine.sharded import GradientSum, Snapshot, clear_gradients, expect
 from holdfast.engine.walk import drive
 from holdfast.runs.stages import Recipe, build
 from holdfast.safeguards.parts.adversary import Adversary
@@ -141,3 +141,49 @@ with FakeTensorMode(allow_non_fake_inputs=True):
         start.restore()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_a_model_that_is_lent_one_layer_at_a_time_is_on_the_device() -> None:
+    """On a device of torch's own for tests, as above; a layer reads on the device, and is back where it waits at its end."""
+    code = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from transformers import LlamaConfig, LlamaForCausalLM
+_setup_privateuseone_for_python_backend("away")
+from holdfast.engine.aside import lent
+from holdfast.engine.rehearsal import _converting_in_place
+with FakeTensorMode(allow_non_fake_inputs=True), _converting_in_place():
+    shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, vocab_size=9)
+    model = LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="eager"))
+    beside = torch.nn.Linear(1, 1, device="away")
+    layers, seen = list(model.model.layers), []
+    places = lambda: [next(layer.parameters()).device.type for layer in layers]
+    for layer in layers:
+        layer.mlp.register_forward_hook(lambda *_: seen.append(places()))
+    with lent(model, beside), torch.no_grad():
+        logits = model(input_ids=torch.zeros(1, 4, dtype=torch.int64, device="away"), use_cache=False).logits
+        assert logits.device.type == "away"
+        assert places() == ["cpu"] * 3
+    assert seen == [["away" if here == turn else "cpu" for here in range(3)] for turn in range(3)], seen
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("passes", "kept"), [(1, torch.bfloat16), (2, torch.float32)])
+def test_the_gradient_of_one_pass_has_the_type_of_its_weight_and_that_of_several_adds_up_in_float32(
+    passes: int, kept: torch.dtype
+) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    for _ in range(2):
+        clear_gradients([weight])
+        expect(passes, [weight])
+        for _ in range(passes):
+            (weight * 2).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        assert weight.grad.dtype == kept
+    clear_gradients([weight])
+    (weight * 2).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad.dtype == torch.float32, "whoever says nothing has a gradient that adds up"

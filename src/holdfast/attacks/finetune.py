@@ -142,7 +142,7 @@ class FineTune(Attack):
         from holdfast.engine.low_rank import LowRankOptimizer
         from holdfast.engine.optimizers import published_point, schedule_factor, set_learning_rate, training_point
         from holdfast.engine.predictions import predictions
-        from holdfast.engine.sharded import clear_gradients, reshard, trainable
+        from holdfast.engine.sharded import clear_gradients, expect, reshard, trainable
 
         reshard(model)  # whoever measured the model before may have left it gathered
         rows = _Rows(self, data, run)
@@ -156,8 +156,9 @@ class FineTune(Attack):
             rate = schedule_factor(self.schedule, step, self.max_steps, self.warmup_steps, self.restart_every)
             set_learning_rate(optimizer, self.learning_rate * rate)
             clear_gradients(weights)
-            total = 0.0
-            for part in rows.batch(step).split(run.micro_batch):
+            total, parts = 0.0, list(rows.batch(step).split(run.micro_batch))
+            expect(len(parts), weights)
+            for part in parts:
                 with record_function("forward"):
                     logits = predictions(model, part.input_ids)
                     loss = next_token_loss(logits, part.labels, part.label_count)

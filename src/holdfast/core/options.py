@@ -63,7 +63,9 @@ class Options:
         # Microbatches and oneDNN add up in another order. They stand here only where they are given, so earlier keys stay known.
         bound = {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
         matmul = {} if self.matmul == "torch" else {"matmul": self.matmul}
-        return {"precision": self.precision, "device": self.device.partition(":")[0], **bound, **matmul}
+        # Since the second way, the gradient of a single pass has the type of its weight.
+        lean = {"lean": 2} if self.precision == "lean" else {}
+        return {"precision": self.precision, "device": self.device.partition(":")[0], **bound, **matmul, **lean}
 
 
 PURE = ("bfloat16", "float16")

@@ -6,13 +6,15 @@ nothing: a tensor comes to the device for its update and goes back, so the numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from holdfast.engine.anatomy import decoder_layers
 from holdfast.engine.optimizers import Optimizer, published_point, training_point
 
 
@@ -73,14 +75,29 @@ def send(model: nn.Module, device: str | torch.device) -> None:
 
 
 @contextmanager
-def lent(model: nn.Module | None, beside: nn.Module) -> Iterator[None]:
-    """Within the block a model is on the device of another one, and then again where it was."""
+def lent(model: PreTrainedModel | None, beside: nn.Module) -> Iterator[None]:
+    """Within the block a model is read on the device of another one; each of its layers is there for its own turn alone."""
     if model is None:
         yield
         return
     home, device = (next(each.parameters()).device for each in (model, beside))
-    send(model, device)
+    if home == device:
+        yield
+        return
+    layers = decoder_layers(model)
+    for module in _outside(model, layers):
+        module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
+    turns = [layer.register_forward_pre_hook(lambda layer, _: send(layer, device)) for layer in layers]
+    turns += [layer.register_forward_hook(lambda layer, *_: send(layer, home)) for layer in layers]
     try:
         yield
     finally:
+        for turn in turns:
+            turn.remove()
         send(model, home)
+
+
+def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The modules that belong to none of the layers."""
+    inside = {part for layer in layers for part in layer.modules()}
+    return (module for module in model.modules() if module not in inside)

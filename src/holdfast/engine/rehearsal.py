@@ -299,14 +299,16 @@ def _counted(ledger: Ledger, weight: torch.Tensor) -> None:
     ledger.move(weight.grad, "gradients")
 
 
-def _weightless(checkpoint: Checkpoint, options: Options, ledger: Ledger, part: str) -> PreTrainedModel:
-    """The model that `Checkpoint.load` gives, without weights; its storages are counted for `part`."""
+def _weightless(
+    checkpoint: Checkpoint, options: Options, ledger: Ledger, part: str, device: str | None = None
+) -> PreTrainedModel:
+    """The model that `Checkpoint.load` gives on a device, without weights; its storages are counted for `part`."""
     before, ledger.part = ledger.part, part
     folder, config = checkpoint.folder, _config(checkpoint, options)
     weights, short = weights_of(options.precision), checkpoint.positions(options.trust_remote_code) in range(129)
     try:
         attention = chosen_attention(folder, named_attention(read_config(folder)), options.device, weights, short)
-        with torch.device(options.device):
+        with torch.device(device or options.device):
             model: PreTrainedModel = cast(Any, AutoModelForCausalLM).from_config(
                 config, dtype=getattr(torch, weights), trust_remote_code=options.trust_remote_code, **attention
             )

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from holdfast.core.types import HoldfastError
+from holdfast.engine.aside import send
 from holdfast.engine.ranks import agreed
 from holdfast.engine.sharded import assign
 from holdfast.engine.state import DamagedState, read_state, write_state
@@ -41,7 +42,7 @@ class Run:
     def __init__(
         self,
         seed: int,
-        load_base: Callable[[], PreTrainedModel] | None = None,
+        load_base: Callable[..., PreTrainedModel] | None = None,
         load_initial: Callable[[], PreTrainedModel] | None = None,
         micro_batch: int | None = None,
         aside: str | None = None,
@@ -73,6 +74,16 @@ class Run:
                 raise HoldfastError("this needs the original model, before any safeguard; name it with --base")
             self._base = self._load_base().requires_grad_(False).train(False)
         return self._base
+
+    @property
+    def base_aside(self) -> PreTrainedModel:
+        """`base` on the device for what an inner loop does not need, on which it is loaded if this is the first use."""
+        if self.aside is None:
+            return self.base
+        if self._base is None and self._load_base is not None:
+            self._base = self._load_base(self.aside).requires_grad_(False).train(False)
+        send(self.base, self.aside)
+        return self.base
 
     @property
     def initial(self) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,10 +83,11 @@ def open_session(
     )
 
 
-def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[[], Any] | None:
+def _loader(checkpoint: Checkpoint | None, options: Options) -> Callable[..., Any] | None:
+    """Loads a model on the device that it is given, or on that of the options."""
     if checkpoint is None:
         return None
-    return lambda: _load(checkpoint, options)
+    return lambda device=options.device: _load(checkpoint, replace(options, device=device))
 
 
 def _load(

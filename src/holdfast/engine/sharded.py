@@ -82,8 +82,19 @@ def rewrite(weight: nn.Parameter, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Let the next gradients begin from nothing, and add up in float32 whatever the weights are."""
     for parameter in parameters:
         parameter.grad = None
+        if wide(parameter.dtype) != parameter.dtype:
+            parameter.grad_dtype = wide(parameter.dtype)
+
+
+def expect(passes: int, parameters: Iterable[nn.Parameter]) -> None:
+    """Say how many backward passes add to cleared gradients: that of one has the type of its weight, half of float32's memory."""
+    if passes == 1:
+        for parameter in parameters:
+            if wide(parameter.dtype) != parameter.dtype:
+                parameter.grad_dtype = None
 
 
 def placed(model: nn.Module, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -176,6 +187,10 @@ class GradientSum:
 
     def clear(self) -> None:
         clear_gradients(self._parameters)
+
+    def expect(self, passes: int) -> None:
+        """Say how many backward passes the next term takes."""
+        expect(passes, self._parameters)
 
     def give(self) -> None:
         """Make the sum the model's gradients, and restart from nothing."""

@@ -74,7 +74,7 @@ class BenignLearning(Evaluation):
         import torch
 
         from holdfast.engine.data import encode_all
-        from holdfast.engine.sharded import Snapshot
+        from holdfast.engine.sharded import Snapshot, clear_gradients
         from holdfast.evals.memory import fits
 
         ask = MultipleChoice(questions="benign_new").prepare(tokenizer, domain)
@@ -86,7 +86,7 @@ class BenignLearning(Evaluation):
 
             def start_over() -> None:
                 before.restore()
-                model.zero_grad(set_to_none=True)  # an attack leaves its last gradients behind
+                clear_gradients(model.parameters())  # an attack leaves its last gradients behind
                 model.train(False)
 
             try:
@@ -160,7 +160,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
     from holdfast.engine.optimizers import make_optimizer
     from holdfast.engine.predictions import predictions
     from holdfast.engine.ranks import means
-    from holdfast.engine.sharded import trainable
+    from holdfast.engine.sharded import clear_gradients, trainable
     from holdfast.evals.memory import rows_at_once
 
     optimizer = make_optimizer("adamw", trainable(model), rate)
@@ -173,7 +173,7 @@ def _train(model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, rat
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         optimizer.step()
-        model.zero_grad(set_to_none=True)
+        clear_gradients(model.parameters())
         model.train(False)
         yield means([total])[0]
 

@@ -194,12 +194,12 @@ class Calibrator:
             seconds=time.monotonic() - started,
         )
 
-    def _session(self) -> Session[Data]:
+    def _session(self, safeguard: Safeguard | None = None) -> Session[Data]:
         from holdfast.engine.session import open_session
 
         return open_session(
             self.model, Domain.open(self.domain), "defender", self.seed, self.options,
-            base=self.base or self.model, initial=self.model,
+            prepare=[safeguard.prepare] if safeguard else [], base=self.base or self.model, initial=self.model,
         )  # fmt: skip
 
     def _rows(self, data: Data) -> Batch:
@@ -226,7 +226,7 @@ class Calibrator:
                 yield step, losses
                 return
 
-        walk(self._session(), preset, after_one)
+        walk(self._session(preset), preset, after_one)
         return (found[0], found[-1]) if found else ((), ())
 
     def _try(self, safeguard: Safeguard, settings: Mapping[str, Any], rate: float | None) -> Trial:
@@ -235,7 +235,7 @@ class Calibrator:
         watching = _Watching(self, safeguard)
         broke = False
         try:
-            walk(self._session(), safeguard, watching)
+            walk(self._session(safeguard), safeguard, watching)
         except NonFinite:
             broke = True
         losses, text = watching.changes(), watching.text()

@@ -68,7 +68,7 @@ def plan_of_stages(recipe: Recipe) -> list[MemoryPlan]:
                     label,
                     rehearse(
                         bounded(short, recipe.options.micro_batch), recipe.model, domain, "defender", recipe.options,
-                        base=recipe.original(), initial=recipe.model, updates=short.outer_steps,
+                        prepare=[short.prepare], base=recipe.original(), initial=recipe.model, updates=short.outer_steps,
                     ),
                     recipe.options,
                 )

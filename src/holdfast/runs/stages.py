@@ -279,6 +279,7 @@ def _train(
     on_losses: OnLosses = lambda losses: None,
 ) -> None:
     from holdfast.engine.costs import Meter
+    from holdfast.engine.low_rank import merge_adapters
     from holdfast.engine.profiling import Profiling
     from holdfast.engine.ranks import agreed, by_first, is_first
     from holdfast.engine.session import open_session
@@ -286,8 +287,11 @@ def _train(
 
     name, safeguard = recipe.stages[index]
     domain = Domain.open(recipe.domain)
-    session = open_session(source, domain, "defender", recipe.seed, recipe.options, base=base, initial=source)
-    check_savable(session.model, recipe.options.trust_remote_code)
+    savable = partial(check_savable, trust_remote_code=recipe.options.trust_remote_code)
+    session = open_session(
+        source, domain, "defender", recipe.seed, recipe.options,
+        prepare=[savable, safeguard.prepare], base=base, initial=source,
+    )  # fmt: skip
     meter, last, (state, losses) = Meter(session.data), LastLosses(), beside(folder)
     done = source.card["stages"] if index else recipe.model.card.get("stages", [])
     streaming = Streaming(
@@ -307,6 +311,7 @@ def _train(
         profiled = (Profiling(folder=profile_folder(out, model=True), name=f"stage-{index + 1}"),)
     trained = bounded(safeguard, recipe.options.micro_batch)
     walk(session, trained, *profiled, meter, last, streaming, *tracked, reporting, Resumable(path=state, key=key))
+    merge_adapters(session.model)
     config = describe(safeguard)
     stage = {
         "preset": name,

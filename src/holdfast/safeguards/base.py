@@ -88,6 +88,10 @@ class Safeguard(abc.ABC):
         """
         return (replace(self, outer_steps=min(self.outer_steps, 2)),)
 
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Change the architecture, before the model is sharded. LoRA is merged at the end. Most safeguards need nothing here."""
+        return
+
     def trained(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The weights that are updated."""
         from holdfast.engine.sharded import trainable

@@ -152,7 +152,7 @@ class RefusalDPO(Safeguard):
         for _ in range(run.start, self.outer_steps):
             model.train()
             training_point(optimizer)
-            model.zero_grad(set_to_none=True)
+            gradients.clear()
             batch = next(pairs)
             losses = {
                 "preference loss": take_gradient(

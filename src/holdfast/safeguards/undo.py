@@ -120,7 +120,7 @@ class UNDO(Safeguard):
         gradients = GradientSum(model)
         for step in range(run.start, self.outer_steps):
             model.train()
-            model.zero_grad(set_to_none=True)
+            gradients.clear()
             losses = {
                 "retain loss": self.distillation.take(gradients, 1.0, model, teacher, next(text), self.micro_batch)
             }
@@ -137,7 +137,7 @@ class UNDO(Safeguard):
             factor = schedule_factor("warmup-cosine", step, self.outer_steps, self.warmup_steps)
             set_learning_rate(optimizer, self.learning_rate * factor)
             optimizer.step()
-            model.zero_grad(set_to_none=True)
+            gradients.clear()
             model.train(False)
             yield losses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import tempfile
@@ -22,7 +23,7 @@ from holdfast.engine.data import Data
 from holdfast.engine.run import Run
 from holdfast.safeguards.base import Safeguard
 from holdfast.testing.bench import Bench
-from holdfast.testing.walks import SEED, require, safeguard_path, same, walk_safeguard, weights
+from holdfast.testing.walks import SEED, loaded, require, safeguard_path, same, walk_safeguard, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,11 +45,16 @@ def every_outer_step_changes_the_weights_and_names_its_losses(safeguard: Safegua
 def the_same_seed_takes_the_same_path(safeguard: Safeguard, bench: Bench) -> None:
     """Whatever the caller does at a yield; another seed takes another path where the safeguard `trains`; the original stays."""
     bases: list[PreTrainedModel] = []
+    prepared, _, _ = loaded(bench.folder)
+    prepared = copy.deepcopy(prepared)
+    safeguard.prepare(prepared)
+    trained = [weight.requires_grad for weight in prepared.parameters()]
 
     def disturb(model: PreTrainedModel, run: Run) -> None:
         training = any(module.training for module in model.modules())
         require(not training, "the model was in training mode at a yield; call model.train(False) before it")
-        require(all(p.requires_grad for p in model.parameters()), "a weight was left without requires_grad at a yield")
+        left = [weight.requires_grad for weight in model.parameters()] == trained
+        require(left, "a weight was left with another requires_grad at a yield")
         with torch.no_grad():
             model(input_ids=torch.arange(20).view(2, 10))
         for parameter in model.parameters():

@@ -91,6 +91,7 @@ def walk_safeguard(
     seed_everything(seed)
     original, tokenizer, domain = loaded(bench.folder)
     model = copy.deepcopy(original)
+    safeguard.prepare(model)
     run = Run(seed, lambda: copy.deepcopy(original))
     if resume is not None:
         run.resume(resume, model, "it")

@@ -143,7 +143,7 @@ class Forgetting(Safeguard):
         for _ in range(run.start, self.outer_steps):
             model.train()
             training_point(optimizer)
-            model.zero_grad(set_to_none=True)
+            gradients.clear()
             losses = {
                 self.forget_loss_name: self.take_forget(
                     gradients, self._attacked(forget_loss, model), model, next(forget)

@@ -158,8 +158,9 @@ def take_gradient(
     micro_batch: int | None,
 ) -> float:
     """Add `weight` times the gradient of a loss to `gradients`, microbatch by microbatch; return the loss."""
-    total = 0.0
-    for part in batch.split(micro_batch):
+    total, parts = 0.0, list(batch.split(micro_batch))
+    gradients.expect(len(parts))
+    for part in parts:
         value = loss(part)
         value.backward()  # type: ignore[no-untyped-call]
         total += value.item()

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from holdfast.core.presets import added
 from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.engine.optimizers import Optimizer, OptimizerName
@@ -81,6 +82,11 @@ class OuterLoop(Safeguard):
     """decoupled weight decay"""
     micro_batch: int | None = None
     """rows that go through the model at once (gradient accumulation); None: the whole batch"""
+    lora_rank: int = added(0)
+    """0: all weights are trained; otherwise the rank of LoRA beside every linear map. Outer loop and adversaries then train the
+    factors alone, whichever rank an adversary asks for"""
+    lora_alpha: float = added(32.0)
+    """LoRA's scale is alpha / rank"""
 
     def __post_init__(self) -> None:
         if not self.adversaries:
@@ -97,9 +103,23 @@ class OuterLoop(Safeguard):
                 "micro_batch",
                 "outer_learning_rate",
                 "dpo_beta",
+                "lora_alpha",
             ),
-            not_negative=("tamper_resistance_weight", "retain_weight", "outer_warmup_steps", "outer_weight_decay"),
+            not_negative=(
+                "tamper_resistance_weight",
+                "retain_weight",
+                "outer_warmup_steps",
+                "outer_weight_decay",
+                "lora_rank",
+            ),
         )
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Insert LoRA with peft, whose factors are then the only trainable weights."""
+        from holdfast.engine.low_rank import insert_adapters
+
+        if self.lora_rank:
+            insert_adapters(model, self.lora_rank, self.lora_alpha, dropout=0.0)
 
     def trains_against(self) -> tuple[Attack, ...]:
         return tuple(attack for adversary in self.adversaries for attack in adversary.at_each_rate())
@@ -150,13 +170,9 @@ class OuterLoop(Safeguard):
 
     def reference(self, run: Run) -> PreTrainedModel | None:
         """The original model, where the retain loss compares with it; aside, unless an adversary reads it too."""
-        from holdfast.engine.aside import send
-
         if not self.retain.compares:
             return None
-        if run.aside is not None and not any(attack.uses_base for attack in self.trains_against()):
-            send(run.base, run.aside)
-        return run.base
+        return run.base if any(attack.uses_base for attack in self.trains_against()) else run.base_aside
 
     def optimizer(self, model: PreTrainedModel, run: Run) -> Optimizer:
         """A fresh outer optimizer over the trainable weights."""
@@ -202,14 +218,15 @@ class OuterLoop(Safeguard):
     def attacked(self, adversary: Attack, model: PreTrainedModel, data: Data, run: Run) -> Iterator[float]:
         """Run the inner loop; yield w_k, with the model at theta_k, wherever the tamper-resistance gradient is to be taken."""
         from holdfast.engine.profiling import recorded
+        from holdfast.engine.sharded import clear_gradients
 
         weights = self.schedule()
         with closing(adversary.steps(model, data, run.inner())) as trajectory:
             for k, _ in enumerate(recorded("adversary", trajectory), start=1):
                 if k in weights:
-                    model.zero_grad(set_to_none=True)  # the adversary's gradient
+                    clear_gradients(model.parameters())  # the adversary's
                     yield weights[k]
-        model.zero_grad(set_to_none=True)
+        clear_gradients(model.parameters())
 
     def take_tamper_resistance(
         self, gradients: GradientSum, weight: float, model: PreTrainedModel, x_tr: Batch | PairBatch
@@ -217,9 +234,10 @@ class OuterLoop(Safeguard):
         """Add lambda_TR * `weight` times the gradient of L_TR, averaged over adversaries, to `gradients`; return L_TR."""
         from torch.profiler import record_function
 
-        total = 0.0
+        total, parts = 0.0, [*x_tr.split(self.micro_batch)]
+        gradients.expect(len(parts))
         with record_function("tamper resistance"):
-            for part in x_tr.split(self.micro_batch):
+            for part in parts:
                 loss = tamper_resistance_loss(self.tamper_resistance, model, part, self.dpo_beta)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
@@ -231,10 +249,11 @@ class OuterLoop(Safeguard):
         from torch.profiler import record_function
 
         from holdfast.engine.optimizers import schedule_factor, set_learning_rate
+        from holdfast.engine.sharded import clear_gradients
 
         gradients.give()
         factor = schedule_factor("linear-warmup", step, self.outer_steps, self.outer_warmup_steps)
         set_learning_rate(optimizer, self.outer_learning_rate * factor)
         with record_function("outer update"):
             optimizer.step()
-        model.zero_grad(set_to_none=True)
+        clear_gradients(model.parameters())
