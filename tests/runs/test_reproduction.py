@@ -24,6 +24,7 @@ from holdfast.stats.summary import summarise
 from tests.runs.test_audit import GENTLE, audit_of, run_here
 
 if TYPE_CHECKING:
+    from holdfast.campaign.cells import Campaign
     from tests.conftest import SmallTestbed
 
 
@@ -174,6 +175,9 @@ def test_the_command_makes_an_audit_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def foretold(console: object, campaign: Campaign) -> int:
+        raise HoldfastError(f"asked of {campaign.attacks[0][0]}")
+
     monkeypatch.setattr("holdfast.campaign.run.run_jobs", run_here)
     file, out = str(made / FILE), str(tmp_path / "again")
     assert main(["reproduce", file, "--plan"]) == 0
@@ -185,6 +189,11 @@ def test_the_command_makes_an_audit_again(
     ]  # fmt: skip
     assert main(["reproduce", file, *inputs, "--plan"]) == 0
     assert "have the identity" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.cli.check.memory_of_worker", foretold)
+        elsewhere = ["--out", out, "--executor", "slurm", "--cluster", "memory=auto"]
+        assert main(["reproduce", file, *inputs, *elsewhere]) == 2
+    assert "asked of gentle" in capsys.readouterr().err
     assert main(["reproduce", file, *inputs, "--out", out]) == 0
     assert "The audit was reproduced." in capsys.readouterr().out
     assert main(["reproduce", file, "--model", inputs[3], *inputs[2:], "--out", out]) == 2

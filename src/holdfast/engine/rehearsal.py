@@ -308,11 +308,14 @@ def _weightless(
     weights, short = weights_of(options.precision), checkpoint.positions(options.trust_remote_code) in range(129)
     try:
         attention = chosen_attention(folder, named_attention(read_config(folder)), options.device, weights, short)
-        with torch.device(device or options.device):
+        # Where a model is only kept, there may be nothing that it could be made with.
+        with torch.device("meta" if device else options.device):
             model: PreTrainedModel = cast(Any, AutoModelForCausalLM).from_config(
                 config, dtype=getattr(torch, weights), trust_remote_code=options.trust_remote_code, **attention
             )
         model.train(False)
+        if device:
+            model._apply(partial(torch.empty_like, device=device))  # type: ignore[no-untyped-call]
     finally:
         ledger.part = before
     if options.precision == "mixed":

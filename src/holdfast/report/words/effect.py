@@ -35,7 +35,10 @@ def warnings(effect: Effect) -> list[str]:
     """What a user has to know before the safeguard is relied on."""
     found = []
     if effect.knew_nothing:
-        found.append("The model answered no better than chance before the safeguard, so there was nothing to hide.")
+        found.append(
+            "The model answered no better than chance before the safeguard too. If an earlier safeguard hides the hazard, an audit "
+            "shows what this one adds; otherwise there was nothing to hide."
+        )
     elif effect.hidden is False and effect.still:
         found.append(
             "Nothing moved: no loss changed by 3 % and hazard did not fall. `holdfast calibrate` proposes a rate and weights."
