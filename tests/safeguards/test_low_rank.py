@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from holdfast.attacks.finetune import FineTune
+from holdfast.core.presets import pick
 from holdfast.core.types import HoldfastError
 from holdfast.engine.anatomy import linear_maps
 from holdfast.engine.checkpoint import Checkpoint
@@ -69,6 +70,9 @@ def test_only_factors_have_gradients_states_and_copies(tiny_testbed: SmallTestbe
     assert low.host["references"] == whole.host["references"]
 
 
-def test_a_negative_rank_is_refused() -> None:
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(HoldfastError, match="lora_rank"):
         replace(WHOLE, lora_rank=-1)
+    # The copy that puts weights back has the factors alone, and an edit would stay in the weights.
+    with pytest.raises(HoldfastError, match="each has to fine-tune; leave lora_rank out"):
+        replace(LOW, adversaries=(Adversary(attack=pick("holdfast.attacks", "int8")),))

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from holdfast.attacks.finetune import FineTune
 from holdfast.core.presets import added
 from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
@@ -91,6 +92,11 @@ class OuterLoop(Safeguard):
     def __post_init__(self) -> None:
         if not self.adversaries:
             raise HoldfastError(f"{type(self).__name__} needs at least one adversary")
+        if self.lora_rank and not all(isinstance(adversary.attack, FineTune) for adversary in self.adversaries):
+            raise HoldfastError(
+                "with lora_rank the adversaries train LoRA's factors alone, so each has to fine-tune; leave lora_rank out, or take "
+                "other adversaries"
+            )
         if not 1 <= self.every <= self.inner_steps:
             raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
         check_settings(
