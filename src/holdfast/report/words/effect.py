@@ -36,8 +36,8 @@ def warnings(effect: Effect) -> list[str]:
     found = []
     if effect.knew_nothing:
         found.append(
-            "The model answered no better than chance before the safeguard too. If an earlier safeguard hides the hazard, an audit "
-            "shows what this one adds; otherwise there was nothing to hide."
+            "The model answered no better than chance before the safeguard too. If an earlier safeguard hides the hazard, an "
+            "audit shows what this one adds; otherwise there was nothing to hide."
         )
     elif effect.hidden is False and effect.still:
         found.append(

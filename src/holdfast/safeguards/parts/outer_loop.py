@@ -94,8 +94,8 @@ class OuterLoop(Safeguard):
             raise HoldfastError(f"{type(self).__name__} needs at least one adversary")
         if self.lora_rank and not all(isinstance(adversary.attack, FineTune) for adversary in self.adversaries):
             raise HoldfastError(
-                "with lora_rank the adversaries train LoRA's factors alone, so each has to fine-tune; leave lora_rank out, or take "
-                "other adversaries"
+                "with lora_rank the adversaries train LoRA's factors alone, so each has to fine-tune; leave lora_rank out, or "
+                "take other adversaries"
             )
         if not 1 <= self.every <= self.inner_steps:
             raise HoldfastError(f"every must lie between 1 and inner_steps ({self.inner_steps}), not {self.every}")
