@@ -178,9 +178,9 @@ import json, sys
 from pathlib import Path
 from benchmarks.memory import foretold, make, measured
 folder = Path({str(tmp_path)!r})
-make(folder)
-parts = foretold({case!r}, folder)
-print(json.dumps([measured({case!r}, folder)["peak"], sum(parts["cpu"].values())]))
+make(folder, "135m")
+parts = foretold({case!r}, folder, "cpu")
+print(json.dumps([measured({case!r}, folder, "cpu")["peak"], sum(parts["cpu"].values())]))
 """
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
