@@ -148,6 +148,8 @@ def test_its_terms_by_their_weights_are_the_gradient_of_its_first_step(
         safeguard = replace(safeguard, retain_weight=0.0)  # its two updates are taken one after the other
     if isinstance(safeguard, UNDO):
         safeguard = replace(safeguard, shrink=0.0, max_grad_norm=1e9)  # the first step begins elsewhere, and is clipped
+    if isinstance(safeguard, TAR):
+        safeguard = replace(safeguard, persistent_adversaries=0)  # whether a pool goes on is drawn too
     given: list[list[torch.Tensor]] = []
     give = GradientSum.give
 
