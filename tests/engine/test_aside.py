@@ -187,3 +187,46 @@ def test_the_gradient_of_one_pass_has_the_type_of_its_weight_and_that_of_several
     clear_gradients([weight])
     (weight * 2).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad.dtype == torch.float32, "whoever says nothing has a gradient that adds up"
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(None, torch.bfloat16), (1, torch.float32)])
+def test_attacks_and_outer_loops_say_how_many_passes_they_take(
+    rows: int | None, kept: torch.dtype, tiny_testbed: SmallTestbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lean precision whole batches have narrow gradients: of the adversary, of tamper resistance, of what is retained."""
+    model, tokenizer = tiny_testbed.model.load(precision="lean"), tiny_testbed.model.load_tokenizer()
+    first = next(iter(model.parameters()))
+    seen: list[torch.dtype] = []
+    take = GradientSum.take
+
+    def noting(self: GradientSum, *given: Any, **named: Any) -> None:
+        assert first.grad is not None
+        seen.append(first.grad.dtype)
+        take(self, *given, **named)
+
+    monkeypatch.setattr(GradientSum, "take", noting)
+    data = Data.defender(tiny_testbed.domain, tokenizer)
+    run = Run(3, lambda: tiny_testbed.never_exposed.load(precision="lean"), micro_batch=rows)
+    for _ in drive(replace(_TAR, outer_steps=1, micro_batch=rows).steps(model, data, run), run):
+        pass
+    assert seen == [kept] * 3, "two of the trajectory, one of the retain rows"
+    attack = FineTune(batch_size=2, max_steps=1)
+    rest = Run(3, micro_batch=rows)
+    for _ in drive(attack.steps(model, Data.attacker(tiny_testbed.domain, tokenizer), rest), rest):
+        assert first.grad is not None
+        assert first.grad.dtype == kept
+
+
+def test_the_original_is_loaded_where_it_waits() -> None:
+    places: list[str] = []
+
+    def load(device: str = "cpu") -> Any:
+        places.append(device)
+        return nn.Linear(2, 2, device=device)
+
+    assert next(Run(0, load, aside="meta").base_aside.parameters()).device.type == "meta"
+    assert next(Run(0, load).base_aside.parameters()).device.type == "cpu"
+    assert places == ["meta", "cpu"]
+    early = Run(0, load, aside="meta")
+    assert early.base.weight.device.type == "cpu"  # type: ignore[union-attr]
+    assert early.base_aside.weight.device.type == "meta", "what was loaded before is sent"  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
 """Lean precision: weights of two bytes, optimizer states of one, and no update that is lost.
 
 An optimizer of any kind steps in float32, one part of the weights at a time. The new weights are rounded at random
-(`engine.rounding`), and the states are packed (`engine.packed`). Gradients are float32, so sums over microbatches lose nothing
-either.
+(`engine.rounding`), and the states are packed (`engine.packed`). Gradients that add up over microbatches or terms are float32, so
+such a sum loses nothing either (`engine.sharded.expect`).
 """
 
 from __future__ import annotations
