@@ -111,14 +111,14 @@ def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any
     return report.markdown(values, chapters), claim_tables.as_json(rows)
 
 
-def removal_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
-    """One safeguard beside the never-exposed model: the table of safeguards, and the claims with their differences."""
+def tested_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
+    """The last method beside the others and the never-exposed model: the table of safeguards, and the claims' differences."""
     values = described.study(study, out, study.trials, {})
     [part] = values.parts
     table, picture = methods.read_methods(part), f"{name}.svg"
     draw_methods(table, out / picture, part.kind)
-    label = study.parts[0].methods[0].label
-    chapters, rows = _claims(study, values, {one: {0: one} for one in (label, "never-exposed")}, tested=label)
+    labels = [method.label for method in study.parts[0].methods]
+    chapters, rows = _claims(study, values, {one: {0: one} for one in (*labels, "never-exposed")}, tested=labels[-1])
     text = report.markdown(values, [methods.chapter(values, part, table, picture), *chapters])
     return text, {"methods": methods.as_json({part.kind: table}), "claims": claim_tables.as_json(rows)}
 
