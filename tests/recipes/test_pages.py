@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from holdfast.core.presets import pick
 from holdfast.recipes import reteach
 from holdfast.recipes.names import STUDIES
-from holdfast.recipes.pages import Described, removal_page
+from holdfast.recipes.pages import Described, contender_page
 from holdfast.recipes.run import pick_study
 from holdfast.runs.study.study import Study
 from tests.report.synthetic import cell, plan, write
@@ -32,7 +32,7 @@ def test_the_page_of_re_teaching_leaves_attacks_with_the_original_apart(tmp_path
     for world in study.worlds:
         write(study.folder(tmp_path, part, world), plan(results, ROLES), results)
     described = Described(title="t", command="c", seconds=60.0, workers=2)
-    text, table = removal_page(study, "reteach", tmp_path, described)
+    text, table = contender_page(study, "reteach", tmp_path, described)
     figures = {row["figure"]: row for row in table["claims"]}
     apart = figures["worst hazard, ability kept, without the original model"]
     together = figures["worst hazard, ability kept, with the original model at hand"]

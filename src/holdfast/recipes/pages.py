@@ -57,7 +57,7 @@ def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report
             label=method.label,
             role=method.role,
             stages=method.stages,
-            settings=study.chosen(out, part, method).settings if method.space and study.trials else {},
+            settings=_tuned(study, out, part, method) if method.space and study.trials else {},
             costs={
                 world: spent / pretraining[world] for world, spent in _spent(study, out, part, method, "flops").items()
             }
@@ -76,6 +76,12 @@ def _part(study: Study, out: Path, part: Part, not_run: Sequence[str]) -> report
         tuning_attacks=part.tuning_attacks,
         not_run=tuple(not_run),
     )
+
+
+def _tuned(study: Study, out: Path, part: Part, method: Method) -> dict[str, Any]:
+    """The settings that trials are made of, as the best trial left them; those that stand in the preset are not named."""
+    best = {**method.settings, **study.chosen(out, part, method).settings}
+    return {name: value for name, value in best.items() if name in method.space}
 
 
 def _spent(study: Study, out: Path, part: Part, method: Method, unit: Literal["flops", "seconds"]) -> dict[int, float]:
@@ -111,7 +117,7 @@ def claims_page(study: Study, out: Path, described: Described) -> tuple[str, Any
     return report.markdown(values, chapters), claim_tables.as_json(rows)
 
 
-def tested_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
+def contender_page(study: Study, name: str, out: Path, described: Described) -> tuple[str, Any]:
     """The last method beside the others and the never-exposed model: the table of safeguards, and the claims' differences."""
     values = described.study(study, out, study.trials, {})
     [part] = values.parts

@@ -30,6 +30,8 @@ ALONG = (
 """the columns of the table"""
 _SHORT_SECONDS, _LONG_SECONDS = 170.0, 850.0
 """what 20 to 100 updates, and 1,000 updates of two rows, take on one core with bfloat16 products and measuring, about"""
+_WRITING_SECONDS = 280.0
+"""what the answers to requests, written out at every milestone, take besides"""
 
 TUNING_ATTACKS = ("full-lion-1e-5-small", "lora-r16-adamw-1e-3-small")
 """of the trials; another optimizer, and another kind of weights, than the table's"""
@@ -87,13 +89,13 @@ METHODS = (
         label="undo-generated",
         stages=("random-mapping-small", "undo-generated-small"),
         space={"learning_rate": (1e-4, 3e-4, 6e-4), "shrink": (0.1, 0.3, 0.5), "outer_steps": (300, 600)},
-        size=1500,
+        size=4500,
     ),
     Method(
         label="reteach",
         stages=("reteach-small",),
         space={"learning_rate": (1e-4, 3e-4, 6e-4), "shrink": (0.2, 0.3, 0.5), "outer_steps": (600, 1200)},
-        size=1500,
+        size=5700,
     ),
     _TAR,
 )
@@ -105,16 +107,16 @@ REFUSAL_METHODS = (
         stages=("refusal-sft-small", "refusal-dpo-small"),
         space={"learning_rate": (1e-5, 2e-5, 5e-5), "outer_steps": (60, 120), "refusal_weight": (0.3, 1.0)},
         role="reference",
-        size=300,
+        size=960,
     ),
     Method(
         label="circuit-breakers",
         stages=("circuit-breakers-refusal-small",),
         space={"learning_rate": _RATES, "outer_steps": _STEPS, "forget_weight": (3.0, 10.0, 30.0)},
         start=_TRAINED,
-        size=300,
+        size=540,
     ),
-    Method(label="tar", stages=("tar-refusal-small",), space=_OUTER, start=_TRAINED, size=1200),
+    Method(label="tar", stages=("tar-refusal-small",), space=_OUTER, start=_TRAINED, size=6400),
 )
 
 DEMO_SUITE = "demo-real"
@@ -176,7 +178,8 @@ def _study(title: str, kind: RealKind, methods: tuple[Method, ...], selection: s
         selection=selection,
         milestones=tuple(column.step for column in ALONG if column.attack in attacks),
         probes=False,
-        cell_seconds=fmean(seconds[attack] for attack in attacks),
+        cell_seconds=fmean(seconds[attack] for attack in attacks)
+        + (_WRITING_SECONDS if kind == "real-refusal" else 0.0),
     )
     return Study(
         title=title,

@@ -20,7 +20,7 @@ from holdfast.jobs.executor import Workers, count
 from holdfast.jobs.graph import Outcome, Progress
 from holdfast.recipes import demo, real
 from holdfast.recipes.names import STUDIES
-from holdfast.recipes.pages import Described, claims_page, families_page, methods_page, tested_page, steps_page
+from holdfast.recipes.pages import Described, claims_page, contender_page, families_page, methods_page, steps_page
 from holdfast.runs.standing import working_in
 from holdfast.runs.study.red_team import RedTeam
 from holdfast.runs.study.study import Study
@@ -63,7 +63,7 @@ def pick_study(name: str, only: Sequence[str] = ()) -> Study | RedTeam:
 _ALONG = ("real", "real-refusals")
 """Studies whose page shows every row along an attack and minus the reference, which is made too."""
 
-_TESTED = ("low-rank", "reteach", "reteach-wide")
+_CONTENDERS = ("low-rank", "reteach", "reteach-wide")
 """Studies whose page holds the last of their safeguards against the others and the never-exposed model."""
 
 
@@ -134,8 +134,8 @@ def run_study(
             text, table = families_page(study, kind, out, described)
         elif kind == "claims":
             text, table = claims_page(study, out, described)
-        elif kind in _TESTED:
-            text, table = tested_page(study, kind, out, described)
+        elif kind in _CONTENDERS:
+            text, table = contender_page(study, kind, out, described)
         elif kind in _ALONG:
             text, table = steps_page(study, kind, out, described)
         else:
