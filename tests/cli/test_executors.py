@@ -15,6 +15,7 @@ from holdfast.cli.executors import Kind, workers_of
 from holdfast.core.types import HoldfastError
 from holdfast.jobs.ray import Ray
 from holdfast.jobs.slurm import Slurm
+from holdfast.runs.search.search import Search
 from tests.conftest import SmallTestbed
 
 
@@ -83,6 +84,21 @@ def test_an_audit_asks_its_plan(
     assert "asked of 8 attacks on never_exposed" in capsys.readouterr().err
 
 
+def test_a_search_asks_its_plan(
+    installed: None, tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def foretold(console: object, search: Search) -> int:
+        raise HoldfastError(f"asked of {', '.join(search.families)}")
+
+    monkeypatch.setattr("holdfast.cli.explore.memory_of_search", foretold)
+    folder = tiny_testbed.folder
+    words = ["search", "--model", str(folder / "never_exposed"), "--undefended", str(folder / "model")]
+    words += ["--domain", str(folder), "--out", str(tmp_path / "out"), "--families", "full,low-rank"]
+    assert main([*words, "--executor", "slurm", "--cluster", "memory=auto"]) != 0
+    assert "asked of full, low-rank" in capsys.readouterr().err
+
+
 @pytest.mark.situation("hostile input", "a setting of a cluster")
 @pytest.mark.parametrize(
     ("executor", "pair", "said"),
@@ -98,7 +114,7 @@ def test_an_audit_asks_its_plan(
         ("ray", "gpus=-0.5", "give one from 0 on"),
         ("ray", "memory=nan", "no number that a worker can have"),
         ("ray", "memory=1e400", "no number that a worker can have"),
-        ("slurm", "memory=auto", "memory=auto is for audit and reproduce"),
+        ("slurm", "memory=auto", "memory=auto is for audit, search and reproduce"),
         ("slurm", "cpus=auto", "--cluster cpus: input should be a valid integer"),
     ],
 )

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from holdfast.attacks.break_then_repair import BreakThenRepair
 from holdfast.attacks.finetune import FineTune
+from holdfast.attacks.space import collect_families
 from holdfast.cli.app import main
 from holdfast.cli.memory import memory_of_worker as told
 from holdfast.cli.terminal import make_console
@@ -29,10 +31,12 @@ from holdfast.runs.memory import (
     MemoryPlan,
     WorkerMemory,
     free,
+    memory_of_search,
     memory_of_worker,
     plan_of_attack,
     plan_of_stages,
 )
+from holdfast.runs.search.search import Search
 from holdfast.runs.stages import Recipe
 from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.tar import TAR
@@ -101,6 +105,23 @@ def test_a_worker_of_a_cluster_needs_what_its_largest_cell_takes_and_what_measur
         r"A worker asks for \d\.\d+ GB on the host: all takes most, measuring up to 0\.\d+ GB beside it", said
     )
     assert "The memory of refolds cannot be foretold and is left out." in said
+
+
+def test_a_worker_of_a_search_needs_what_the_largest_attack_of_a_family_takes(tiny_testbed: SmallTestbed) -> None:
+    families = collect_families()
+    largest = families["low-rank"].largest()
+    assert isinstance(largest, FineTune)
+    assert (largest.batch_size, largest.lora_rank, largest.hazard) == (32, 16, "hazard"), "words are no numbers"
+    assert families["difference"].largest() == families["difference"].attack
+    search = Search(
+        model=tiny_testbed.model.path, domain=tiny_testbed.folder, families=("low-rank", "full", "reparameterisation")
+    )
+    worker = memory_of_search(search)
+    assert (worker.largest.label, worker.unknown) == ("full", ("reparameterisation",))
+    first = attacked(tiny_testbed, cast(FineTune, families["full"].attack))
+    assert worker.largest.host["activations"] > 1.5 * first.host["activations"], (
+        "32 rows, where the first trial has fewer"
+    )
 
 
 def test_beside_a_gpu_measuring_counts_where_the_model_is() -> None:

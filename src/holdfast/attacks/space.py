@@ -57,6 +57,15 @@ class Family:
         """The searched fields of the attack before the search."""
         return self.settings(self.attack)
 
+    def largest(self) -> Attack:
+        """The attack with the greatest of each choice of numbers: most rows at once, the highest rank, most directions."""
+        numbers = {
+            name: [option for option in choice.options if isinstance(option, int | float)]
+            for name, choice in self.space.items()
+            if isinstance(choice, Choice)
+        }
+        return self.built({name: max(options) for name, options in numbers.items() if options})
+
     def settings(self, attack: Attack) -> dict[str, Any]:
         """The searched fields of an attack of this family."""
 

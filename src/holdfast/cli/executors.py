@@ -146,7 +146,7 @@ def _foretold(foretell: Callable[[], int] | None, ranks: int) -> float:
 
     if foretell is None:
         fail(
-            "--cluster memory=auto is for audit and reproduce, whose attacks and models are known before they begin; give a "
+            "--cluster memory=auto is for audit, search and reproduce, whose models are there before they begin; give a "
             "number of GB"
         )
     if ranks > 1:

@@ -12,6 +12,7 @@ import typer
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
+from holdfast.cli.memory import memory_of_search
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
@@ -195,7 +196,7 @@ def search(
             ranks=ranks,
         ),
     )
-    where = workers_of(executor, cluster, workers, out, ranks, device)
+    where = workers_of(executor, cluster, workers, out, ranks, device, lambda: memory_of_search(console, chosen))
     with show_jobs(console, f"search, {len(chosen.families)} families") as on_progress:
         outcome = search_and_confirm(
             chosen, out, models_of(model, undefended, reference, never_exposed), label=model_label(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.terminal import fail, say
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from holdfast.cli import documents
     from holdfast.core.options import Options
     from holdfast.runs.knobs import Choice
-    from holdfast.runs.memory import MemoryPlan
+    from holdfast.runs.memory import MemoryPlan, WorkerMemory
+    from holdfast.runs.search.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +71,25 @@ def memory_of_worker(console: Console, campaign: Campaign) -> int:
     Raises:
         HoldfastError: the memory of none of the attacks can be foretold.
     """
+    from holdfast.runs.memory import memory_of_worker as foretold
+
+    return _asked(console, partial(foretold, campaign))
+
+
+def memory_of_search(console: Console, search: Search) -> int:
+    """The same of a worker that runs the trials of a search."""
+    from holdfast.runs.memory import memory_of_search as foretold
+
+    return _asked(console, partial(foretold, search))
+
+
+def _asked(console: Console, foretell: Callable[[Callable[[int, int], None]], WorkerMemory]) -> int:
     from holdfast.cli.display import show_steps
     from holdfast.report.words.memory import worker_sentence
     from holdfast.runs.knobs import with_spare
-    from holdfast.runs.memory import memory_of_worker as foretold
 
     with show_steps(console, "foretelling memory") as on_step:
-        worker = foretold(campaign, on_step)
+        worker = foretell(on_step)
     asked, on_device = with_spare(worker.on_host), with_spare(worker.on_device)
     say(console, worker_sentence(asked, on_device, worker.largest.label, worker.measuring, worker.unknown))
     return asked

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.attacks.space import collect_families
 from holdfast.core.domain import Domain
 from holdfast.core.model_size import count_weights
 from holdfast.core.options import Options
@@ -18,6 +19,7 @@ from holdfast.evals.memory import beside_model
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
     from holdfast.campaign.cells import Campaign
+    from holdfast.runs.search.search import Search
     from holdfast.runs.stages import Recipe
 
 PROCESS = "Python and its libraries"
@@ -104,7 +106,7 @@ def plan_of_attack(
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerMemory:
-    """The most memory that a worker takes whose cells are those of a campaign, in bytes."""
+    """The most memory that a worker takes whose cells are those of a campaign, or the trials of a search, in bytes."""
 
     largest: MemoryPlan
     """of what takes most where the model is: an attack, or the probe that trains all weights"""
@@ -134,25 +136,51 @@ def memory_of_worker(
         HoldfastError: a file is missing or malformed, or the memory of no attack can be foretold.
     """
     model = next(model for model in campaign.models if model.role == "defended").path
-    plans, unknown = [], []
+    domain, (_, probes) = Domain.open(campaign.domain), campaign.evaluations()
+    plans = [
+        _plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device)
+        for name, probe in (probes if campaign.probes else ())
+        if probe.measures(domain) == "trainability"
+    ]
     attacks = [(name, attack) for name, attack in campaign.attacks if name not in campaign.left_out]
+    return _worker(attacks, model, campaign.domain, campaign.base, campaign.options, plans, on_step)
+
+
+def memory_of_search(search: Search, on_step: Callable[[int, int], None] = lambda done, total: None) -> WorkerMemory:
+    """Plan the attack of every family of a search that takes most, about: the one with the largest numbers of its space.
+
+    Raises:
+        HoldfastError: as `memory_of_worker`.
+    """
+    known = collect_families()
+    attacks = [(name, known[name].largest()) for name in search.families]
+    return _worker(attacks, search.model, search.domain, search.base, search.options, (), on_step)
+
+
+def _worker(
+    attacks: Sequence[tuple[str, Attack]],
+    model: str,
+    domain: Path,
+    base: str,
+    options: Options,
+    others: Sequence[MemoryPlan],
+    on_step: Callable[[int, int], None],
+) -> WorkerMemory:
+    """What the largest of these attacks, and of the other plans, takes."""
+    plans, unknown = list[MemoryPlan](), []
     for done, (name, attack) in enumerate(attacks, 1):
-        base = campaign.base if attack.uses_base else ""
+        original = base if attack.uses_base else ""
         try:
-            plans.append(plan_of_attack(name, attack, model, campaign.domain, base=base, options=campaign.options))
+            plans.append(plan_of_attack(name, attack, model, domain, base=original, options=options))
         except HoldfastError:
             unknown.append(name)
         on_step(done, len(attacks))
     if not plans:
         raise HoldfastError("the memory of none of these attacks can be foretold; give --cluster memory in GB")
-    domain, (_, probes) = Domain.open(campaign.domain), campaign.evaluations()
-    for name, probe in probes if campaign.probes else ():
-        if probe.measures(domain) == "trainability":
-            plans.append(_plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device))
-    words = vocabulary_of(Checkpoint(model), campaign.options)
+    plans += others
     return WorkerMemory(
-        largest=max(plans, key=_peak), host=max(plan.on_host for plan in plans), measuring=beside_model(words),
-        unknown=tuple(unknown),
+        largest=max(plans, key=_peak), host=max(plan.on_host for plan in plans),
+        measuring=beside_model(vocabulary_of(Checkpoint(model), options)), unknown=tuple(unknown),
     )  # fmt: skip
 
 
