@@ -26,10 +26,13 @@ def run(graph: Graph, failing: set[str] = frozenset()) -> list[str]:  # type: ig
     return started
 
 
-def test_jobs_start_in_the_order_given_as_far_as_edges_allow() -> None:
+def test_jobs_start_in_the_order_given_and_what_they_wait_for_just_before_them() -> None:
     last = Job(name="last", call=nothing)
     first = Job(name="first", call=nothing, after=(last,))
-    assert run(Graph([first, Job(name="free", call=nothing), last])) == ["free", "last", "first"]
+    assert run(Graph([first, Job(name="free", call=nothing), last])) == ["last", "first", "free"]
+    unlisted = Job(name="unlisted", call=nothing)
+    trial = Job(name="trial", call=nothing, after=(unlisted,))
+    assert run(Graph([trial, Job(name="model", call=nothing)])) == ["unlisted", "trial", "model"]
 
 
 def test_a_job_that_another_waits_for_is_part_of_the_graph() -> None:

@@ -63,7 +63,7 @@ class Graph:
         """Order the jobs.
 
         Args:
-            jobs: in order of preference among those that may start.
+            jobs: in order of preference among those that may start; what a job waits for is preferred as the job is.
             on_outcome: called as each job ends, one that was never run included.
 
         Raises:
@@ -73,12 +73,9 @@ class Graph:
         self._on_outcome = on_outcome
         self._sorter = TopologicalSorter[Job]()
         self._preference: dict[Job, int] = {}
-        waiting = list(jobs)
-        for job in waiting:
-            if job not in self._preference:
-                self._preference[job] = len(self._preference)
-                self._sorter.add(job, *job.after)
-                waiting += job.after
+        for job in _with_needed(jobs):
+            self._preference[job] = len(self._preference)
+            self._sorter.add(job, *job.after)
         self._sorter.prepare()
         self._ready: list[tuple[int, Job]] = []
         """a heap; the first is started next"""
@@ -141,3 +138,16 @@ class Graph:
                 heapq.heappush(self._ready, (self._preference[job], job))
             else:
                 self.end(Outcome(job=job, error=f"not run, because {failed.name} failed"))
+
+
+def _with_needed(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs and all that they wait for, each once, and what a job waits for before the job."""
+    placed, opened, stack = dict[Job, None](), set[Job](), list(reversed(jobs))
+    while stack:
+        job = stack[-1]
+        if job in placed or job in opened:
+            placed[stack.pop()] = None
+        else:
+            opened.add(job)
+            stack += reversed(job.after)
+    return list(placed)
