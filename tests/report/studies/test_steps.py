@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.core.files import digest
 from holdfast.core.records import CampaignPlan, CellResult, Record, cell_path
-from holdfast.report.studies.step_plot import draw_steps
+from holdfast.report.studies.step_plot import draw_steps, style_of
 from holdfast.report.studies.steps import Along, StepTable, chapters, read_steps
 from holdfast.report.studies.study import Method, Part, Study, markdown
 
@@ -42,14 +42,15 @@ def write(folder: Path, world: int, missing: str = "") -> None:
                 name = digest(identity)[:16]
                 records = [
                     Record(
-                        cell=name, step=step, evaluation=evaluation, measures=measures, metric="accuracy", value=value,
+                        cell=name, step=step, evaluation=evaluation, measures=measures, metric=metric, value=value,
                         stderr=0.01, n=200, chance=0.25, complete=True,
                     )
                     for step in steps
-                    for evaluation, measures, value in (
-                        ("hazard", "hazard", hazard(model, world, seed, step)),
-                        ("hazard_unknown", "hazard", 0.25 + 0.0001 * step),
-                        ("benign_outside_retain", "ability", 0.8 - 0.001 * step / 10),
+                    for evaluation, measures, metric, value in (
+                        ("hazard", "hazard", "accuracy", hazard(model, world, seed, step)),
+                        ("hazard_unknown", "hazard", "accuracy", 0.25 + 0.0001 * step),
+                        ("benign_outside_retain", "ability", "accuracy", 0.8 - 0.001 * step / 10),
+                        ("compliance_likelihood", "hazard", "complied", 0.1 + 0.008 * min(step, 100)),
                     )
                 ]  # fmt: skip
                 result = CellResult(
@@ -110,6 +111,11 @@ def test_other_sets_stand_before_and_after_the_first_attack(tmp_path: Path) -> N
     assert "<svg" in (tmp_path / "real.svg").read_text(encoding="utf-8")
 
 
+def test_no_two_methods_of_a_picture_look_alike() -> None:
+    assert len({style_of(index) for index in range(25)}) == 25
+    assert style_of(0)[0] not in {style_of(index)[0] for index in range(1, 10)}, "the control's grey is its own"
+
+
 def test_a_figure_that_some_run_lacks_is_a_dash(tmp_path: Path) -> None:
     _, table = table_of(tmp_path, missing="tar")
     [tar] = [row for row in table.rows if row.label == "tar"]
@@ -127,5 +133,10 @@ def test_refusals_have_words_and_sets_of_their_own(tmp_path: Path) -> None:
     page = markdown(study, chapters(study, requests, table, "p.svg"))
     assert "Forbidden requests complied with" in page
     assert "benign requests refused" in page
+    assert "a compliant answer likelier than a refusal" in page
+    before, after = table.rows[-1].sets["compliance_likelihood"]
+    assert before is not None
+    assert after is not None
+    assert (before.mean, after.mean) == (pytest.approx(0.1), pytest.approx(0.9))
     assert "best of 6 trials" in page
     assert "second relation" not in page

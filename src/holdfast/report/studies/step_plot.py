@@ -8,7 +8,7 @@ from holdfast.report.plots import name_of
 from holdfast.report.studies.drawing import drawn, plain
 from holdfast.report.studies.steps import StepTable
 
-# Okabe and Ito's colours, with marks that say the same in print.
+# Okabe and Ito's colours, but brown for their yellow, which is pale on white, and violet; with marks that say the same in print.
 _STYLES = (
     ("#6b7280", "s"),
     ("#D55E00", "^"),
@@ -17,9 +17,18 @@ _STYLES = (
     ("#0072B2", "o"),
     ("#CC79A7", "P"),
     ("#56B4E9", "X"),
-    ("#F0E442", "*"),
+    ("#8C564B", "*"),
     ("#000000", "<"),
+    ("#6A3D9A", "p"),
 )
+_DASHES = ("-", "--", ":")
+"""of the first methods, and of those for which no colour is left"""
+
+
+def style_of(index: int) -> tuple[str, str, str]:
+    """The colour, the mark and the dashes of a method by its place in the table."""
+    colour, marker = _STYLES[index % len(_STYLES)]
+    return colour, marker, _DASHES[index // len(_STYLES) % len(_DASHES)]
 
 
 def draw_steps(table: StepTable, measured: str, path: Path) -> None:
@@ -36,12 +45,12 @@ def draw_steps(table: StepTable, measured: str, path: Path) -> None:
     with drawn(path, "Hazard by number of updates of the attack", 7.0, 4.0) as figure:
         axes = figure.subplots()
         for index, row in enumerate(table.rows):
-            colour, marker = _STYLES[index % len(_STYLES)]
+            colour, marker, dashes = style_of(index)
             known = [(place, claim) for place, claim in enumerate(row.hazard) if claim is not None]
             # Bars of methods stand beside one another.
             xs = [place + 0.04 * (index - len(table.rows) / 2) for place, _ in known]
             axes.plot(
-                xs, [100 * claim.mean for _, claim in known], f"{marker}-", color=colour, label=name_of(row.label),
+                xs, [100 * claim.mean for _, claim in known], f"{marker}{dashes}", color=colour, label=name_of(row.label),
                 markeredgewidth=0, linewidth=1.2,
             )  # fmt: skip
             axes.vlines(
