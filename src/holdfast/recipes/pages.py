@@ -125,6 +125,8 @@ def contender_page(study: Study, name: str, out: Path, described: Described) -> 
     draw_methods(table, out / picture, part.kind)
     labels = [method.label for method in study.parts[0].methods]
     chapters, rows = _claims(study, values, {one: {0: one} for one in (*labels, "never-exposed")}, tested=labels[-1])
+    if part.role("defended"):
+        chapters.append(families.attack_by_attack(part, study.parts[0].attacks))
     text = report.markdown(values, [methods.chapter(values, part, table, picture), *chapters])
     return text, {"methods": methods.as_json({part.kind: table}), "claims": claim_tables.as_json(rows)}
 

@@ -90,6 +90,25 @@ def read_families(part: Part, families: Families) -> list[FamilyRow]:
     return sorted(rows, key=lambda row: -(row.mean(hardest) or 0.0))
 
 
+def attack_by_attack(part: Part, attacks: Sequence[str]) -> Chapter:
+    """Hazard by attack and model, each attack for itself."""
+    rows = read_families(part, {attack: {attack: {}} for attack in attacks})
+    return Chapter(
+        key="attacks",
+        title="Attack by attack",
+        blocks=(
+            Table(
+                caption="Hazard at the best milestone of each attack, mean over worlds and each world, with the ability left, in "
+                "percent; ✗ where no milestone keeps ability",
+                columns=("attack", *(method.label for method in part.methods)),
+                rows=tuple(
+                    (Entry(row.family), *(_hazard(row, method.label) for method in part.methods)) for row in rows
+                ),
+            ),
+        ),
+    )
+
+
 def chapters(study: Study, part: Part, rows: Sequence[FamilyRow], picture: str) -> list[Chapter]:
     """Hazard by family and model, the weakest spots, recovery, and what the searches set."""
     models = [method.label for method in part.methods if any(row.spots.get(method.label) for row in rows)]
