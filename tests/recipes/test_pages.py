@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from holdfast.core.presets import pick
-from holdfast.recipes import reteach
+from holdfast.recipes import low_rank, reteach
 from holdfast.recipes.names import STUDIES
 from holdfast.recipes.pages import Described, contender_page
 from holdfast.recipes.run import pick_study
@@ -40,6 +40,48 @@ def test_the_page_of_re_teaching_leaves_attacks_with_the_original_apart(tmp_path
     assert round(apart["differences"]["reteach minus never-exposed"]["mean"], 9) == 0.05
     assert "reteach minus never-exposed" in text
     ElementTree.parse(tmp_path / "reteach.svg")
+
+
+def test_the_page_of_a_contender_names_its_settings_and_has_every_attack_on_every_model(tmp_path: Path) -> None:
+    """What the trials could set is named even where the first trial, which is the method's own settings, is the best."""
+    study = replace(low_rank.study(), worlds=(1, 2))
+    [part] = study.parts
+    first, second = part.attacks[:2]
+    worst = {
+        "undefended": {first: 1.0, second: 1.0},
+        "random-mapping": {first: 0.9, second: 0.8},
+        "tar": {first: 0.5, second: 0.6},
+        "tar-low-rank": {first: 0.45, second: 0.7},
+        "never-exposed": {first: 0.3, second: 0.25},
+    }
+    results = [
+        cell(model, attack, 0, hazard={0: 0.25, 8: hazard}, ability={0: 1.0, 8: 0.95})
+        for model, attacks in worst.items()
+        for attack, hazard in attacks.items()
+    ]
+    roles = dict.fromkeys(worst, "defended") | {"random-mapping": "reference"}
+    roles |= {control: control for control in ("undefended", "never-exposed")}
+    for world in study.worlds:
+        write(study.folder(tmp_path, part, world), plan(results, roles), results)
+    described = Described(title="t", command="c", seconds=60.0, workers=2)
+    text, table = contender_page(study, "low-rank", tmp_path, described)
+    figures = {row["figure"]: row["differences"] for row in table["claims"]}
+    apart = figures["hazard after attack, mean of all attacks"]
+    assert round(apart["tar-low-rank minus tar"]["mean"], 9) == 0.025
+    assert "rank=16" in text
+    [row] = [line for line in text.splitlines() if line.startswith(f"| {second} ")]
+    assert "70 (70 / 70, ability 95)" in row.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_red_team_on_refusals_trains_circuit_breakers_and_tar_from_the_refusing_model() -> None:
+    study = pick_study("refusals")
+    assert isinstance(study, Study)
+    [part] = study.parts
+    assert [(method.label, method.start) for method in part.methods] == [
+        ("refusal-trained", None), ("circuit-breakers", "refusal-trained"), ("tar", "refusal-trained"),
+    ]  # fmt: skip
+    assert part.kind == "refusal"
+    assert len(set(part.attacks)) == len(part.attacks)
 
 
 def test_a_longer_study_of_the_real_model_takes_up_the_shorter_one() -> None:
