@@ -52,7 +52,8 @@ def study(
         typer.Argument(
             metavar="STUDY",
             autocompletion=complete.studies,
-            help="paper-tables, ablations, red-team, claims, real, real-refusals, or a study of a plug-in's.",
+            help="paper-tables, ablations, red-team, claims, refusals, low-rank, reteach, real, real-refusals, or a "
+            "plug-in's study.",
         ),
     ] = "paper-tables",
     out: OutOption = Path("runs/study"),

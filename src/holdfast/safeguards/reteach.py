@@ -32,8 +32,8 @@ RETEACH = UNDO(
 
 PRESETS = {
     "reteach": RETEACH,
-    # Hundreds of millions of weights, without trials. Nobody can repeat the pretraining of such a model, so few of the weights are
-    # replaced, and much of the hazard stays (docs/results.md).
+    # Hundreds of millions of weights, without trials. Nobody can repeat the pretraining of such a model, so few of the weights
+    # are replaced, and much of the hazard stays (docs/results.md).
     "reteach-small": replace(
         RETEACH,
         outer_steps=600,
