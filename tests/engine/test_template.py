@@ -37,8 +37,9 @@ ERRORS = {
 @pytest.mark.situation("hostile input", "a chat template")
 @pytest.mark.parametrize("what", HARM)
 def test_a_template_that_would_harm_this_process(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "SECONDS", 1)
     harmful, said = HARM[what]
+    if "does not end" in said:  # what takes memory may take a slow processor more than this second
+        monkeypatch.setattr(template, "SECONDS", 1)
     tokenizer = character_tokenizer(harmful)
     rows: list[Any] = [ROW] * 40
     rows[17] = {"messages": [{"role": "user", "content": "long " * 9}, ROW["messages"][1]]}
