@@ -16,6 +16,7 @@ from tests.conftest import SmallTestbed
 ATTACKS: Mapping[str, Attack] = collect("holdfast.attacks")
 DISTINCT = distinct(ATTACKS)
 COMPOSED = {
+    "abliterate-affine-searched",
     "kick-aside-1e-3-settle-1e-4-small",
     "own-outputs-hazard-adamw-1e-3",
     "distil-original-adamw-1e-3",
