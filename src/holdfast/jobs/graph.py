@@ -145,7 +145,7 @@ def _with_needed(jobs: Sequence[Job]) -> list[Job]:
     placed, opened, stack = dict[Job, None](), set[Job](), list(reversed(jobs))
     while stack:
         job = stack[-1]
-        if job in placed or job in opened:
+        if job in placed or job in opened:  # a job that comes up opened has its needs placed, or waits for itself
             placed[stack.pop()] = None
         else:
             opened.add(job)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.recipes.paper_tables import PAPER_REFUSAL, TUNING_WORLD
+from holdfast.recipes.paper_tables import TUNING_WORLD
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
@@ -13,19 +13,6 @@ ATTACK_SEEDS = (0, 1)
 
 ATTACKS = (*SUITES["families"].attacks, "full-adamw-3e-4-mixed-long")
 """One of each family, and the patient attacker, who did most to TAR before."""
-
-REFUSAL_WORLDS = (601, 602, 603)
-REFUSAL_ATTACKS = (
-    *ATTACKS,
-    "abliterate-several",
-    "jailbreak-backdoor-adamw-1e-3",
-    "preference-benign-10-adamw-3e-4",
-    "own-outputs-benign-adamw-1e-3",
-    "head-offsets-half-adamw-1e-2",
-    "reinforce-64-adamw-1e-3",
-    "strip-difference-then-full-adamw-1e-3",
-)
-"""The same, and those that are meant for a model that refuses; each takes its directions from the model that it attacks."""
 
 METHODS = {"random-mapping": 15.0, "rmu": 10.0, "tar": 130.0}
 """Label -> seconds that it takes to build."""
@@ -65,21 +52,4 @@ def study() -> Study:
         worlds=WORLDS,
         trials=0,
         seeds=ATTACK_SEEDS,
-    )
-
-
-def refusals() -> Study:
-    """Refusal training, circuit breakers and TAR on top of it, with the presets' constants, under a red team."""
-    part = Part(
-        kind="refusal",
-        methods=tuple(
-            method for method in PAPER_REFUSAL if method.label in ("refusal-trained", "circuit-breakers", "tar")
-        ),
-        suite="families, with what is meant for refusals",
-        attacks=REFUSAL_ATTACKS,
-        tuning_attacks=(),
-        selection="compliance_selection",
-    )
-    return Study(
-        title="The red team on refusals", parts=(part,), tuning_world=TUNING_WORLD, worlds=REFUSAL_WORLDS, trials=0
     )

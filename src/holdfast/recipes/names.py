@@ -9,7 +9,7 @@ STUDIES: Mapping[str, str] = {
     "paper-tables-full": "paper_tables.full",
     "ablations": "ablations.study",
     "claims": "claims.study",
-    "refusals": "claims.refusals",
+    "refusals": "refusals.study",
     "low-rank": "low_rank.study",
     "reteach": "reteach.study",
     "reteach-wide": "reteach.wide",
