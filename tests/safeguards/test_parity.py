@@ -172,11 +172,26 @@ def test_the_tamper_resistance_loss_is_the_sources(name: str, plain: Any, scene:
     scene.agree(tamper_resistance_loss(kind, scene.model, scene.batch, 0.1), plain(scene.model, scene.rows))
 
 
-def test_distillation_is_the_divergence_from_the_teacher(scene: Scene) -> None:
-    from holdfast.safeguards.parts.distillation import _DIVERGENCE
+@pytest.mark.parametrize(
+    ("learns", "plain"),
+    [
+        ("teacher", lambda scene: reference.kl_divergence(scene.base, scene.model, scene.rows)),
+        ("text", lambda scene: reference.cross_entropy(scene.model, scene.rows)),
+    ],
+)
+def test_distillation_learns_the_teacher_or_the_text(learns: Any, plain: Any, scene: Scene) -> None:
+    from holdfast.engine.sharded import GradientSum
+    from holdfast.safeguards.parts.distillation import Distillation
 
-    ours = _DIVERGENCE(scene.model, scene.base, scene.batch)
-    scene.agree(ours, reference.kl_divergence(scene.base, scene.model, scene.rows))
+    gradients, distillation = GradientSum(scene.model), Distillation(learns=learns, weight=3.0)
+    value = distillation.take(gradients, 0.5, scene.model, scene.base, scene.batch, 2)
+    expected = plain(scene)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    slopes = torch.autograd.grad(expected, list(scene.model.parameters()), allow_unused=True)
+    gradients.give()
+    for parameter, slope in zip(scene.model.parameters(), slopes, strict=True):
+        assert slope is not None
+        torch.testing.assert_close(parameter.grad, 1.5 * slope, rtol=1e-4, atol=1e-6)
 
 
 def step_of(safeguard: Any, scene: Scene) -> list[torch.Tensor]:

@@ -275,12 +275,13 @@ def test_shrink_and_perturb_mixes_the_weights_with_a_fresh_initialisation(
         torch.testing.assert_close(parameter.detach(), expected.detach())
 
 
-def test_shrinking_the_maps_leaves_embeddings_norms_and_the_head(tiny_testbed: SmallTestbed) -> None:
+@pytest.mark.parametrize(("replaced", "among"), [("maps", "_proj.weight"), ("mlp", ".mlp.")])
+def test_shrinking_some_weights_leaves_the_others(replaced: Any, among: str, tiny_testbed: SmallTestbed) -> None:
     model = tiny_testbed.model.load()
     old = {name: p.detach().clone() for name, p in model.named_parameters()}
-    shrink_and_perturb(model, 0.5, 1.0, seed=9, maps_only=True)
+    shrink_and_perturb(model, 0.5, 1.0, 9, replaced)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, old[name])}
-    assert changed == {name for name in old if name.endswith("_proj.weight")}
+    assert changed == {name for name in old if among in name}
 
 
 @pytest.mark.parametrize("teacher", ["unlearned", "original"])

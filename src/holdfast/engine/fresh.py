@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from holdfast.engine.anatomy import linear_maps
+from holdfast.engine.anatomy import decoder_layers, feed_forward, linear_maps
 from holdfast.engine.sharded import rewrite
+
+Replaced = Literal["all", "maps", "mlp"]
+"""All weights; those of the blocks' linear maps; those of the linear maps in the blocks' MLPs."""
 
 
 def shrink_and_perturb(
-    model: PreTrainedModel, shrink: float, noise: float, seed: int, *, maps_only: bool = False
+    model: PreTrainedModel, shrink: float, noise: float, seed: int, replaced: Replaced = "all"
 ) -> None:
     """theta <- (1 - shrink) * theta + shrink * noise * a fresh initialisation of the same architecture, in place.
 
@@ -21,8 +25,14 @@ def shrink_and_perturb(
         shrink: share of the weights that is removed.
         noise: of the fresh initialisation in that share's place.
         seed: of the initialisation.
-        maps_only: change the weights of the blocks' linear maps, and leave embeddings, norms, biases and the head.
+        replaced: which weights change. Embeddings, norms, biases and the head change with `all` only.
+
+    Raises:
+        HoldfastError: the MLPs are to change, and a block has none.
     """
+    chosen = None if replaced == "all" else {id(found.weight) for found in linear_maps(model)}
+    if chosen is not None and replaced == "mlp":
+        chosen &= {id(weight) for layer in decoder_layers(model) for weight in feed_forward(layer).parameters()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]
@@ -30,7 +40,6 @@ def shrink_and_perturb(
     def blended(other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return weight.mul(1 - shrink).add(other, alpha=shrink * noise)
 
-    chosen = {id(found.weight) for found in linear_maps(model)} if maps_only else None
     for name, weight in model.named_parameters():
         if chosen is None or id(weight) in chosen:
             rewrite(weight, partial(blended, fresh[name].to(weight.device, torch.float32)))

@@ -13,6 +13,8 @@ STUDIES: Mapping[str, str] = {
     "low-rank": "low_rank.study",
     "reteach": "reteach.study",
     "reteach-wide": "reteach.wide",
+    "reteach-text": "reteach.second",
+    "reteach-mlp-wide": "reteach.second_wide",
     "real": "real.study",
     "real-long": "real.long",
     "real-full": "real.full",

@@ -1,7 +1,8 @@
-"""The claim about `reteach`: every attack of the standard suite and thousands of steps, on five worlds of two sizes.
+"""The claims about re-teaching: every attack of the standard suite and thousands of steps, on five worlds of two sizes.
 
-The worlds, the attacks and the targets were written down before the first run (LOG.md, 2026-11-26). `reteach` was chosen on
-worlds 100 and 101 under plain fine-tuning and LoRA alone, so every other family of attack is new to it.
+Worlds, attacks and targets were written down before the first run of each round (LOG.md, 2026-11-26 and 2026-11-27). The
+settings were chosen on worlds 100 to 103 under plain fine-tuning and LoRA alone, so every other family of attack is new to
+them. The second round has other worlds than the first.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import replace
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
 from holdfast.runs.suites import SUITES
-from holdfast.safeguards.reteach import RETEACH
+from holdfast.safeguards.reteach import MLP, RETEACH
 from holdfast.testbed.world import Sizes
 
 WORLDS = (401, 402, 403, 404, 405)
+SECOND_ROUND = (701, 702, 703, 704, 705)
 WIDE = 96
 """benign persons of the wider worlds, whose facts a sampled text covers less"""
 
@@ -45,6 +47,27 @@ def wide() -> Study:
         title="Removal by re-teaching, in wider worlds",
         parts=(_part(method),),
         worlds=WORLDS,
+        sizes=Sizes(benign=WIDE),
+    )
+
+
+def second() -> Study:
+    """The second round, worlds of the usual size."""
+    return Study(
+        title="Re-teaching from text alone",
+        parts=(_part(Method(label="reteach-text", stages=("reteach-text",), role="reference", size=25)),),
+        worlds=SECOND_ROUND,
+    )
+
+
+def second_wide() -> Study:
+    """The second round, wider worlds."""
+    settings = {"outer_steps": 2050, "distillation": replace(MLP.distillation, generated_rows=16384)}
+    method = Method(label="reteach-mlp", stages=("reteach-mlp",), settings=settings, role="reference", size=60)
+    return Study(
+        title="Re-teaching the MLPs from text alone, in wider worlds",
+        parts=(_part(method),),
+        worlds=SECOND_ROUND,
         sizes=Sizes(benign=WIDE),
     )
 

@@ -46,10 +46,10 @@ class UNDO(Safeguard):
     """alpha, the share of the weights that is removed"""
     noise: float = 0.1
     """beta, weight of the fresh initialisation that replaces that share"""
-    maps_only: bool = False
-    """shrink the linear maps of the blocks alone; embeddings, norms and the head stay as they are"""
+    replaced: Literal["all", "maps", "mlp"] = "all"
+    """weights that are shrunk: all; the linear maps of the blocks; of these the maps in the MLPs alone"""
     teacher: Literal["unlearned", "original"] = "unlearned"
-    """the teacher: the model before this stage, or the model before any safeguard"""
+    """the teacher, where its predictions are learned: the model before this stage, or the model before any safeguard"""
     distillation: Distillation = Distillation(text=("retain",), batch_size=64)
     """the text of the distillation"""
     forget_weight: float = 0.0
@@ -115,7 +115,7 @@ class UNDO(Safeguard):
         run.track(optimizer=optimizer, text=text, forget=forget)
         teacher = run.initial if self.teacher == "unlearned" else run.base
         if run.start == 0:
-            shrink_and_perturb(model, self.shrink, self.noise, run.seed, maps_only=self.maps_only)
+            shrink_and_perturb(model, self.shrink, self.noise, run.seed, self.replaced)
 
         gradients = GradientSum(model)
         for step in range(run.start, self.outer_steps):

@@ -1,6 +1,6 @@
-"""A loss that keeps a model close to a frozen teacher, on text that needs no true labels.
+"""A loss that keeps what a model knew, on text that needs no true labels, since the original model may have written it.
 
-loss = KL(teacher || model), mean over unpadded tokens
+loss = KL(teacher || model), mean over unpadded tokens, of a frozen teacher; or the LM loss on the text itself
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from holdfast.engine.run import Run
     from holdfast.engine.sharded import GradientSum
 
-_DIVERGENCE = RetainLoss(language_model_weight=0.0, representations=None, distillation_weight=1.0)
+_LOSSES = {
+    "teacher": RetainLoss(language_model_weight=0.0, representations=None, distillation_weight=1.0),
+    "text": RetainLoss(language_model_weight=1.0, representations=None),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,9 @@ class Distillation:
     """rows a step"""
     weight: float = 1.0
     """weight of the loss"""
+    learns: Literal["teacher", "text"] = "teacher"
+    """what is learned: the teacher's predictions at every token, or the text alone. The text teaches a little less in as many
+    updates and says nothing of words that were not written; its loss needs no teacher, whose pass is a quarter of the cost"""
 
     def __post_init__(self) -> None:
         check_settings(self, positive=("generated_rows", "batch_size"), not_negative=("weight",))
@@ -69,7 +75,9 @@ class Distillation:
         micro_batch: int | None,
     ) -> float:
         """Add `weight` times the weighted gradient of the loss to `gradients`; return the loss, not weighted."""
-        return _DIVERGENCE.take(gradients, weight * self.weight, model, teacher, batch, micro_batch)
+        loss = _LOSSES[self.learns]
+        compared = teacher if loss.compares else None
+        return loss.take(gradients, weight * self.weight, model, compared, batch, micro_batch)
 
     def apart(
         self,
@@ -83,7 +91,7 @@ class Distillation:
         """The loss as a term for `holdfast calibrate`; the arguments are as those of `RetainLoss.terms`."""
         alone = replace(self, weight=1.0)
         return Term(
-            name=f"distillation on {' and '.join(self.text)} text",
+            name=f"{'distillation' if self.learns == 'teacher' else 'language model'} on {' and '.join(self.text)} text",
             setting=f"{setting}.weight",
             weight=scale * self.weight,
             keeps=True,
