@@ -8,6 +8,7 @@ them. The second round has other worlds than the first.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from holdfast.runs.study.method import Method
 from holdfast.runs.study.study import Part, Study
@@ -68,6 +69,52 @@ def second_wide() -> Study:
         title="Re-teaching the MLPs from text alone, in wider worlds",
         parts=(_part(method),),
         worlds=SECOND_ROUND,
+        sizes=Sizes(benign=WIDE),
+    )
+
+
+def parts() -> Study:
+    """From the first round to the second, one change after another, in wider worlds and with as many FLOPs."""
+    first = {"outer_steps": 1500, "distillation": replace(RETEACH.distillation, generated_rows=8192)}
+    text = replace(MLP.distillation, generated_rows=16384)
+    taught = replace(text, learns="teacher")
+    rows: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("reteach", "reteach", first),
+        ("no-retain-rows", "reteach", {"outer_steps": 1420, "distillation": taught}),
+        ("text-alone", "reteach-text", {"outer_steps": 1800, "distillation": text}),
+        ("mlps-alone", "reteach-mlp", {"outer_steps": 1580, "distillation": taught}),
+        ("reteach-mlp", "reteach-mlp", {"outer_steps": 2050, "distillation": text}),
+        (
+            "no-hazardous-rows",
+            "reteach-mlp",
+            {"outer_steps": 2250, "distillation": text, "forget_weight": 0.0},
+        ),
+    )
+    return Study(
+        title="The parts of re-teaching",
+        parts=(
+            Part(
+                kind="knowledge",
+                methods=tuple(
+                    Method(
+                        label=label,
+                        stages=(preset,),
+                        settings=settings,
+                        role="reference" if label == "reteach" else "defended",
+                        size=60,
+                    )
+                    for label, preset, settings in rows
+                ),
+                suite="the attacks of the tuning, and AdamW at 1e-3",
+                attacks=(
+                    "full-adamw-1e-3",
+                    "full-adam-1e-3-warmup",
+                    "full-adamw-3e-4-mixed-long",
+                    "lora-r4-adamw-5e-3",
+                ),
+            ),
+        ),
+        worlds=SECOND_ROUND[:3],
         sizes=Sizes(benign=WIDE),
     )
 
