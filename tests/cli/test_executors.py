@@ -16,6 +16,7 @@ from holdfast.core.types import HoldfastError
 from holdfast.jobs.ray import Ray
 from holdfast.jobs.slurm import Slurm
 from holdfast.runs.search.search import Search
+from holdfast.runs.study.study import Study
 from tests.conftest import SmallTestbed
 
 
@@ -99,6 +100,18 @@ def test_a_search_asks_its_plan(
     assert "asked of full, low-rank" in capsys.readouterr().err
 
 
+def test_a_study_asks_its_plan(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def foretold(console: object, study: Study, out: Path) -> int:
+        raise HoldfastError(f"asked of {study.title}")
+
+    monkeypatch.setattr("holdfast.cli.explore.memory_of_study", foretold)
+    words = ["study", "low-rank", "--out", str(tmp_path / "out"), "--executor", "slurm", "--cluster", "memory=auto"]
+    assert main(words) != 0
+    assert "asked of TAR by low-rank training" in capsys.readouterr().err
+
+
 @pytest.mark.situation("hostile input", "a setting of a cluster")
 @pytest.mark.parametrize(
     ("executor", "pair", "said"),
@@ -114,7 +127,7 @@ def test_a_search_asks_its_plan(
         ("ray", "gpus=-0.5", "give one from 0 on"),
         ("ray", "memory=nan", "no number that a worker can have"),
         ("ray", "memory=1e400", "no number that a worker can have"),
-        ("slurm", "memory=auto", "memory=auto is for audit, search and reproduce"),
+        ("slurm", "memory=auto", "memory=auto is for audit, search, study and reproduce"),
         ("slurm", "cpus=auto", "--cluster cpus: input should be a valid integer"),
     ],
 )

@@ -145,10 +145,7 @@ def _foretold(foretell: Callable[[], int] | None, ranks: int) -> float:
     import math
 
     if foretell is None:
-        fail(
-            "--cluster memory=auto is for audit, search and reproduce, whose models are there before they begin; give a "
-            "number of GB"
-        )
+        fail("--cluster memory=auto is for audit, search, study and reproduce; give a number of GB")
     if ranks > 1:
         fail("--cluster memory=auto plans for a model on one device; give a number of GB with --ranks")
     return math.ceil(foretell() / 1e8) / 10

@@ -12,7 +12,7 @@ import typer
 from holdfast.cli import complete
 from holdfast.cli.answer import JsonOption, command_of, end
 from holdfast.cli.executors import ClusterOption, ExecutorOption, RanksOption, workers_of
-from holdfast.cli.memory import memory_of_search
+from holdfast.cli.memory import memory_of_search, memory_of_study
 from holdfast.cli.options import (
     CheckpointingOption,
     DeviceOption,
@@ -91,8 +91,8 @@ def study(
         command = f"holdfast study {quoted(name)}{rows} --out {quoted(out)}"
         end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
+    where = workers_of(executor, cluster, workers, out, ranks, device, lambda: memory_of_study(console, chosen, out))
     with show_jobs(console, name) as on_progress:
-        where = workers_of(executor, cluster, workers, out, ranks, device)
         outcomes = run_study(name, chosen, out, where, command_of(context), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():
         say(console, line)

@@ -11,6 +11,7 @@ from holdfast.core.processes import started_by_torchrun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from holdfast.runs.knobs import Choice
     from holdfast.runs.memory import MemoryPlan, WorkerMemory
     from holdfast.runs.search.search import Search
+    from holdfast.runs.study.red_team import RedTeam
+    from holdfast.runs.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,13 @@ def memory_of_search(console: Console, search: Search) -> int:
     from holdfast.runs.memory import memory_of_search as foretold
 
     return _asked(console, partial(foretold, search))
+
+
+def memory_of_study(console: Console, study: Study | RedTeam, out: Path) -> int:
+    """The same of a worker that trains and attacks the models of a study; a released model is asked for its facts first."""
+    from holdfast.runs.study.memory import memory_of_study as foretold
+
+    return _asked(console, lambda on_step: foretold(study, out, on_step))
 
 
 def _asked(console: Console, foretell: Callable[[Callable[[int, int], None]], WorkerMemory]) -> int:

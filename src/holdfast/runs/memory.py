@@ -138,12 +138,12 @@ def memory_of_worker(
     model = next(model for model in campaign.models if model.role == "defended").path
     domain, (_, probes) = Domain.open(campaign.domain), campaign.evaluations()
     plans = [
-        _plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device)
+        plan_of_probe(name, count_weights(Checkpoint(model).folder), campaign.options.device)
         for name, probe in (probes if campaign.probes else ())
         if probe.measures(domain) == "trainability"
     ]
     attacks = [(name, attack) for name, attack in campaign.attacks if name not in campaign.left_out]
-    return _worker(attacks, model, campaign.domain, campaign.base, campaign.options, plans, on_step)
+    return plan_of_worker(attacks, model, campaign.domain, campaign.base, campaign.options, plans, on_step)
 
 
 def memory_of_search(search: Search, on_step: Callable[[int, int], None] = lambda done, total: None) -> WorkerMemory:
@@ -154,10 +154,10 @@ def memory_of_search(search: Search, on_step: Callable[[int, int], None] = lambd
     """
     known = collect_families()
     attacks = [(name, known[name].largest()) for name in search.families]
-    return _worker(attacks, search.model, search.domain, search.base, search.options, (), on_step)
+    return plan_of_worker(attacks, search.model, search.domain, search.base, search.options, (), on_step)
 
 
-def _worker(
+def plan_of_worker(
     attacks: Sequence[tuple[str, Attack]],
     model: str,
     domain: Path,
@@ -166,7 +166,11 @@ def _worker(
     others: Sequence[MemoryPlan],
     on_step: Callable[[int, int], None],
 ) -> WorkerMemory:
-    """What the largest of these attacks, and of the other plans, takes."""
+    """What the largest of these attacks, and of the other plans, takes.
+
+    Raises:
+        HoldfastError: as `memory_of_worker`.
+    """
     plans, unknown = list[MemoryPlan](), []
     for done, (name, attack) in enumerate(attacks, 1):
         original = base if attack.uses_base else ""
@@ -184,7 +188,7 @@ def _worker(
     )  # fmt: skip
 
 
-def _plan_of_probe(label: str, weights: int, device: str) -> MemoryPlan:
+def plan_of_probe(label: str, weights: int, device: str) -> MemoryPlan:
     """The memory of the probe that trains all weights with AdamW, and keeps a copy of them on the host."""
     trained = {"weights": 4 * weights, "optimizers": 8 * weights, "gradients": 4 * weights}
     host = {PROCESS: resident(), "copies of weights": 4 * weights}

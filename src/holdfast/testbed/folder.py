@@ -175,6 +175,17 @@ def pretraining_flops(which: str, seed: int, sizes: Sizes, kind: Kind = "knowled
     )
 
 
+def write_untrained(folder: Path, seed: int, sizes: Sizes, kind: Kind = "knowledge") -> None:
+    """Write a testbed whose two models were never trained: enough wherever what a model knows does not matter."""
+    from holdfast.engine.checkpoint import save_checkpoint
+    from holdfast.testbed.models import make_model, make_tokenizer
+
+    write_domain(folder, seed, sizes, kind)
+    tokenizer = make_tokenizer(_CONTENT[kind].words())
+    for index, which in enumerate(MODELS):
+        save_checkpoint(make_model(tokenizer, index), tokenizer, folder / which, {}, "untrained\n")
+
+
 def place(
     folder: Path,
     which: str,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from holdfast.core.domain import Domain
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.testbed.folder import MODELS, Kind, write_domain
+from holdfast.testbed.folder import MODELS, Kind, write_untrained
 from holdfast.testbed.world import Sizes
 
 SMALL = Sizes(forget=6, forget_heldout=4, attack=6, selection=4, claims=8, benign=8, new=4)
@@ -65,14 +65,7 @@ def bench(kind: Kind = "knowledge") -> Bench:
 
 def make_bench(folder: Path, kind: Kind = "knowledge", sizes: Sizes = SMALL) -> Bench:
     """Make a bench in a folder: the domain of a small world, and two models that are not trained."""
-    from holdfast.engine.checkpoint import save_checkpoint
-    from holdfast.testbed import requests
-    from holdfast.testbed.models import make_model, make_tokenizer
-
-    write_domain(folder, 5, sizes, kind)
-    tokenizer = make_tokenizer(requests.words() if kind == "refusal" else ())
-    for seed, which in enumerate(MODELS):
-        save_checkpoint(make_model(tokenizer, seed), tokenizer, folder / which, {}, "untrained\n")
+    write_untrained(folder, 5, sizes, kind)
     return Bench(folder)
 
 
