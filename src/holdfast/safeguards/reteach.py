@@ -11,9 +11,8 @@ on few rows teach more for the same FLOPs.
 
 `reteach-text` and `reteach-mlp` are the second round (LOG.md, 2026-11-27). L is the LM loss on what the original writes, and
 no retain row is read: with these the facts of the retain set were taught twice as often as all others. The text needs no pass
-of a teacher, which leaves more updates for the same FLOPs, and says nothing of words that were not written, so less hazard
-comes with it. `reteach-mlp` replaces the MLPs alone: attention keeps what it can do, much more ability comes back, and where
-the hazard is a large part of what the model knows, some of the hazard stays.
+of a teacher, which leaves more updates for the same FLOPs. `reteach-mlp` replaces the MLPs alone: attention keeps what it can
+do, much more ability comes back, and where the hazard is a large part of what the model knows, some of the hazard stays.
 
 Removal differs from obstruction: nothing keeps an attacker from training, and little is there to be found again. The price is
 that whatever the text does not cover is lost as well. An attacker who has the original gets most of the hazard back.
