@@ -62,9 +62,8 @@ def main() -> None:
             build(recipe, None, watch)
     settled = np.array(seen[max(1, len(seen) // 10) :])
     slope = np.polyfit(settled[:, 1], settled[:, 2], 1)[0] if len(settled) > 1 else float("nan")
-    print(
-        f"{seen[-1][1]} outer steps; {1000 * slope:+.3f} MB for every 1,000; {seen[1][3]} to {seen[-1][3]} open files"
-    )
+    files = [row[3] for row in seen]
+    print(f"{seen[-1][1]} outer steps; {1000 * slope:+.3f} MB for every 1,000; {min(files)} to {max(files)} open files")
 
 
 def anonymous() -> float:

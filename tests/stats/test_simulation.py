@@ -269,7 +269,10 @@ def breaches(attacks: int, seeds: int, spread_of_seeds: float, audits: int, dist
 
 
 @pytest.mark.parametrize("audits", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("spread_of_seeds", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize(
+    "spread_of_seeds",
+    [0.0, pytest.param(0.02, marks=pytest.mark.slow), 0.05, pytest.param(0.09, marks=pytest.mark.slow), 0.2],
+)
 @pytest.mark.parametrize("attacks", [8, 29])
 def test_a_large_suite_on_the_threshold_is_rarely_called_a_breach(
     attacks: int, spread_of_seeds: float, audits: int
@@ -282,9 +285,10 @@ def test_a_breach_far_over_the_threshold_is_seen_among_many_attacks() -> None:
     assert breaches(29, 5, 0.02, 500, distance=0.13) >= 0.8
 
 
+@pytest.mark.parametrize("audits", [100, pytest.param(AUDITS // 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("truth", [0.27, 0.95])
-def test_three_seeds_decide_nothing(truth: float) -> None:
-    assert verdicts(climbing(truth)[2:], 3, audits=VERDICTS // 4) == {"undecided": 1.0}
+def test_three_seeds_decide_nothing(truth: float, audits: int) -> None:
+    assert verdicts(climbing(truth)[2:], 3, audits=audits) == {"undecided": 1.0}
 
 
 @pytest.mark.parametrize("freedom", [4, 40])
