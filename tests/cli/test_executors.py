@@ -103,7 +103,7 @@ def test_a_search_asks_its_plan(
 def test_a_study_asks_its_plan(
     installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def foretold(console: object, study: Study, out: Path) -> int:
+    def foretold(console: object, study: Study) -> int:
         raise HoldfastError(f"asked of {study.title}")
 
     monkeypatch.setattr("holdfast.cli.explore.memory_of_study", foretold)

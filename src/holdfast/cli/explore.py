@@ -91,7 +91,7 @@ def study(
         command = f"holdfast study {quoted(name)}{rows} --out {quoted(out)}"
         end(context, console, documents.Estimate(study=name, hours=hours, workers=workers), command)
         return
-    where = workers_of(executor, cluster, workers, out, ranks, device, lambda: memory_of_study(console, chosen, out))
+    where = workers_of(executor, cluster, workers, out, ranks, device, lambda: memory_of_study(console, chosen))
     with show_jobs(console, name) as on_progress:
         outcomes = run_study(name, chosen, out, where, command_of(context), on_progress)
     for line in (out / "tables.md").read_text(encoding="utf-8").splitlines():

@@ -11,7 +11,6 @@ from holdfast.core.processes import started_by_torchrun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -86,11 +85,11 @@ def memory_of_search(console: Console, search: Search) -> int:
     return _asked(console, partial(foretold, search))
 
 
-def memory_of_study(console: Console, study: Study | RedTeam, out: Path) -> int:
+def memory_of_study(console: Console, study: Study | RedTeam) -> int:
     """The same of a worker that trains and attacks the models of a study; a released model is asked for its facts first."""
     from holdfast.runs.study.memory import memory_of_study as foretold
 
-    return _asked(console, lambda on_step: foretold(study, out, on_step))
+    return _asked(console, partial(foretold, study))
 
 
 def _asked(console: Console, foretell: Callable[[Callable[[int, int], None]], WorkerMemory]) -> int:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from holdfast.core.types import Replaced
 from holdfast.engine.anatomy import decoder_layers, feed_forward, linear_maps
 from holdfast.engine.sharded import rewrite
-
-Replaced = Literal["all", "maps", "mlp"]
-"""All weights; those of the blocks' linear maps; those of the linear maps in the blocks' MLPs."""
 
 
 def shrink_and_perturb(

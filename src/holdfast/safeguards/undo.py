@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from holdfast.core.ranges import check_settings
-from holdfast.core.types import HoldfastError
+from holdfast.core.types import HoldfastError, Replaced
 from holdfast.safeguards.base import Safeguard, Term
 from holdfast.safeguards.parts.distillation import Distillation
 from holdfast.safeguards.parts.objective import take_gradient
@@ -46,7 +46,7 @@ class UNDO(Safeguard):
     """alpha, the share of the weights that is removed"""
     noise: float = 0.1
     """beta, weight of the fresh initialisation that replaces that share"""
-    replaced: Literal["all", "maps", "mlp"] = "all"
+    replaced: Replaced = "all"
     """weights that are shrunk: all; the linear maps of the blocks; of these the maps in the MLPs alone"""
     teacher: Literal["unlearned", "original"] = "unlearned"
     """the teacher, where its predictions are learned: the model before this stage, or the model before any safeguard"""
