@@ -29,57 +29,44 @@ LONG = (
 )
 """beside those of the suite, which has a thousand steps on unrelated rows"""
 
+_WIDER = Sizes(benign=WIDE)
+_FIRST_WIDE: dict[str, Any] = {
+    "outer_steps": 1500,
+    "distillation": replace(RETEACH.distillation, generated_rows=8192),
+}
+_MORE_TEXT = replace(MLP.distillation, generated_rows=16384)
+
 
 def study() -> Study:
     """Worlds of the usual size."""
-    return Study(
-        title="Removal by re-teaching",
-        parts=(_part(Method(label="reteach", stages=("reteach",), role="reference", size=25)),),
-        worlds=WORLDS,
-    )
+    method = Method(label="reteach", stages=("reteach",), role="reference", size=25)
+    return _claim("Removal by re-teaching", method, WORLDS)
 
 
 def wide() -> Study:
     """Worlds with three times as many benign persons, whose pretraining is twice as long, and the re-teaching with it."""
-    text = replace(RETEACH.distillation, generated_rows=8192)
-    settings = {"outer_steps": 1500, "distillation": text}
-    method = Method(label="reteach", stages=("reteach",), settings=settings, role="reference", size=45)
-    return Study(
-        title="Removal by re-teaching, in wider worlds",
-        parts=(_part(method),),
-        worlds=WORLDS,
-        sizes=Sizes(benign=WIDE),
-    )
+    method = Method(label="reteach", stages=("reteach",), settings=_FIRST_WIDE, role="reference", size=45)
+    return _claim("Removal by re-teaching, in wider worlds", method, WORLDS, _WIDER)
 
 
 def second() -> Study:
     """The second round, worlds of the usual size."""
-    return Study(
-        title="Re-teaching from text alone",
-        parts=(_part(Method(label="reteach-text", stages=("reteach-text",), role="reference", size=25)),),
-        worlds=SECOND_ROUND,
-    )
+    method = Method(label="reteach-text", stages=("reteach-text",), role="reference", size=25)
+    return _claim("Re-teaching from text alone", method, SECOND_ROUND)
 
 
 def second_wide() -> Study:
     """The second round, wider worlds."""
-    settings = {"outer_steps": 2050, "distillation": replace(MLP.distillation, generated_rows=16384)}
+    settings = {"outer_steps": 2050, "distillation": _MORE_TEXT}
     method = Method(label="reteach-mlp", stages=("reteach-mlp",), settings=settings, role="reference", size=60)
-    return Study(
-        title="Re-teaching the MLPs from text alone, in wider worlds",
-        parts=(_part(method),),
-        worlds=SECOND_ROUND,
-        sizes=Sizes(benign=WIDE),
-    )
+    return _claim("Re-teaching the MLPs from text alone, in wider worlds", method, SECOND_ROUND, _WIDER)
 
 
 def parts() -> Study:
     """From the first round to the second, one change after another, in wider worlds and with as many FLOPs."""
-    first = {"outer_steps": 1500, "distillation": replace(RETEACH.distillation, generated_rows=8192)}
-    text = replace(MLP.distillation, generated_rows=16384)
-    taught = replace(text, learns="teacher")
+    text, taught = _MORE_TEXT, replace(_MORE_TEXT, learns="teacher")
     rows: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("reteach", "reteach", first),
+        ("reteach", "reteach", _FIRST_WIDE),
         ("no-retain-rows", "reteach", {"outer_steps": 1420, "distillation": taught}),
         ("text-alone", "reteach-text", {"outer_steps": 1800, "distillation": text}),
         ("mlps-alone", "reteach-mlp", {"outer_steps": 1580, "distillation": taught}),
@@ -115,15 +102,16 @@ def parts() -> Study:
             ),
         ),
         worlds=SECOND_ROUND[:3],
-        sizes=Sizes(benign=WIDE),
+        sizes=_WIDER,
     )
 
 
-def _part(method: Method) -> Part:
-    return Part(
+def _claim(title: str, method: Method, worlds: tuple[int, ...], sizes: Sizes = Sizes()) -> Study:
+    part = Part(
         kind="knowledge",
         methods=(method,),
         suite="standard-2, with thousands of steps",
         attacks=(*_SUITE.attacks, *LONG),
         canonical=_SUITE.canonical,
     )
+    return Study(title=title, parts=(part,), worlds=worlds, sizes=sizes)
