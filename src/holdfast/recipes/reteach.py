@@ -29,7 +29,7 @@ LONG = (
 )
 """beside those of the suite, which has a thousand steps on unrelated rows"""
 
-_WIDER = Sizes(benign=WIDE)
+_USUAL, _WIDER = Sizes(), Sizes(benign=WIDE)
 _FIRST_WIDE: dict[str, Any] = {
     "outer_steps": 1500,
     "distillation": replace(RETEACH.distillation, generated_rows=8192),
@@ -40,7 +40,7 @@ _MORE_TEXT = replace(MLP.distillation, generated_rows=16384)
 def study() -> Study:
     """Worlds of the usual size."""
     method = Method(label="reteach", stages=("reteach",), role="reference", size=25)
-    return _claim("Removal by re-teaching", method, WORLDS)
+    return _claim("Removal by re-teaching", method, WORLDS, _USUAL)
 
 
 def wide() -> Study:
@@ -52,7 +52,7 @@ def wide() -> Study:
 def second() -> Study:
     """The second round, worlds of the usual size."""
     method = Method(label="reteach-text", stages=("reteach-text",), role="reference", size=25)
-    return _claim("Re-teaching from text alone", method, SECOND_ROUND)
+    return _claim("Re-teaching from text alone", method, SECOND_ROUND, _USUAL)
 
 
 def second_wide() -> Study:
@@ -106,7 +106,7 @@ def parts() -> Study:
     )
 
 
-def _claim(title: str, method: Method, worlds: tuple[int, ...], sizes: Sizes = Sizes()) -> Study:
+def _claim(title: str, method: Method, worlds: tuple[int, ...], sizes: Sizes) -> Study:
     part = Part(
         kind="knowledge",
         methods=(method,),
