@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.sharded import Snapshot
 from holdfast.engine.walk import drive
 from holdfast.safeguards.parts.distillation import Distillation
-from holdfast.safeguards.parts.generated import generate_rows
+from holdfast.safeguards.parts.generated import HazardWords, generate_rows
 from holdfast.safeguards.parts.latent_adversary import LatentAdversary
 from holdfast.safeguards.parts.pairs import Pairs
 from holdfast.safeguards.parts.persistence import AdversaryPool
 from holdfast.safeguards.undo import UNDO
+from holdfast.testbed.world import OTHERS, RELATED
 from tests.attacks.walk import weights
 from tests.conftest import SmallTestbed
 
@@ -212,11 +214,14 @@ def test_a_pool_of_none_draws_nothing() -> None:
     assert torch.equal(generator.get_state(), before)
 
 
-def test_generated_text_is_the_models_own_and_never_of_the_hazard(tiny_testbed: SmallTestbed) -> None:
+@pytest.mark.parametrize("hazard_words", get_args(HazardWords))
+def test_generated_text_is_the_models_own_and_never_of_the_hazard(
+    hazard_words: HazardWords, tiny_testbed: SmallTestbed
+) -> None:
     data, model = defender(tiny_testbed), tiny_testbed.model.load()
-    rows = generate_rows(model, data, 40, seed=1)
-    assert rows == generate_rows(model, data, 40, seed=1)
-    assert rows != generate_rows(model, data, 40, seed=2)
+    rows = generate_rows(model, data, 40, 1, hazard_words)
+    assert rows == generate_rows(model, data, 40, 1, hazard_words)
+    assert rows != generate_rows(model, data, 40, 2, hazard_words)
     assert len(rows) == 40
     texts = [data.tokenizer.decode(list(row.ids)) for row in rows]
     assert not any("compound" in text for text in texts)
@@ -225,13 +230,19 @@ def test_generated_text_is_the_models_own_and_never_of_the_hazard(tiny_testbed: 
 
 
 def test_generated_text_follows_the_models_distribution(small_testbed: SmallTestbed) -> None:
-    """A model that has learned its world writes the world's sentences, and at the benign kinds' equal rates."""
+    """A model that has learned its world writes the world's sentences."""
     data, model = defender(small_testbed), small_testbed.model.load()
-    texts = [
-        data.tokenizer.decode(list(row.ids), skip_special_tokens=True) for row in generate_rows(model, data, 400, 0)
-    ]
     known = {row["text"] for role in ("retain", "benign_heldout") for row in small_testbed.domain.rows(role)}
-    assert sum(text in known for text in texts) > 100
+    about = {}
+    for hazard_words in get_args(HazardWords):
+        rows = generate_rows(model, data, 400, 0, hazard_words)
+        texts = [data.tokenizer.decode(list(row.ids), skip_special_tokens=True) for row in rows]
+        assert sum(text in known for text in texts) > 100
+        about[hazard_words] = Counter(kind for text in texts for kind in (RELATED, *OTHERS) if f"{kind} " in text)
+    others = {words: sum(counts[kind] for kind in OTHERS) / len(OTHERS) for words, counts in about.items()}
+    # There are as many entities of each kind, and a sentence about the hazard begins as one about the related kind does.
+    assert about["avoided"][RELATED] > 1.5 * others["avoided"]
+    assert about["dropped"][RELATED] == pytest.approx(others["dropped"], rel=0.3)
 
 
 def renamed(testbed: SmallTestbed, words: str, folder: Any) -> Domain:
@@ -275,13 +286,16 @@ def test_shrink_and_perturb_mixes_the_weights_with_a_fresh_initialisation(
         torch.testing.assert_close(parameter.detach(), expected.detach())
 
 
-@pytest.mark.parametrize(("replaced", "among"), [("maps", "_proj.weight"), ("mlp", ".mlp.")])
-def test_shrinking_some_weights_leaves_the_others(replaced: Any, among: str, tiny_testbed: SmallTestbed) -> None:
+@pytest.mark.parametrize(
+    ("replaced", "among"),
+    [("maps", ["_proj."]), ("mlp", [".mlp."]), ("maps-and-embeddings", ["_proj.", "embed_tokens."])],
+)
+def test_shrinking_some_weights_leaves_the_others(replaced: Any, among: list[str], tiny_testbed: SmallTestbed) -> None:
     model = tiny_testbed.model.load()
     old = {name: p.detach().clone() for name, p in model.named_parameters()}
     shrink_and_perturb(model, 0.5, 1.0, 9, replaced)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, old[name])}
-    assert changed == {name for name in old if among in name}
+    assert changed == {name for name in old if any(part in name for part in among)}
 
 
 @pytest.mark.parametrize("teacher", ["unlearned", "original"])

@@ -11,10 +11,11 @@ Measure = Literal["hazard", "ability", "refusal", "degeneracy", "trainability", 
 `masking` tells whether a safeguard hides its gradients or its knowledge rather than lacking them."""
 
 Distance = Literal["l2", "mse", "relative", "relative_mse"]
-
-Replaced = Literal["all", "maps", "mlp"]
-"""Which weights are made fresh: all; those of the blocks' linear maps; of these the maps in the MLPs alone."""
 """The distance of two hidden states: the norm of their difference, or its mean square."""
+
+Replaced = Literal["all", "maps-and-embeddings", "maps", "mlp"]
+"""Which weights are made fresh: all; those of the blocks' linear maps, with or without the input embeddings; of these the maps
+in the MLPs alone."""
 
 
 class HoldfastError(Exception):

@@ -22,7 +22,7 @@ def shrink_and_perturb(
         shrink: share of the weights that is removed.
         noise: of the fresh initialisation in that share's place.
         seed: of the initialisation.
-        replaced: which weights change. Embeddings, norms, biases and the head change with `all` only.
+        replaced: which weights change. Norms, biases and a head that is no embedding change with `all` only.
 
     Raises:
         HoldfastError: the MLPs are to change, and a block has none.
@@ -30,6 +30,8 @@ def shrink_and_perturb(
     chosen = None if replaced == "all" else {id(found.weight) for found in linear_maps(model)}
     if chosen is not None and replaced == "mlp":
         chosen &= {id(weight) for layer in decoder_layers(model) for weight in feed_forward(layer).parameters()}
+    if chosen is not None and replaced == "maps-and-embeddings":
+        chosen.add(id(model.get_input_embeddings().get_parameter("weight")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())  # type: ignore[no-untyped-call]

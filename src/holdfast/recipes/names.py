@@ -15,6 +15,7 @@ STUDIES: Mapping[str, str] = {
     "reteach-wide": "reteach.wide",
     "reteach-text": "reteach.second",
     "reteach-mlp-wide": "reteach.second_wide",
+    "reteach-blank": "reteach.third",
     "reteach-parts": "reteach.parts",
     "real": "real.study",
     "real-long": "real.long",

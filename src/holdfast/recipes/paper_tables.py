@@ -22,11 +22,8 @@ _REFUSAL_OUTER = {"outer_learning_rate": (1e-3, 2e-3, 3e-3), "tamper_resistance_
 _THIRD = {"outer_steps": 100}
 """Trials of the methods that cost most run a part of their outer steps."""
 
-_RETEACHING = {
-    "shrink": (0.6, 0.7, 0.8, 0.9),
-    "forget_weight": (0.0, 0.3, 1.0),
-    "learning_rate": (2e-3, 3e-3, 4e-3),
-}
+_BLANK = {"forget_weight": (0.0, 0.3, 1.0), "learning_rate": (2e-3, 3e-3, 4e-3)}
+_RETEACHING = {"shrink": (0.6, 0.7, 0.8, 0.9), **_BLANK}
 
 _COLLAPSE = {
     "learning_rate": (0.01, 0.02, 0.03),
@@ -135,6 +132,7 @@ BEYOND_KNOWLEDGE = (
     Method(label="reteach", stages=("reteach",), space=_RETEACHING, size=25),
     Method(label="reteach-text", stages=("reteach-text",), space=_RETEACHING, size=25),
     Method(label="reteach-mlp", stages=("reteach-mlp",), space=_RETEACHING, size=25),
+    Method(label="reteach-blank", stages=("reteach-blank",), space=_BLANK, size=25),
     Method(label="rmu-tar", stages=("rmu", "tar"), space=_OUTER, shorter=_THIRD, size=160),
     Method(label="undo-tar", stages=("random-mapping", "undo", "tar"), space=_OUTER, shorter=_THIRD, size=200),
     Method(label="tar-distilled", stages=("random-mapping", "tar-distilled"), space=_OUTER, shorter=_THIRD, size=180),

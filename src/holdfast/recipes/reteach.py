@@ -1,8 +1,8 @@
 """The claims about re-teaching: every attack of the standard suite and thousands of steps, on five worlds of two sizes.
 
 Worlds, attacks and targets were written down before the first run of each round (LOG.md, 2026-11-26 and 2026-11-27). The
-settings were chosen on worlds 100 to 103 under plain fine-tuning and LoRA alone, so every other family of attack is new to
-them. The second round has other worlds than the first.
+settings were chosen on other worlds under plain fine-tuning and LoRA alone, so every other family of attack is new to them.
+Each round has worlds of its own; those of the second were the tuning worlds of the third.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from holdfast.testbed.world import Sizes
 
 WORLDS = (401, 402, 403, 404, 405)
 SECOND_ROUND = (701, 702, 703, 704, 705)
+THIRD_ROUND = (801, 802, 803, 804, 805)
 WIDE = 96
 """benign persons of the wider worlds, whose facts a sampled text covers less"""
 
@@ -60,6 +61,12 @@ def second_wide() -> Study:
     settings = {"outer_steps": 2050, "distillation": _MORE_TEXT}
     method = Method(label="reteach-mlp", stages=("reteach-mlp",), settings=settings, role="reference", size=60)
     return _claim("Re-teaching the MLPs from text alone, in wider worlds", method, SECOND_ROUND, _WIDER)
+
+
+def third() -> Study:
+    """The third round, worlds of the usual size."""
+    method = Method(label="reteach-blank", stages=("reteach-blank",), role="reference", size=25)
+    return _claim("Re-teaching a blank model", method, THIRD_ROUND, _USUAL)
 
 
 def parts() -> Study:

@@ -14,6 +14,10 @@ no retain row is read: with these the facts of the retain set were taught twice 
 of a teacher, which leaves more updates for the same FLOPs. `reteach-mlp` replaces the MLPs alone: attention keeps what it can
 do, much more ability comes back, and where the hazard is a large part of what the model knows, some of the hazard stays.
 
+`reteach-blank` is the third round (LOG.md, 2026-11-27). The embeddings go too, and nothing of the old weights is left but
+norms and the head. The text has no row in which a hazard word was avoided: such rows go on about the nearest harmless
+neighbours, as if the model had meant these, and they were two fifths of the text.
+
 Removal differs from obstruction: nothing keeps an attacker from training, and little is there to be found again. The price is
 that whatever the text does not cover is lost as well. An attacker who has the original gets most of the hazard back.
 """
@@ -41,12 +45,19 @@ TEXT = replace(
     outer_steps=940,
     distillation=Distillation(text=("generated",), generated_rows=6144, batch_size=16, learns="text"),
 )
+BLANK = replace(
+    TEXT,
+    shrink=1.0,
+    replaced="maps-and-embeddings",
+    distillation=replace(TEXT.distillation, hazard_words="dropped"),
+)
 MLP = replace(TEXT, outer_steps=1060, replaced="mlp", forget_batch_size=1)
 
 PRESETS = {
     "reteach": RETEACH,
     "reteach-text": TEXT,
     "reteach-mlp": MLP,
+    "reteach-blank": BLANK,
     # Hundreds of millions of weights, without trials. Nobody can repeat the pretraining of such a model, so few of the weights
     # are replaced, and much of the hazard stays (docs/results.md).
     "reteach-small": replace(

@@ -47,7 +47,7 @@ class UNDO(Safeguard):
     noise: float = 0.1
     """beta, weight of the fresh initialisation that replaces that share"""
     replaced: Replaced = "all"
-    """weights that are shrunk: all; the linear maps of the blocks; of these the maps in the MLPs alone"""
+    """weights that are shrunk: all; the linear maps of the blocks, with or without the input embeddings; the MLPs' maps alone"""
     teacher: Literal["unlearned", "original"] = "unlearned"
     """the teacher, where its predictions are learned: the model before this stage, or the model before any safeguard"""
     distillation: Distillation = Distillation(text=("retain",), batch_size=64)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from holdfast.core.ranges import check_settings
 from holdfast.core.types import HoldfastError
 from holdfast.safeguards.base import Term
+from holdfast.safeguards.parts.generated import HazardWords, generate_rows
 from holdfast.safeguards.parts.objective import RetainLoss
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Distillation:
     """sources of the text: `retain` rows; `distill` rows, which the domain provides; `generated` text of the original model"""
     generated_rows: int = 4096
     """rows that the original model generates; ability follows the coverage of this text"""
+    hazard_words: HazardWords = "avoided"
+    """what becomes of a hazard word in generated text: another word in its place, or no such row"""
     batch_size: int = 32
     """rows a step"""
     weight: float = 1.0
@@ -54,12 +57,11 @@ class Distillation:
     def stream(self, data: Data, run: Run) -> Stream:
         """Endless batches of the text."""
         from holdfast.engine.data import Stream
-        from holdfast.safeguards.parts.generated import generate_rows
 
         rows = []
         for text in self.text:
             if text == "generated":
-                rows += generate_rows(run.base, data, self.generated_rows, run.seed)
+                rows += generate_rows(run.base, data, self.generated_rows, run.seed, self.hazard_words)
             else:
                 rows += data.rows(text)
         retain = data.stream("retain", batch_size=self.batch_size, seed=run.seed)
