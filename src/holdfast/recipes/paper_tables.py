@@ -22,8 +22,12 @@ _REFUSAL_OUTER = {"outer_learning_rate": (1e-3, 2e-3, 3e-3), "tamper_resistance_
 _THIRD = {"outer_steps": 100}
 """Trials of the methods that cost most run a part of their outer steps."""
 
-_BLANK = {"forget_weight": (0.0, 0.3, 1.0), "learning_rate": (2e-3, 3e-3, 4e-3)}
-_RETEACHING = {"shrink": (0.6, 0.7, 0.8, 0.9), **_BLANK}
+_RETEACHING = {
+    "shrink": (0.6, 0.7, 0.8, 0.9),
+    "forget_weight": (0.0, 0.3, 1.0),
+    "learning_rate": (2e-3, 3e-3, 4e-3),
+}
+_BLANK = {"forget_weight": (0.0, 0.1, 0.3, 1.0), "learning_rate": (2e-3, 3e-3, 4e-3, 6e-3)}
 
 _COLLAPSE = {
     "learning_rate": (0.01, 0.02, 0.03),
