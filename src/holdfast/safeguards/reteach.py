@@ -1,6 +1,6 @@
 """Re-teaching: replaces most of the weights, and teaches the rest of the knowledge again from text without the hazard.
 
-    W <- (1 - alpha) * W + alpha * fresh initialisation      once, for linear maps of the blocks; embeddings stay
+    W <- (1 - alpha) * W + alpha * fresh initialisation      once, for linear maps of the blocks
     loss = L + w * negative mean entropy on labelled forget tokens
 
 `reteach` has L = KL(original || theta) on the retain rows and on what the original itself writes, with the hazard filtered
@@ -14,12 +14,13 @@ no retain row is read: with these the facts of the retain set were taught twice 
 of a teacher, which leaves more updates for the same FLOPs. `reteach-mlp` replaces the MLPs alone: attention keeps what it can
 do, much more ability comes back, and where the hazard is a large part of what the model knows, some of the hazard stays.
 
-`reteach-blank` is the third round (LOG.md, 2026-11-27). The embeddings go too, and nothing of the old weights is left but
-norms and the head. The text has no row in which a hazard word was avoided: such rows go on about the nearest harmless
-neighbours, as if the model had meant these, and they were two fifths of the text.
+`reteach-blank` is the third round (LOG.md, 2026-11-27). The input embeddings go too, and nothing of the old weights is left but
+norms and the head, which makes this nearly a new training. The text has no row in which a hazard word was avoided: such rows go
+on about the nearest harmless neighbours.
 
 Removal differs from obstruction: nothing keeps an attacker from training, and little is there to be found again. The price is
-that whatever the text does not cover is lost as well. An attacker who has the original gets most of the hazard back.
+that whatever the text does not cover is lost as well. Where some of the weights stay, an attacker who has the original gets much
+of the hazard back.
 """
 
 from __future__ import annotations

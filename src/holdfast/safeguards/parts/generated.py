@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HazardWords = Literal["avoided", "dropped"]
 """What becomes of a hazard word in generated text. *Avoided*: the word is never sampled, and the row goes on with another word.
-*Dropped*: the row ends there and is not kept, so that the other rows are as frequent as in what the model writes of its own."""
+*Dropped*: the row is not kept, so that the other rows are about as frequent as in what the model writes of its own."""
 
 _ROWS_AT_ONCE = 512
 _TRIES = 8
@@ -55,6 +55,8 @@ def generate_rows(
                 if hazard_words == "avoided":
                     logits[:, hazardous] = -torch.inf
                 sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+                # A row that has ended already is dropped too where the word would follow its end: a few, with which
+                # the figures in docs/results.md were made.
                 kept = torch.isin(sampled[:, 0], hazardous, invert=True).nonzero()[:, 0]
                 if len(kept) < len(sampled):
                     texts, sampled = of_rows(texts, kept), sampled[kept]
