@@ -26,6 +26,7 @@ from transformers import (
 from holdfast.cli.app import main
 from holdfast.core.records import read_campaign
 from holdfast.engine.checkpoint import Checkpoint
+from holdfast.runs.suites import SUITES
 from tests.cli.test_cli import run_here
 
 THINGS = ("lantern", "harbour", "quarry", "orchard", "windmill", "foundry", "granary", "causeway")
@@ -163,16 +164,9 @@ def test_the_whole_way(
 
     few = ("--set", "lora-r4-adamw-5e-3.max_steps=4")
     run("attack", "lora-r4-adamw-5e-3", "--model", tar, *common, "--out", tmp_path / "attack", *few)
-    steps = [
-        text
-        for name in (
-            "full-adamw-1e-4", "full-adamw-1e-3", "full-adamw-1e-3-ood", "full-adamw-1e-3-coin-flip",
-            "full-adamw-1e-3-mixed", "full-sgd-nesterov-1e-1", "full-adamw-1e-3-sgdr", "lora-r4-adamw-5e-3",
-        )
-        for text in ("--set", f"{name}.max_steps=4")
-    ]  # fmt: skip
+    steps = [text for name in SUITES["demo-2"].attacks for text in ("--set", f"{name}.max_steps=4")]
     run(
-        "audit", "--model", tar, "--undefended", foreign.model, "--reference", shallow, *common, "--suite", "quick",
+        "audit", "--model", tar, "--undefended", foreign.model, "--reference", shallow, *common, "--suite", "demo-2",
         "--seeds", "1", "--workers", "1", "--out", tmp_path / "audit", *steps,
     )  # fmt: skip
     for folder in ("attack", "audit"):

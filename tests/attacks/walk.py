@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from holdfast.attacks.base import Attack
-from holdfast.core.presets import describe
 from holdfast.testing import small
 from holdfast.testing.walks import fresh, loaded, same, weights
 from holdfast.testing.walks import walk_attack as walk
@@ -16,19 +15,33 @@ __all__ = ["distinct", "fresh", "loaded", "same", "shortened", "walk", "weights"
 
 
 def distinct(presets: Mapping[str, Any]) -> set[str]:
-    """The first preset of each kind: a number makes no other code run, unless it is zero."""
-    kinds: dict[str, str] = {}
+    """As few presets as have every class with every setting that makes other code run; a number does so where it is zero.
+
+    A setting belongs to the class that declares it, so one of several safeguards that share it will do.
+    """
+    seen, kept = set[Any](), set[str]()
     for name, preset in presets.items():
-        kinds.setdefault(json.dumps(_without_numbers(describe(preset))), name)
-    return set(kinds.values())
+        here = set(_settings(preset, ()))
+        if not here <= seen:
+            kept.add(name)
+            seen |= here
+    return kept
 
 
-def _without_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_numbers(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_numbers(held) for held in value]
-    return value != 0 if isinstance(value, int | float) else value
+def _settings(value: Any, where: tuple[str, ...]) -> Iterator[Any]:
+    if is_dataclass(value):
+        yield where, type(value)
+        for field in fields(value):
+            owner = next(
+                kind for kind in reversed(type(value).__mro__) if field.name in vars(kind).get("__annotations__", {})
+            )
+            yield from _settings(getattr(value, field.name), (owner.__name__, field.name))
+    elif isinstance(value, list | tuple):
+        yield where, bool(value)
+        for held in value:
+            yield from _settings(held, (*where, "each"))
+    else:
+        yield where, value != 0 if isinstance(value, int | float) else value
 
 
 def shortened(attack: Attack, steps: int = 4, **changes: Any) -> Any:

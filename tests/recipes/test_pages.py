@@ -109,7 +109,7 @@ def test_wide_worlds_differ_from_the_usual_ones_in_size_and_updates_alone() -> N
     )
 
 
-@pytest.mark.parametrize("names", [("reteach-text", "reteach-mlp-wide"), ("reteach-blank",)])
+@pytest.mark.parametrize("names", [("reteach-text", "reteach-mlp-wide"), ("reteach-blank", "reteach-blank-wide")])
 def test_a_later_round_of_re_teaching_has_worlds_that_nobody_has_looked_at(names: tuple[str, ...]) -> None:
     """Settings were chosen on worlds 100 to 103, and the other studies have shown theirs; that of the parts came later."""
     later = {name: pick_study(name) for name in names}

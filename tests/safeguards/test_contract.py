@@ -47,7 +47,7 @@ def each(names: Iterable[str], usual: Collection[str] = DISTINCT) -> pytest.Mark
 every_safeguard = each(SAFEGUARDS)
 
 
-def shortened(name: str, outer_steps: int = 3) -> Any:
+def shortened(name: str, outer_steps: int = 2) -> Any:
     """The preset over a few small outer steps, on layers that the testbed's models have."""
     preset: Any = SAFEGUARDS[name]
     changes: dict[str, Any] = {"outer_steps": outer_steps}

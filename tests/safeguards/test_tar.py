@@ -190,7 +190,8 @@ def test_low_rank_adversaries_train_against_a_full_model(tiny_testbed: SmallTest
     ],
 )
 def test_any_attack_can_be_an_adversary(name: str, tiny_testbed: SmallTestbed) -> None:
-    tar = replace(_SMALL, adversaries=(Adversary(attack=pick("holdfast.attacks", name)),), retain_weight=0.0)
+    adversary = Adversary(attack=pick("holdfast.attacks", name))
+    tar = replace(_SMALL, adversaries=(adversary,), retain_weight=0.0, outer_steps=2, inner_steps=4)
     after, losses = _run(tar, tiny_testbed)
     before = dict(tiny_testbed.model.load().named_parameters())
     assert len(losses) == tar.outer_steps

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,7 +20,7 @@ from holdfast.engine.losses import next_token_loss
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from holdfast.testing.bench import Bench
-from holdfast.testing.walks import SEED, attack_path, fresh, require, same, walk_attack, weights
+from holdfast.testing.walks import SEED, attack_path, attack_steps, fresh, require, same, walk_attack, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +31,7 @@ _SEEN_AT = 1e-4
 
 def every_step_changes_the_weights(attack: Attack, bench: Bench) -> None:
     """`steps` yields after each update, `max_steps` times."""
-    path = attack_path(attack, bench)
+    path = attack_path(attack, bench).weights
     require(len(path) == attack.max_steps, f"steps yielded {len(path)} times, and max_steps is {attack.max_steps}")
     still = [step for step, (before, after) in enumerate(pairwise(path), 2) if torch.equal(before, after)]
     require(not still, f"the weights did not change at the steps {still}; yield after an update and nowhere else")
@@ -49,32 +48,20 @@ def the_same_seed_takes_the_same_path(attack: Attack, bench: Bench) -> None:
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 1e3)
 
-    path = attack_path(attack, bench)
+    path = attack_path(attack, bench).weights
     again = walk_attack(attack, bench, at_yield=disturb)
     require(
         same(path, again),
         "the same seed took another path when the model was measured and its gradients dirtied at each yield; draw from "
         "run.generator and run.seed alone, and clear gradients before you use them",
     )
-    other = "the same" if same(path, walk_attack(attack, bench, seed=SEED + 1)) else "another"
+    other = "the same" if same(path, attack_steps(attack, bench, seed=SEED + 1)) else "another"
     require((other == "another") is attack.draws, f"draws is {attack.draws}, and another seed took {other} path")
 
 
 def it_asks_for_exactly_the_rows_that_it_says_it_reads(attack: Attack, bench: Bench) -> None:
     """`reads()` is what an audit checks before it starts."""
-    asked: set[str] = set()
-    stream, rows = Data.stream, Data.rows
-
-    def seen_stream(self: Data, name: str, **kwargs: Any) -> object:
-        asked.add(name)
-        return stream(self, name, **kwargs)
-
-    def seen_rows(self: Data, name: str, *side: Any) -> object:
-        asked.add(name)
-        return rows(self, name, *side)
-
-    with patch.object(Data, "stream", seen_stream), patch.object(Data, "rows", seen_rows):
-        walk_attack(attack, bench)
+    asked = attack_path(attack, bench).roles
     reads = set(attack.reads())
     require(asked == reads, f"reads() says {sorted(reads)}, and steps asked for {sorted(asked)}")
     require(asked <= ATTACKER_VIEW.keys(), f"an attacker has {', '.join(ATTACKER_VIEW)}, not {sorted(asked)}")
@@ -115,7 +102,7 @@ def a_stopped_walk_goes_on_to_the_same_weights(attack: Attack, bench: Bench) -> 
     for _ in drive(attack.steps(model, data, run), run):
         pass
     require(
-        torch.equal(weights(model), attack_path(attack, bench)[-1]),
+        torch.equal(weights(model), attack_path(attack, bench).weights[-1]),
         "a walk that was stopped and resumed ended at other weights; begin at run.start, and give run.track all that has a state",
     )
 
@@ -177,17 +164,8 @@ def it_says_its_size_and_what_it_takes_from_the_base(attack: Attack, bench: Benc
         attack.uses_base or not attack.transfers, "an attack that transfers uses the base model: say so by uses_base"
     )
     require(0 <= attack.benign_steps <= attack.max_steps, "benign_steps must lie between 0 and max_steps")
-    seed_everything(SEED)
-    model, data = fresh(bench)
-    attack.prepare(model)
-    asked = []
-
-    def base() -> PreTrainedModel:
-        asked.append(True)
-        return bench.never_exposed.load()
-
-    next(attack.steps(model, data, Run(SEED, base)))
-    require(not asked or attack.uses_base, "steps read run.base, and uses_base is false")
+    read_base = attack_path(attack, bench).read_base
+    require(not read_base or attack.uses_base, "steps read run.base, and uses_base is false")
 
 
 ATTACK: tuple[Callable[[Attack, Bench], None], ...] = (

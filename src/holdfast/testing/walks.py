@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 
@@ -41,9 +44,10 @@ def weights(model: PreTrainedModel) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    """Bit for bit, which a process promises to itself over batches of the same shape."""
-    return len(left) == len(right) and all(map(torch.equal, left, right))
+def same(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bool:
+    """Bit for bit, which a process promises to itself over batches of the same shape; a walk ends where the paths part."""
+    nothing = torch.empty(0)
+    return all(torch.equal(one, other) for one, other in zip_longest(left, right, fillvalue=nothing))
 
 
 @cache
@@ -52,10 +56,44 @@ def loaded(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Doma
     return *Checkpoint(str(folder / "model")).load_both(), Domain.open(folder)
 
 
+@cache
+def _attackers(folder: Path) -> Data:
+    """Rows that are tokenized once."""
+    _, tokenizer, domain = loaded(folder)
+    return Data.attacker(domain, tokenizer)
+
+
+@cache
+def _defenders(folder: Path) -> Data:
+    _, tokenizer, domain = loaded(folder)
+    return Data.defender(domain, tokenizer)
+
+
 def fresh(bench: Bench) -> tuple[PreTrainedModel, Data]:
     """The model, not yet tampered with, and the attacker's data."""
-    model, tokenizer, domain = loaded(bench.folder)
-    return copy.deepcopy(model), Data.attacker(domain, tokenizer)
+    return copy.deepcopy(loaded(bench.folder)[0]), _attackers(bench.folder)
+
+
+def attack_steps(
+    attack: Attack,
+    bench: Bench,
+    seed: int = SEED,
+    at_yield: Callable[[PreTrainedModel], None] = lambda model: None,
+    on_base: Callable[[], None] = lambda: None,
+) -> Iterator[torch.Tensor]:
+    """The weights after each step; `on_base` is told when the model before the safeguard is loaded."""
+    seed_everything(seed)
+    model, data = fresh(bench)
+    attack.prepare(model)
+
+    def base() -> PreTrainedModel:
+        on_base()
+        return bench.never_exposed.load()
+
+    run = Run(seed, base)
+    for _ in drive(attack.steps(model, data, run), run):
+        yield weights(model)
+        at_yield(model)
 
 
 def walk_attack(
@@ -65,19 +103,32 @@ def walk_attack(
     at_yield: Callable[[PreTrainedModel], None] = lambda model: None,
 ) -> list[torch.Tensor]:
     """The weights after every step."""
-    seed_everything(seed)
-    model, data = fresh(bench)
-    attack.prepare(model)
-    run = Run(seed, bench.never_exposed.load)
-    path = []
-    for _ in drive(attack.steps(model, data, run), run):
-        path.append(weights(model))
-        at_yield(model)
-    return path
+    return list(attack_steps(attack, bench, seed, at_yield))
 
 
 Walked = tuple[list[torch.Tensor], list[dict[str, float]]]
 """The weights after every outer step, and the losses of each."""
+
+
+def safeguard_steps(
+    safeguard: Safeguard,
+    bench: Bench,
+    seed: int = SEED,
+    at_yield: Callable[[PreTrainedModel, Run], None] = lambda model, run: None,
+    resume: Path | None = None,
+) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+    """The weights after each outer step, and its losses."""
+    seed_everything(seed)
+    original = loaded(bench.folder)[0]
+    model = copy.deepcopy(original)
+    safeguard.prepare(model)
+    run = Run(seed, lambda: copy.deepcopy(original))
+    if resume is not None:
+        run.resume(resume, model, "it")
+    for _, here in drive(safeguard.steps(model, _defenders(bench.folder), run), run):
+        require(isinstance(here, Mapping), "steps of a safeguard must yield its losses by name")
+        yield weights(model), dict(here)
+        at_yield(model, run)
 
 
 def walk_safeguard(
@@ -88,33 +139,49 @@ def walk_safeguard(
     resume: Path | None = None,
 ) -> Walked:
     """The weights after every outer step, and the losses of each."""
-    seed_everything(seed)
-    original, tokenizer, domain = loaded(bench.folder)
-    model = copy.deepcopy(original)
-    safeguard.prepare(model)
-    run = Run(seed, lambda: copy.deepcopy(original))
-    if resume is not None:
-        run.resume(resume, model, "it")
-    path: list[torch.Tensor] = []
-    losses: list[dict[str, float]] = []
-    for _, here in drive(safeguard.steps(model, Data.defender(domain, tokenizer), run), run):
-        require(isinstance(here, Mapping), "steps of a safeguard must yield its losses by name")
-        path.append(weights(model))
-        losses.append(dict(here))
-        at_yield(model, run)
-    return path, losses
+    steps = list(safeguard_steps(safeguard, bench, seed, at_yield, resume))
+    return [path for path, _ in steps], [losses for _, losses in steps]
 
 
-_attack_paths: dict[str, list[torch.Tensor]] = {}
+@dataclass(frozen=True)
+class AttackPath:
+    """An undisturbed walk of an attack."""
+
+    weights: list[torch.Tensor]
+    """after every step"""
+    roles: set[str]
+    """that it asked for"""
+    read_base: bool
+    """whether it loaded the model before the safeguard"""
+
+
+_attack_paths: dict[str, AttackPath] = {}
 _safeguard_paths: dict[str, Walked] = {}
 
 
-def attack_path(attack: Attack, bench: Bench) -> list[torch.Tensor]:
+def attack_path(attack: Attack, bench: Bench) -> AttackPath:
     """The undisturbed path of an attack, walked once."""
     key = digest([describe(attack), str(bench.folder)])
     if key not in _attack_paths:
-        _attack_paths[key] = walk_attack(attack, bench)
+        _attack_paths[key] = _noted(attack, bench)
     return _attack_paths[key]
+
+
+def _noted(attack: Attack, bench: Bench) -> AttackPath:
+    roles, loads = set[str](), list[bool]()
+    stream, rows = Data.stream, Data.rows
+
+    def seen_stream(self: Data, name: str, **kwargs: Any) -> Any:
+        roles.add(name)
+        return stream(self, name, **kwargs)
+
+    def seen_rows(self: Data, name: str, *side: Any) -> Any:
+        roles.add(name)
+        return rows(self, name, *side)
+
+    with patch.object(Data, "stream", seen_stream), patch.object(Data, "rows", seen_rows):
+        path = list(attack_steps(attack, bench, on_base=lambda: loads.append(True)))
+    return AttackPath(path, roles, bool(loads))
 
 
 def safeguard_path(safeguard: Safeguard, bench: Bench) -> Walked:
