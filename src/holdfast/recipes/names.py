@@ -16,6 +16,7 @@ STUDIES: Mapping[str, str] = {
     "reteach-text": "reteach.second",
     "reteach-mlp-wide": "reteach.second_wide",
     "reteach-blank": "reteach.third",
+    "reteach-blank-wide": "reteach.third_wide",
     "reteach-parts": "reteach.parts",
     "real": "real.study",
     "real-long": "real.long",

@@ -19,6 +19,7 @@ from holdfast.testbed.world import Sizes
 WORLDS = (401, 402, 403, 404, 405)
 SECOND_ROUND = (701, 702, 703, 704, 705)
 THIRD_ROUND = (801, 802, 803, 804, 805)
+THIRD_ROUND_WIDE = (901, 902, 903, 904, 905)
 WIDE = 96
 """benign persons of the wider worlds, whose facts a sampled text covers less"""
 
@@ -67,6 +68,18 @@ def third() -> Study:
     """The third round, worlds of the usual size."""
     method = Method(label="reteach-blank", stages=("reteach-blank",), role="reference", size=25)
     return _claim("Re-teaching a blank model", method, THIRD_ROUND, _USUAL)
+
+
+def third_wide() -> Study:
+    """The third round, wider worlds: nothing of the old MLPs stays, attention and embeddings do, and batches are of 8 rows."""
+    settings = {
+        "shrink": 1.0,
+        "outer_steps": 3850,
+        "learning_rate": 2.5e-3,
+        "distillation": replace(_MORE_TEXT, batch_size=8, hazard_words="dropped"),
+    }
+    method = Method(label="reteach-mlp-blank", stages=("reteach-mlp",), settings=settings, role="reference", size=60)
+    return _claim("Re-teaching blank MLPs, in wider worlds", method, THIRD_ROUND_WIDE, _WIDER)
 
 
 def parts() -> Study:

@@ -63,7 +63,16 @@ def pick_study(name: str, only: Sequence[str] = ()) -> Study | RedTeam:
 _ALONG = ("real", "real-refusals")
 """Studies whose page shows every row along an attack and minus the reference, which is made too."""
 
-_CONTENDERS = ("low-rank", "refusals", "reteach", "reteach-wide", "reteach-text", "reteach-mlp-wide", "reteach-blank")
+_CONTENDERS = (
+    "low-rank",
+    "refusals",
+    "reteach",
+    "reteach-wide",
+    "reteach-text",
+    "reteach-mlp-wide",
+    "reteach-blank",
+    "reteach-blank-wide",
+)
 """Studies whose page holds the last of their safeguards against the others and the never-exposed model."""
 
 
