@@ -25,5 +25,6 @@ STUDIES: Mapping[str, str] = {
     "real-refusals-full": "real.refusals_full",
     "red-team": "red_team.short",
     "red-team-full": "red_team.full",
+    "red-team-blank": "red_team.blank",
 }
 """Name -> module and function of this room. A larger study of one kind goes on from a smaller one's folder."""

@@ -1,4 +1,4 @@
-"""The red teams by name: every family of attack against six safeguards on the testbed."""
+"""The red teams by name: every family of attack against six safeguards on the testbed, or against one of holdfast's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from holdfast.runs.study.red_team import RedTeam
 
 WORLDS = (31, 32, 33)
 MORE_WORLDS = (31, 32, 33, 34, 35)
+BLANK_WORLDS = (41, 42, 43)
 
 _METHODS = (
     Method(label="random-mapping", stages=("random-mapping",), role="reference", size=10),
@@ -60,4 +61,16 @@ def full() -> RedTeam:
     families = usable_families(held_out=_HELD_OUT)
     return replace(
         short(), title="The red team, in full", families=families, trials=60, worlds=MORE_WORLDS, seeds=(0, 1, 2)
+    )
+
+
+def blank() -> RedTeam:
+    """Every family against a blank model that was taught again, on worlds of its own; Random Mapping is the positive control."""
+    return replace(
+        short(),
+        title="The red team on re-teaching a blank model",
+        methods=(_METHODS[0], Method(label="reteach-blank", stages=("reteach-blank",), size=25)),
+        targets=("random-mapping", "reteach-blank"),
+        families=usable_families(held_out=_HELD_OUT),
+        worlds=BLANK_WORLDS,
     )
