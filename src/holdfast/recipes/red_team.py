@@ -70,7 +70,7 @@ def blank() -> RedTeam:
         short(),
         title="The red team on re-teaching a blank model",
         methods=(_METHODS[0], Method(label="reteach-blank", stages=("reteach-blank",), size=25)),
-        targets=("random-mapping", "reteach-blank"),
+        targets=("reteach-blank",),
         families=usable_families(held_out=_HELD_OUT),
         worlds=BLANK_WORLDS,
     )
