@@ -37,6 +37,12 @@ _FIRST_WIDE: dict[str, Any] = {
     "distillation": replace(RETEACH.distillation, generated_rows=8192),
 }
 _MORE_TEXT = replace(MLP.distillation, generated_rows=16384)
+_THIRD_WIDE: dict[str, Any] = {
+    "shrink": 1.0,
+    "outer_steps": 3850,
+    "learning_rate": 2.5e-3,
+    "distillation": replace(_MORE_TEXT, batch_size=8, hazard_words="dropped"),
+}
 
 
 def study() -> Study:
@@ -72,19 +78,14 @@ def third() -> Study:
 
 def third_wide() -> Study:
     """The third round, wider worlds: nothing of the old MLPs stays, attention and embeddings do, and batches are of 8 rows."""
-    settings = {
-        "shrink": 1.0,
-        "outer_steps": 3850,
-        "learning_rate": 2.5e-3,
-        "distillation": replace(_MORE_TEXT, batch_size=8, hazard_words="dropped"),
-    }
-    method = Method(label="reteach-mlp-blank", stages=("reteach-mlp",), settings=settings, role="reference", size=60)
+    method = Method(label="reteach-mlp-blank", stages=("reteach-mlp",), settings=_THIRD_WIDE, role="reference", size=60)
     return _claim("Re-teaching blank MLPs, in wider worlds", method, THIRD_ROUND_WIDE, _WIDER)
 
 
 def parts() -> Study:
-    """From the first round to the second, one change after another, in wider worlds and with as many FLOPs."""
+    """From the first round to the third, one change after another, in wider worlds and with as many FLOPs."""
     text, taught = _MORE_TEXT, replace(_MORE_TEXT, learns="teacher")
+    dropped = replace(text, hazard_words="dropped")
     rows: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("reteach", "reteach", _FIRST_WIDE),
         ("no-retain-rows", "reteach", {"outer_steps": 1420, "distillation": taught}),
@@ -96,6 +97,9 @@ def parts() -> Study:
             "reteach-mlp",
             {"outer_steps": 2250, "distillation": text, "forget_weight": 0.0},
         ),
+        ("rows-dropped", "reteach-mlp", {"outer_steps": 2050, "distillation": dropped}),
+        ("mlps-blank", "reteach-mlp", {"outer_steps": 2050, "distillation": dropped, "shrink": 1.0}),
+        ("reteach-mlp-blank", "reteach-mlp", _THIRD_WIDE),
     )
     return Study(
         title="The parts of re-teaching",
