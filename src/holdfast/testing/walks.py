@@ -18,7 +18,7 @@ from holdfast.core.domain import Domain
 from holdfast.core.files import digest
 from holdfast.core.presets import describe
 from holdfast.engine.checkpoint import Checkpoint
-from holdfast.engine.data import Data
+from holdfast.engine.data import Data, Tally
 from holdfast.engine.run import Run, seed_everything
 from holdfast.engine.walk import drive
 from holdfast.safeguards.base import Safeguard
@@ -57,21 +57,22 @@ def loaded(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Doma
 
 
 @cache
-def _attackers(folder: Path) -> Data:
-    """Rows that are tokenized once."""
+def _tokenized(folder: Path) -> tuple[Data, Data]:
+    """The defender's and the attacker's data, whose rows are tokenized once."""
     _, tokenizer, domain = loaded(folder)
-    return Data.attacker(domain, tokenizer)
+    return Data.defender(domain, tokenizer), Data.attacker(domain, tokenizer)
 
 
-@cache
-def _defenders(folder: Path) -> Data:
-    _, tokenizer, domain = loaded(folder)
-    return Data.defender(domain, tokenizer)
+def _uncounted(data: Data) -> Data:
+    """The same rows, and a count of tokens that begins at zero."""
+    own = copy.copy(data)
+    own.tally = Tally()
+    return own
 
 
 def fresh(bench: Bench) -> tuple[PreTrainedModel, Data]:
     """The model, not yet tampered with, and the attacker's data."""
-    return copy.deepcopy(loaded(bench.folder)[0]), _attackers(bench.folder)
+    return copy.deepcopy(loaded(bench.folder)[0]), _uncounted(_tokenized(bench.folder)[1])
 
 
 def attack_steps(
@@ -125,7 +126,7 @@ def safeguard_steps(
     run = Run(seed, lambda: copy.deepcopy(original))
     if resume is not None:
         run.resume(resume, model, "it")
-    for _, here in drive(safeguard.steps(model, _defenders(bench.folder), run), run):
+    for _, here in drive(safeguard.steps(model, _uncounted(_tokenized(bench.folder)[0]), run), run):
         require(isinstance(here, Mapping), "steps of a safeguard must yield its losses by name")
         yield weights(model), dict(here)
         at_yield(model, run)
