@@ -21,14 +21,13 @@ COMPOSED = {
     "own-outputs-hazard-adamw-1e-3",
     "distil-original-adamw-1e-3",
     "strip-difference-then-abliterate",
-    "strip-difference-then-full-adamw-1e-4-small",
 }
 """Presets made of parts that the default run has in other presets."""
 Check = Callable[[Attack, SmallTestbed], None]
 
 
 def each(names: Iterable[str]) -> pytest.MarkDecorator:
-    """Of several presets that differ in numbers alone, the default run has one."""
+    """The default run has those that together show every setting of every class."""
     marked = [pytest.param(name, marks=() if name in DISTINCT - COMPOSED else pytest.mark.slow) for name in names]
     return pytest.mark.parametrize("name", marked)
 

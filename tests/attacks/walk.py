@@ -15,7 +15,7 @@ __all__ = ["distinct", "fresh", "loaded", "same", "shortened", "walk", "weights"
 
 
 def distinct(presets: Mapping[str, Any]) -> set[str]:
-    """As few presets as have every class with every setting that makes other code run; a number does so where it is zero.
+    """The presets that bring a class, or a setting that makes other code run, which none before has; a number does so at zero.
 
     A setting belongs to the class that declares it, so one of several safeguards that share it will do.
     """

@@ -39,7 +39,7 @@ FIRST = {type(safeguard): name for name, safeguard in reversed(SAFEGUARDS.items(
 
 
 def each(names: Iterable[str], usual: Collection[str] = DISTINCT) -> pytest.MarkDecorator:
-    """The default run has the usual ones: of several presets that differ in numbers alone, one."""
+    """The default run has the usual ones: by themselves those that together show every setting of every class."""
     marked = [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
     return pytest.mark.parametrize("name", marked)
 
@@ -55,7 +55,7 @@ def shortened(name: str, outer_steps: int = 2) -> Any:
         changes["distillation"] = replace(preset.distillation, batch_size=6, generated_rows=24)
     if isinstance(preset, OuterLoop):
         entries = [replace(entry, attack=replace(entry.attack, batch_size=4)) for entry in preset.adversaries]
-        changes["adversaries"] = tuple(entries)
+        changes |= {"adversaries": tuple(entries), "inner_steps": 4}
     if isinstance(preset, RMU) and preset.layer > 1:
         changes |= {"layer": 1, "retain": SAFEGUARDS["rmu"].retain}  # type: ignore[attr-defined]
     if isinstance(preset, CircuitBreakers):

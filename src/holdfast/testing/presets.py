@@ -18,7 +18,7 @@ _SMALL = {
     "batch_size": 8,
     "outputs": 16,
     "outer_warmup_steps": 2,
-    "inner_steps": 4,
+    "inner_steps": 8,
     "forget_batch_size": 6,
     "retain_batch_size": 6,
     "tamper_resistance_batch_size": 4,
@@ -46,14 +46,14 @@ def small(plugin: Any, steps: int = 12, **changes: Any) -> Any:
 
     Args:
         plugin: a preset. Its lengths and batch sizes are cut where they have the names that holdfast's own plug-ins give them.
-        steps: updates of an attack; a safeguard takes two, an evaluation that trains four.
+        steps: updates of an attack; a safeguard takes three, an evaluation that trains four.
         changes: of fields, in place of these.
     """
     cut = {field: min(getattr(plugin, field), most) for field, most in _SMALL.items() if _counts(plugin, field)}
     if isinstance(plugin, Attack):
         cut["max_steps"] = steps
     elif isinstance(plugin, Safeguard):
-        cut["outer_steps"] = 2
+        cut["outer_steps"] = 3
     elif hasattr(plugin, "max_steps"):
         cut |= {"max_steps": 4, **({"every": 2} if hasattr(plugin, "every") else {})}
     return replace(plugin, **{**cut, **changes})
