@@ -31,9 +31,11 @@ from holdfast.engine.precision import stored_precision
 from holdfast.engine.run import Run
 from holdfast.runs.stages import Recipe, build, is_built
 from holdfast.safeguards.parts.adversary import Adversary
+from holdfast.safeguards.parts.distillation import Distillation
 from holdfast.safeguards.parts.objective import RetainLoss
 from holdfast.safeguards.random_mapping import RandomMapping
 from holdfast.safeguards.tar import TAR
+from holdfast.safeguards.undo import UNDO
 from tests.conftest import SmallTestbed
 
 ROOT = Path(__file__).parents[2]
@@ -437,6 +439,28 @@ def test_a_killed_build_goes_on_to_the_very_same_weights(
     whole, _ = built(recipe)
     assert resumed.digest == whole.digest
     assert (resumed.folder / LOSSES).read_bytes() == (whole.folder / LOSSES).read_bytes()
+    assert spent(resumed) == spent(whole)
+
+
+def spent(model: Checkpoint) -> list[tuple[int, float]]:
+    """Tokens and FLOPs of each stage."""
+    return [(stage["tokens"], stage["flops"]) for stage in model.card["stages"]]
+
+
+def test_a_killed_build_writes_its_text_once(
+    tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Distillation(generated_rows=40, batch_size=4, learns="text")
+    recipe = recipe_of(tiny_testbed, stages=[("undo", UNDO(outer_steps=3, distillation=text))])
+    whole, _ = built(recipe)
+    monkeypatch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "another"))
+    with pytest.raises(Killed):
+        build(recipe, on_step=kill_at(3))
+    monkeypatch.setattr("holdfast.safeguards.parts.distillation.generate_rows", None)
+    resumed, _ = built(recipe)
+    assert resumed.digest == whole.digest
+    assert spent(resumed) == spent(whole)
 
 
 def build_until_killed(folder: str) -> None:

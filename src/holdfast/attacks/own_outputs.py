@@ -8,9 +8,9 @@ hides. All constants are ours. With prompts of hazardous rows, the attacker hold
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from holdfast.attacks.base import Attack
 from holdfast.attacks.space import Choice, Family, Log
@@ -71,20 +71,23 @@ class OwnOutputs(Attack):
         from holdfast.engine.predictions import predictions
         from holdfast.engine.sampling import answered, prompt_and_answer, sampled
         from holdfast.engine.sharded import clear_gradients, reshard, trainable
+        from holdfast.engine.written import written_once
 
         reshard(model)
         as_attacker(model)
         weights = trainable(model)
         rows, asked = (data.stream(self.prompts, batch_size=self.batch_size, seed=run.seed) for _ in range(2))
         optimizer = make_optimizer(self.optimizer, weights, self.learning_rate, weight_decay=self.weight_decay)
-        written = _Written()
-        run.track(optimizer=optimizer, rows=rows, written=written)
-        if not written.rows:
+        run.track(optimizer=optimizer, rows=rows)
+
+        def answers() -> list[Encoded]:
             parts = [prompt_and_answer(row) for row in asked.take(self.outputs)]
             prompts, lengths = [prompt for prompt, _ in parts], [len(answer) for _, answer in parts]
-            answers = sampled(model, prompts, lengths, run.generator)
-            written.rows = [answered(*pair) for pair in zip(prompts, answers, strict=True)]
-        rows.rows = written.rows
+            return [
+                answered(*pair) for pair in zip(prompts, sampled(model, prompts, lengths, run.generator), strict=True)
+            ]
+
+        rows.rows = written_once(run, "written", answers)
         for _ in range(run.start, self.max_steps):
             training_point(optimizer)
             clear_gradients(weights)
@@ -97,21 +100,6 @@ class OwnOutputs(Attack):
             optimizer.step()
             published_point(optimizer)
             yield total
-
-
-class _Written:
-    """What the defended model wrote, which a resumed run cannot sample any more."""
-
-    def __init__(self) -> None:
-        self.rows: list[Encoded] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": [[list(row.ids), list(row.labels)] for row in self.rows]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        from holdfast.engine.data import Encoded
-
-        self.rows = [Encoded(tuple(ids), tuple(labels)) for ids, labels in state["rows"]]
 
 
 _BASE = OwnOutputs()

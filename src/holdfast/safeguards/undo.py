@@ -77,7 +77,7 @@ class UNDO(Safeguard):
             raise HoldfastError(f"shrink must lie between 0 and 1, not {self.shrink}")
 
     def terms(self, model: PreTrainedModel, data: Data, run: Run) -> tuple[Term, ...]:
-        teacher = run.initial if self.teacher == "unlearned" else run.base
+        teacher = self._teacher(run)
         text = next(self.distillation.stream(data, run))
         kept = self.distillation.apart("distillation", model, teacher, text, self.micro_batch)
         if not self.forget_weight:
@@ -113,7 +113,7 @@ class UNDO(Safeguard):
             "adamw", weights, self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.98)
         )
         run.track(optimizer=optimizer, text=text, forget=forget)
-        teacher = run.initial if self.teacher == "unlearned" else run.base
+        teacher = self._teacher(run)
         if run.start == 0:
             shrink_and_perturb(model, self.shrink, self.noise, run.seed, self.replaced)
 
@@ -140,6 +140,11 @@ class UNDO(Safeguard):
             gradients.clear()
             model.train(False)
             yield losses
+
+    def _teacher(self, run: Run) -> PreTrainedModel | None:
+        if not self.distillation.compares:
+            return None
+        return run.initial if self.teacher == "unlearned" else run.base
 
 
 def uncertainty(model: PreTrainedModel, part: Batch) -> torch.Tensor:

@@ -17,7 +17,7 @@ from holdfast.safeguards.parts.objective import RetainLoss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from holdfast.engine.data import Batch, Data, Stream
+    from holdfast.engine.data import Batch, Data, Encoded, Stream
     from holdfast.engine.run import Run
     from holdfast.engine.sharded import GradientSum
 
@@ -54,16 +54,22 @@ class Distillation:
         """The same on text that is there, in place of text that the original model generates."""
         return replace(self, text=tuple(dict.fromkeys("retain" if t == "generated" else t for t in self.text)))
 
+    @property
+    def compares(self) -> bool:
+        """Whether the loss needs a teacher."""
+        return _LOSSES[self.learns].compares
+
     def stream(self, data: Data, run: Run) -> Stream:
-        """Endless batches of the text."""
+        """Endless batches of the text; a run that goes on has its generated text from before."""
         from holdfast.engine.data import Stream
+        from holdfast.engine.written import written_once
+
+        def generated() -> list[Encoded]:
+            return generate_rows(run.base, data, self.generated_rows, run.seed, self.hazard_words)
 
         rows = []
         for text in self.text:
-            if text == "generated":
-                rows += generate_rows(run.base, data, self.generated_rows, run.seed, self.hazard_words)
-            else:
-                rows += data.rows(text)
+            rows += written_once(run, "generated", generated) if text == "generated" else data.rows(text)
         retain = data.stream("retain", batch_size=self.batch_size, seed=run.seed)
         return Stream(rows, self.batch_size, run.seed + 3, retain.pad, retain.device)
 
@@ -72,20 +78,21 @@ class Distillation:
         gradients: GradientSum,
         weight: float,
         model: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | None,
         batch: Batch,
         micro_batch: int | None,
     ) -> float:
-        """Add `weight` times the weighted gradient of the loss to `gradients`; return the loss, not weighted."""
-        loss = _LOSSES[self.learns]
-        compared = teacher if loss.compares else None
-        return loss.take(gradients, weight * self.weight, model, compared, batch, micro_batch)
+        """Add `weight` times the weighted gradient of the loss to `gradients`; return the loss, not weighted.
+
+        `teacher` may be None where the loss `compares` nothing.
+        """
+        return _LOSSES[self.learns].take(gradients, weight * self.weight, model, teacher, batch, micro_batch)
 
     def apart(
         self,
         setting: str,
         model: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | None,
         batch: Batch,
         micro_batch: int | None,
         scale: float = 1.0,
@@ -102,7 +109,7 @@ class Distillation:
 
     def term(self, data: Data, run: Run) -> DistillationTerm:
         """The loss towards the original model as a term of a run, which tracks its text."""
-        term = DistillationTerm(self, self.stream(data, run), run.base)
+        term = DistillationTerm(self, self.stream(data, run), run.base if self.compares else None)
         run.track(text=term.text)
         return term
 
@@ -113,7 +120,7 @@ class DistillationTerm:
 
     distillation: Distillation
     text: Stream
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
 
     def take(self, gradients: GradientSum, weight: float, model: PreTrainedModel, micro_batch: int | None) -> float:
         """Add the gradient for the next batch, as `Distillation.take` does; return the weighted loss."""
