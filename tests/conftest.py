@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from filelock import FileLock
 
 from holdfast.testbed.world import Sizes
 from holdfast.testing import SMALL, Bench, make_bench
+from tests.many_processes import PRELOADED
 from tests.situations import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401  hooks
 
 torch.set_num_threads(1)
@@ -37,6 +39,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.pop("HOLDFAST_CACHE")
     if before is not None:
         os.environ["HOLDFAST_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers(cache: Path) -> Iterator[None]:
+    """Workers start from a process that has loaded torch and transformers, which take each of them six seconds to load."""
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("jobs.local", "campaign.on_ranks"):
+            patch.setattr(f"holdfast.{place}._FRESH", multiprocessing.get_context("forkserver"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -69,7 +68,6 @@ def run(commands: Sequence[Command], processes: int, folder: Path, cache: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(list(PRELOADED))
     arguments = (processes, port, commands, folder, cache)
     started = mp.start_processes(_process, arguments, processes, join=False, start_method="forkserver")  # type: ignore[no-untyped-call]
     deadline = time.monotonic() + _PATIENCE

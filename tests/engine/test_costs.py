@@ -34,10 +34,15 @@ from transformers import (
 )
 
 from holdfast.attacks.base import Attack
-from holdfast.core.presets import pick
+from holdfast.core.domain import Domain
+from holdfast.core.options import Options
+from holdfast.core.presets import collect, pick
 from holdfast.engine.costs import Memory, Meter, gradient_norm, update_size
 from holdfast.engine.low_rank import insert_adapters
 from holdfast.engine.run import Run, seed_everything
+from holdfast.engine.session import open_session
+from holdfast.engine.walk import Observer, Resumable, Until, walk
+from holdfast.testing import small
 from tests.attacks.walk import fresh, shortened, weights
 from tests.conftest import SmallTestbed
 
@@ -66,6 +71,38 @@ def test_counting_changes_no_weight_and_agrees_with_torch(name: str, tiny_testbe
     assert torch.equal(plain, counted)
     _, _, flops = walked(name, tiny_testbed, "torch")
     assert meter.flops == pytest.approx(flops, rel=0.02)
+
+
+PREPARING = (
+    "abliterate", "abliterate-then-full-adamw-3e-4", "latent-pgd-one-layer", "own-outputs-benign-adamw-1e-3",
+    "cir", "rmu", "spec-def",
+)  # fmt: skip
+"""what reads or computes something before its first update"""
+
+
+@pytest.mark.parametrize("name", PREPARING)
+def test_what_a_run_that_goes_on_prepares_again_is_counted_once(
+    name: str, tiny_testbed: SmallTestbed, tmp_path: Path
+) -> None:
+    attacks = collect("holdfast.attacks")
+    domain = Domain.open(tiny_testbed.folder)
+    plugin = small({**attacks, **collect("holdfast.safeguards")}[name])
+
+    def spent(*observers: Observer) -> tuple[int, float]:
+        session = open_session(
+            tiny_testbed.model, domain, "attacker" if name in attacks else "defender", 3, Options(),
+            prepare=[plugin.prepare], base=tiny_testbed.never_exposed, initial=tiny_testbed.model,
+        )  # fmt: skip
+        meter = Meter(session.data)
+        walk(session, plugin, meter, *observers)
+        return meter.tokens, meter.flops
+
+    resumable = Resumable(path=tmp_path / "state", key="it")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
+        spent(resumable, Until(2))
+    tokens, flops = spent()
+    assert spent(resumable) == (tokens, pytest.approx(flops, rel=1e-9))
 
 
 SHAPE: dict[str, Any] = {

@@ -463,6 +463,26 @@ def test_a_killed_build_writes_its_text_once(
     assert spent(resumed) == spent(whole)
 
 
+def test_a_build_that_was_killed_after_its_last_update_still_tells_the_losses(
+    tiny_testbed: SmallTestbed, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, save = recipe_of(tiny_testbed, stages=BOTH[:1]), Run.save
+
+    def saved(self: Run, path: Path, model: Any, step: int, key: str) -> None:
+        save(self, path, model, step, key)
+        if step == 4:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.engine.walk.SAVE_EVERY", 0.0)
+        patch.setattr(Run, "save", saved)
+        with pytest.raises(Killed):
+            build(recipe)
+    resumed, steps = built(recipe)
+    assert steps == [(0, 4)]
+    assert resumed.card["stages"][0]["last losses"] == read_lines(resumed.folder / LOSSES)[-1].losses
+
+
 def build_until_killed(folder: str) -> None:
     holdfast.engine.walk.SAVE_EVERY = 0.0
 

@@ -89,7 +89,9 @@ class Edit(Attack):
         from holdfast.engine.sharded import reshard
 
         model.train(False)
-        batch = next(data.stream("hazard", batch_size=self.batch_size, seed=run.seed))
+        hazard = data.stream("hazard", batch_size=self.batch_size, seed=run.seed)
+        batch = next(hazard)
+        run.track(edited_on=hazard)
         for done in range(run.start, self.edits):
             self.edit(model, data, run, done + 1)
             with torch.no_grad():

@@ -100,13 +100,19 @@ class Run:
         return self.seconds_before + time.monotonic() - self._begun
 
     def track(self, **state: Stateful) -> None:
-        """Make the driver save and restore `state` with the weights, so that a resumed run is the same run."""
+        """Make the driver save and restore `state` with the weights, so that a resumed run is the same run.
+
+        A plug-in calls this before its first update, and after whatever it reads and computes beforehand: a resumed run does
+        that again, and an earlier process has counted it.
+        """
         for name, tracked in state.items():
             self._tracked[name] = tracked
             if name in self._resumed:
                 tracked.load_state_dict(self._resumed[name])
                 # Making what is tracked may have drawn random numbers, as fresh factors do.
                 torch.set_rng_state(self._random)
+        if "meter" in self._tracked and "meter" in self._resumed:
+            self._tracked["meter"].load_state_dict(self._resumed["meter"])
 
     def later(self, steps: int) -> Run:
         """This run from `steps` updates on, for an attack that continues another attack; both runs track the same state."""

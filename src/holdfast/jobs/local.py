@@ -17,6 +17,9 @@ from holdfast.core.memory import LESS
 from holdfast.jobs.executor import Arrival, Place
 from holdfast.jobs.worker import serve
 
+_FRESH = multiprocessing.get_context("spawn")
+"""how workers are started; a fork of what has loaded torch could not use a GPU"""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -45,11 +48,10 @@ class _Processes:
         self._came: list[Arrival] = []
 
     def begin(self, count: int) -> None:
-        context = multiprocessing.get_context("spawn")
         for _ in range(count):
-            ours, theirs = context.Pipe()
+            ours, theirs = _FRESH.Pipe()
             # No daemon, which could have no processes of its own (`campaign.on_ranks`); a worker ends with its connection.
-            process = context.Process(target=serve, args=(theirs,))
+            process = _FRESH.Process(target=serve, args=(theirs,))
             with _one_thread():
                 process.start()
             theirs.close()

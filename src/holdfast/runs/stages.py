@@ -319,7 +319,7 @@ def _train(
         "seconds": round(session.run.seconds, 1),
         "tokens": meter.tokens,
         "flops": meter.flops,
-        "last losses": dict(last.losses or {}),
+        "last losses": _last_losses(losses, len(done) + 1),
     }
     if SOURCE in config:  # whoever attacks the model may not have the safeguard's code
         stage[TRAINED_AGAINST] = [attack.kind() for attack in safeguard.trains_against()]
@@ -346,6 +346,12 @@ def _train(
         )
         if is_first():
             copyfile(losses, temporary / LOSSES)
+
+
+def _last_losses(path: Path, stage: int) -> Mapping[str, float]:
+    """Those of the last update, which may have been made by a process that was stopped after it."""
+    lines = [line for line in read_lines(path) if line.stage == stage]
+    return lines[-1].losses if lines else {}
 
 
 def check_offload(recipe: Recipe) -> None:

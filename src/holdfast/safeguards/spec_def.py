@@ -67,10 +67,10 @@ class SpecDef(Safeguard):
         from holdfast.engine.sharded import reshard
 
         retain = data.stream("retain", batch_size=self.retain_batch_size, seed=run.seed)
-        run.track(retain=retain)
         pairs, before = adjacent_maps(model), run.initial
         model.train(False)
         check_adjacent(model, pairs, collate(retain.rows[: self.retain_batch_size], 0, model.device).input_ids)
+        run.track(retain=retain)
         for _ in range(run.start, self.outer_steps):
             reshard(model)
             for pair in pairs:

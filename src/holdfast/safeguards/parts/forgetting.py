@@ -131,6 +131,7 @@ class Forgetting(Safeguard):
         optimizer = make_optimizer(
             self.optimizer, self.trained(model), self.learning_rate, weight_decay=self.weight_decay
         )
+        forget_loss, refusal_loss = self.forget_loss(model, data, run), language_model_loss(model)
         run.track(optimizer=optimizer, forget=forget, retain=retain)
         refusals = None
         if self.refusal_weight:
@@ -138,7 +139,6 @@ class Forgetting(Safeguard):
             refusals = pooled.stream("forget", batch_size=self.forget_batch_size, seed=run.seed, side="chosen")
             run.track(refusals=refusals)
         base = run.base if self.retain.compares else None
-        forget_loss, refusal_loss = self.forget_loss(model, data, run), language_model_loss(model)
         gradients = GradientSum(model)
         for _ in range(run.start, self.outer_steps):
             model.train()
