@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -231,7 +232,9 @@ def test_every_suite_of_the_docs_is_a_suite(tmp_path: Path) -> None:
     assert found >= 3
 
 
-def test_the_script_of_getting_started(tiny_testbed: SmallTestbed, tmp_path: Path) -> None:
+def test_the_script_of_getting_started(
+    tiny_testbed: SmallTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As it stands, but for fewer steps, attacks and seeds."""
     [script] = blocks(ROOT / "docs" / "getting-started.md", "python")
     preset = '(name, replace(holdfast.pick("holdfast.{}", name), {})) for name in {}'
@@ -243,10 +246,11 @@ def test_the_script_of_getting_started(tiny_testbed: SmallTestbed, tmp_path: Pat
     (tmp_path / "study.py").write_text(f"from dataclasses import replace\n{script}", encoding="utf-8")
     shutil.copytree(tiny_testbed.folder, tmp_path / "my-domain")
     shutil.copytree(tiny_testbed.folder / "model", tmp_path / "models" / "chat")
-    done = subprocess.run([sys.executable, "study.py"], cwd=tmp_path, check=True, timeout=300, capture_output=True)
-    assert done.stdout.decode() == "{'tar': 'not estimable'}\n"
-    told = done.stderr.decode().splitlines()
-    assert all(line.startswith("reused from the cache: ") for line in told), "nobody watches"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(tmp_path / "study.py"), run_name="__main__")
+    told = capsys.readouterr()
+    assert told.out == "{'tar': 'not estimable'}\n"
+    assert all(line.startswith("reused from the cache: ") for line in told.err.splitlines()), "nobody watches"
     assert "full-adamw-1e-3" in (tmp_path / "runs" / "audit.html").read_text(encoding="utf-8")
     _, results = read_campaign(tmp_path / "runs" / "audit")
     assert {result.status for result in results} == {"finished"}
