@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from holdfast.testbed.world import Sizes
 from holdfast.testing import SMALL, Bench, make_bench
-from tests.many_processes import PRELOADED
+from tests.many_processes import PRELOADED, learn_little
 from tests.situations import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401  hooks
 
 torch.set_num_threads(1)
@@ -49,6 +49,12 @@ def quick_workers(cache: Path) -> Iterator[None]:
         for place in ("jobs.local", "campaign.on_ranks"):
             patch.setattr(f"holdfast.{place}._FRESH", multiprocessing.get_context("forkserver"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_learning() -> None:
+    """Half of the time in which a model is measured goes into how well the model learns."""
+    learn_little()
 
 
 @pytest.fixture(autouse=True)

@@ -94,12 +94,22 @@ def _process(rank: int, processes: int, port: int, commands: Sequence[Command], 
         HOLDFAST_CACHE=str(cache),
     )  # fmt: skip
     torch.set_num_threads(1)
+    learn_little()
     ended = []
     for command in commands:
         with redirect_stderr(io.StringIO()) as said, redirect_stdout(io.StringIO()) as printed:
             status = run_here(command)
         ended.append({"status": status, "said": said.getvalue(), "printed": printed.getvalue()})
     (folder / f"{rank}.json").write_text(json.dumps(ended))
+
+
+def learn_little() -> None:
+    """Try over four updates, not over hundreds, how well a model learns, wherever this evaluation is asked for by name."""
+    from holdfast.core.presets import collect
+    from holdfast.testing import small
+
+    evaluations: Any = collect("holdfast.evals")
+    evaluations["benign-learning"] = small(evaluations["benign-learning"])
 
 
 def run_here(command: Command) -> int:

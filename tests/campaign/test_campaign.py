@@ -66,6 +66,7 @@ from holdfast.safeguards.parts.adversary import Adversary
 from holdfast.safeguards.tar import TAR
 from tests.attacks.walk import fresh, weights
 from tests.conftest import SmallTestbed
+from tests.many_processes import learn_little
 
 ROOT = Path(__file__).parents[2]
 ATTACK = FineTune(max_steps=6, batch_size=4)
@@ -772,6 +773,7 @@ def interrupted_campaign(folder: Path) -> Campaign:
 
 
 def start_interrupted_campaign(folder: str, out: str) -> list[Outcome]:
+    learn_little()  # in another Python too
     return run_campaign(interrupted_campaign(Path(folder)), Path(out), 1, title="T", suite="s")
 
 

@@ -30,7 +30,6 @@ from holdfast.jobs.graph import Graph, Job, Outcome, Progress
 from holdfast.runs.suites import SUITES
 from holdfast.testbed.models import PRETRAINING
 from holdfast.testbed.world import Sizes
-from holdfast.testing import small
 from tests.cli.test_hostile_text import VERBS as VERBS_WORDS
 from tests.cli.test_hostile_text import stubbed
 from tests.conftest import SMALL, SmallTestbed
@@ -68,8 +67,6 @@ def studies_here() -> Iterator[None]:
         patch.setitem(PRETRAINING, "knowledge", replace(PRETRAINING["knowledge"], passes=4.0))
         safeguards: Any = collect("holdfast.safeguards")
         patch.setitem(safeguards, "random-mapping", replace(safeguards["random-mapping"], outer_steps=20))
-        evaluations: Any = collect("holdfast.evals")
-        patch.setitem(evaluations, "benign-learning", small(evaluations["benign-learning"]))
         yield
 
 

@@ -51,7 +51,9 @@ def modules_with_presets(package: str) -> list[str]:
 def test_every_preset_of_every_file_of_the_folder_is_found(package: str) -> None:
     modules = [sys.modules[f"{package}.{name}"] for name in modules_with_presets(package)]
     assert modules
-    assert collect(package) == {name: preset for module in modules for name, preset in module.PRESETS.items()}
+    found = [(name, type(preset)) for module in modules for name, preset in module.PRESETS.items()]
+    assert {name: type(preset) for name, preset in collect(package).items()} == dict(found)
+    assert len(collect(package)) == len(found)
 
 
 def test_the_parts_that_safeguards_share_are_no_plugins() -> None:

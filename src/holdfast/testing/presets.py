@@ -17,6 +17,7 @@ _SMALL = {
     "ascent_steps": 1,
     "batch_size": 8,
     "outputs": 16,
+    "rows": 40,
     "outer_warmup_steps": 2,
     "inner_steps": 8,
     "forget_batch_size": 6,
