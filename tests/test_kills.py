@@ -30,6 +30,7 @@ from holdfast.engine.run import Run
 from holdfast.jobs.graph import Outcome
 from tests.campaign.test_campaign import content
 from tests.conftest import SmallTestbed
+from tests.many_processes import learn_little
 from tests.test_torchrun import ENDED
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,7 @@ def campaign(folder: Path) -> Campaign:
 
 
 def start(folder: str, out: str) -> list[Outcome]:
+    learn_little()  # in another Python too
     plan = replace(campaign(Path(folder)), options=Options(resumable_attacks=True))
     return run_campaign(plan, Path(out), 2, title="T", suite="s", command="c")
 

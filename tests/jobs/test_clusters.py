@@ -35,6 +35,7 @@ from tests.campaign.test_campaign import content
 from tests.clusters import wait_until
 from tests.conftest import SmallTestbed
 from tests.jobs.test_local import die_at_first, refuse, trace
+from tests.many_processes import learn_little
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,7 @@ def campaign(folder: Path) -> Campaign:
 
 def start(folder: str, out: str, where: Workers) -> list[str]:
     """Run the campaign; the errors."""
+    learn_little()  # in another Python too
     outcomes = run_campaign(campaign(Path(folder)), Path(out), where)
     return [outcome.error for outcome in outcomes if outcome.error is not None]
 
