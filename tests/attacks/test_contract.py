@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from holdfast.attacks.base import Attack
+from holdfast.attacks.reinforce import Reinforce
 from holdfast.attacks.transfer import Transfer
 from holdfast.core.presets import collect
 from holdfast.testing import ATTACK, attacks, name_of, small
@@ -42,7 +45,10 @@ STEPS = {attacks.its_own_objective_improves: 12}
 )
 @every_attack
 def test_an_attack_keeps_the_contract(name: str, check: Check, tiny_testbed: SmallTestbed) -> None:
-    attack = ATTACKS[name]
+    attack: Any = ATTACKS[name]
+    if isinstance(attack, Reinforce):
+        # No answer of an untrained model may earn a reward; what weight decay then does is lost in rounding at lower rates.
+        attack = replace(attack, learning_rate=max(attack.learning_rate, 1e-5))
     check(small(attack, STEPS.get(check, 4) if attack.optimises else 4), tiny_testbed)
 
 
