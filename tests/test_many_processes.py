@@ -138,6 +138,10 @@ REPEATED = (
 )  # fmt: skip
 """attacks of which every process computes some of the work, so that the FLOPs of all are more"""
 
+SIZES: Mapping[str, float] = {"full-muon-5e-4": 3e-4}
+"""presets whose update has another length by more than 1e-4: Muon's by 1.8e-4 on four processes; one process that takes its
+batch in parts differs by 5e-5"""
+
 UNKEPT = ("latent-pgd-three-layers", "head-offsets-half-adamw-1e-2")
 """attacks that leave weights which no file of the architecture has a place for"""
 
@@ -240,8 +244,10 @@ def check(name: str, benches: Benches, one: Path, many: Path) -> None:
     preset = name.removesuffix(TIED)
     far = LOOSER.get(preset, CLOSE)
     if preset not in UNKEPT:
-        assert apart(benches.given(name)[0], one, many) <= far
-    close = max(min(far, 1e-4), far / 100)
+        distance = apart(benches.given(name)[0], one, many)
+        print(f"{many.parent.name}: {name} lies {distance:.0e} from one process")  # `pytest -rP` shows it, for the page
+        assert distance <= far
+    close = min(far, 1e-4)
     if preset in SAFEGUARDS:
         ours, theirs = (Checkpoint(str(folder)).card["stages"] for folder in (one, many))
         for stage, other in zip(ours, theirs, strict=True):
@@ -255,7 +261,7 @@ def check(name: str, benches: Benches, one: Path, many: Path) -> None:
             assert other.flops is not None
             assert other.flops >= (1 - 1e-6) * cell.flops
             assert preset in REPEATED or other.flops == pytest.approx(cell.flops, rel=1e-6)
-        assert (other.update_size or 0.0) == pytest.approx(cell.update_size or 0.0, rel=close)
+        assert (other.update_size or 0.0) == pytest.approx(cell.update_size or 0.0, rel=SIZES.get(preset, close))
         assert [loss for _, loss in other.losses] == pytest.approx([loss for _, loss in cell.losses], rel=close)
         for record, same in zip(cell.records, other.records, strict=True):
             assert (same.evaluation, same.metric, same.step) == (record.evaluation, record.metric, record.step)

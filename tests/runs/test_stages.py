@@ -24,6 +24,7 @@ from holdfast.core.domain import DEFENDER_ROLES
 from holdfast.core.losses import LOSSES, read_lines
 from holdfast.core.options import Options
 from holdfast.core.presets import describe, pick
+from holdfast.core.profiling import profile_folder
 from holdfast.core.types import HoldfastError, NonFinite
 from holdfast.engine.checkpoint import Checkpoint
 from holdfast.engine.data import Data
@@ -535,6 +536,11 @@ def test_the_losses_of_every_stage_go_with_the_model(tiny_testbed: SmallTestbed,
     more, _ = built(recipe_of(tiny_testbed, model=model, stages=BOTH[:1]), tmp_path / "more")
     assert read_lines(more.folder / LOSSES)[: len(lines)] == lines
     assert [line.stage for line in read_lines(more.folder / LOSSES)[len(lines) :]] == [3] * 4
+
+
+def test_a_stage_leaves_a_trace_beside_the_model(tiny_testbed: SmallTestbed, own_cache: Path, tmp_path: Path) -> None:
+    build(recipe_of(tiny_testbed, stages=BOTH[:1], options=Options(profile=True)), tmp_path / "out")
+    assert names(profile_folder(tmp_path / "out", model=True)) == ["stage-1.json.gz", "stage-1.txt"]
 
 
 def test_a_part_of_another_recipe_is_not_gone_on_with(tiny_testbed: SmallTestbed, own_cache: Path) -> None:

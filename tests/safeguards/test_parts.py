@@ -311,6 +311,17 @@ def test_undo_distils_the_teacher_that_it_names(teacher: Any, tiny_testbed: Smal
         assert losses["retain loss"] > 1e-3
 
 
+def test_undo_loads_no_teacher_where_the_text_alone_is_learned(tiny_testbed: SmallTestbed) -> None:
+    model = tiny_testbed.model.load()
+    text = Distillation(text=("retain",), batch_size=8, learns="text")
+
+    def load(*device: str) -> PreTrainedModel:
+        raise AssertionError("a teacher was loaded")
+
+    run = Run(0, load, load)
+    assert list(drive(UNDO(outer_steps=1, distillation=text).steps(model, defender(tiny_testbed), run), run))
+
+
 def test_pairs_keep_the_references_margins_through_shuffling_and_resuming(tiny_refusal_testbed: SmallTestbed) -> None:
     from holdfast.engine.losses import completion_log_probability
 
